@@ -1,0 +1,104 @@
+"""Members of an .npz as memory maps: nothing is read before it is used, and all processes share one copy."""
+
+import logging
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from util.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_LOCAL_HEADER = 30      # bytes of a zip local file header before the file name (APPNOTE 4.3.7)
+
+
+def open_member(path: str | Path, name: str) -> np.ndarray:
+    """Member `name` of the npz as a read-only memory map.
+
+    A member stored uncompressed is mapped in place; a compressed one is unpacked once into a cache file.
+    Raises UserError naming file and remedy when the file is missing, truncated or has no such member.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'{path}: no such data file; write it with the data/prepare_*.py of its data set, '
+                        'or correct --data_path')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _find(archive, path, name)
+            if member.compress_type == zipfile.ZIP_STORED:
+                return _map_npy(path, _payload_offset(path, member), member.file_size)
+            return _map_npy(_unpacked(archive, path, member), 0, member.file_size)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f'{path}: not a whole npz file ({error}); write it again or copy it again') from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f'{path}: member {name} is damaged ({error}); write the file again') from error
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '
+                        'again') from error
+
+
+def _find(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
+    try:
+        return archive.getinfo(f'{name}.npy')
+    except KeyError:
+        held = ', '.join(sorted(Path(other).stem for other in archive.namelist())) or 'nothing'
+        raise UserError(f'{path}: no member {name} (it holds {held}); expected are x_train, y_train, x_test, '
+                        'y_test') from None
+
+
+def _payload_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the member's bytes begin: the local header repeats name and extra field at its own lengths."""
+    with open(path, 'rb') as file:
+        file.seek(member.header_offset)
+        header = file.read(_LOCAL_HEADER)
+    if len(header) < _LOCAL_HEADER or header[:4] != b'PK\3\4':
+        raise zipfile.BadZipFile(f'no local header for {member.filename}')
+    return member.header_offset + _LOCAL_HEADER + int.from_bytes(header[26:28], 'little') \
+        + int.from_bytes(header[28:30], 'little')
+
+
+def _map_npy(path: Path, offset: int, size: int) -> np.ndarray:
+    """Maps the .npy of `size` bytes that begins at `offset` of the file."""
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise ValueError('it holds Python objects, which are never loaded')
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if expected != offset + size - start or offset + size > path.stat().st_size:
+        raise ValueError(f'shape {shape} needs {expected} bytes, {offset + size - start} are there')
+    if expected == 0:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, 'r', start, shape, order='F' if fortran_order else 'C')
+
+
+def _unpacked(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Path:
+    """The compressed member as a .npy beside the npz (or in the temporary folder), written once and atomically."""
+    cache_name = f'{path.name}.{member.filename[:-4]}.{member.CRC:08x}.npy'
+    beside, temporary = path.parent, Path(tempfile.gettempdir()) / f'mamp-cache-{os.getuid()}'
+    for folder in (beside, temporary):
+        cache = folder / cache_name
+        if cache.is_file() and cache.stat().st_size == member.file_size:
+            return cache
+    folder = beside if os.access(beside, os.W_OK) else temporary
+    folder.mkdir(mode=0o700, exist_ok=True)
+    cache = folder / cache_name
+    log.warning('%s: member %s is compressed; unpacking it once to %s', path, member.filename, cache)
+    partial = cache.with_name(f'{cache.name}.{os.getpid()}.tmp')
+    try:
+        with archive.open(member) as source, open(partial, 'wb') as sink:
+            while block := source.read(1 << 24):
+                sink.write(block)
+        os.replace(partial, cache)
+    finally:
+        partial.unlink(missing_ok=True)
+    return cache

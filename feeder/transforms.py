@@ -1,0 +1,65 @@
+"""Crop, resize, rotate, bone, velocity: pure tensor operations on whole batches, on the batch's own device.
+
+Axis letters: B clips, C coordinates, T raw frames, W frames after the resize, V joints, M bodies.
+"""
+
+import torch
+
+
+def center_crop(num_valid: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The middle share p of each clip's valid frames, (B,) integers -> start (B,), length (B,)."""
+    bias = ((1 - p) * num_valid.double() / 2).long()
+    return bias, num_valid - 2 * bias
+
+
+def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
+                uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A share U[p_min, p_max] of each clip, but no fewer than 64 frames where it has them, anywhere in it.
+
+    num_valid (B,) integers, uniform (B, 2) in [0, 1) for share and place -> start (B,), length (B,).
+    """
+    share, place = uniform.double().unbind(1)
+    share = p_min + (p_max - p_min) * share
+    length = (num_valid * share).floor().long().clamp(min=64).minimum(num_valid)
+    start = (place * (num_valid - length + 1)).long()
+    return start, length
+
+
+def resize_crops(frames: torch.Tensor, start: torch.Tensor, length: torch.Tensor, window: int) -> torch.Tensor:
+    """Linear interpolation of each crop to `window` frames, half-pixel centres, edges clamped.
+
+    frames (B, T, M, V, C), start and length (B,) integers with start + length <= T -> (B, C, window, V, M).
+    """
+    centre = torch.arange(window, device=frames.device, dtype=torch.float32) + 0.5
+    source = (centre * (length.float() / window)[:, None] - 0.5).clamp(min=0)       # (B, W), within the crop
+    left = source.floor().long().minimum(length[:, None] - 1)
+    right = (left + 1).minimum(length[:, None] - 1)
+    weight = (source - left)[:, :, None, None, None]
+    clip = torch.arange(len(frames), device=frames.device)[:, None]
+    before, after = (frames[clip, start[:, None] + index] for index in (left, right))
+    return (before * (1 - weight) + after * weight).permute(0, 4, 1, 3, 2)
+
+
+def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """One rotation Rz·Ry·Rx a clip: clips (B, C, W, V, M), angles (B, 3) in rad -> as clips.
+
+    Written as products and sums, so that no tensor core rounds coordinates to ten bits.
+    """
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
+    rows = (cz * cy, sz * cx + cz * sy * sx, sz * sx - cz * sy * cx,
+            -sz * cy, cz * cx - sz * sy * sx, cz * sx + sz * sy * cx,
+            sy, -cy * sx, cy * cx)
+    rotation = torch.stack(rows, dim=1).view(-1, 3, 3, 1, 1, 1)
+    return sum(rotation[:, :, axis] * clips[:, axis, None] for axis in range(3))
+
+
+def bone(clips: torch.Tensor, parents: list[int]) -> torch.Tensor:
+    """Joint − its parent: clips (B, C, W, V, M), parents V 0-based indices -> as clips."""
+    return clips - clips[:, :, :, parents]
+
+
+def velocity(clips: torch.Tensor) -> torch.Tensor:
+    """x[t + 1] − x[t], last frame 0: clips (B, C, W, V, M) -> as clips."""
+    moved = torch.zeros_like(clips)
+    moved[:, :, :-1] = clips[:, :, 1:] - clips[:, :, :-1]
+    return moved

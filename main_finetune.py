@@ -1,0 +1,42 @@
+"""Fine-tuning: the whole classifier trains, from a pre-trained encoder (--finetune) or from scratch (without it).
+
+python main_finetune.py --config config/finetune.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
+"""
+
+import argparse
+
+import torch
+
+from engine_finetune import open_splits, run_classifier, start_encoder
+from model_transformer import ActionTransformer
+from util.args import parse_args, resolve_batch
+from util.dist import World, joined
+from util.errors import run_main
+from util.log import set_up_console
+from util.optim import adamw
+
+
+def finetune(args: argparse.Namespace, world: World) -> dict:
+    """Builds data, model and optimiser, trains everything, and returns what result.json says."""
+    resolve_batch(args, world.size)
+    torch.manual_seed(args.seed)
+    splits = open_splits(args)
+    model = ActionTransformer(args.num_classes, 'finetune', dim_feat=args.dim_feat, depth=args.depth,
+                              num_heads=args.num_heads, mlp_ratio=args.mlp_ratio, num_frames=args.num_frames,
+                              num_joints=args.num_joints, t_patch_size=args.t_patch_size,
+                              drop_path_rate=args.drop_path_rate, head_dropout=args.head_dropout).to(world.device)
+    facts = {'stage': 'finetune', **start_encoder(model, args)}
+    optimizer = adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
+    return run_classifier(args, world, model, optimizer, splits, facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args('finetune', argv)
+    with joined(args.device) as world:
+        set_up_console(world.is_main)
+        finetune(args, world)
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)

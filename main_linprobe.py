@@ -1,0 +1,41 @@
+"""Linear probe: the encoder is frozen, one linear layer learns to name the action.
+
+python main_linprobe.py --config config/linprobe.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
+"""
+
+import argparse
+
+import torch
+
+from engine_finetune import open_splits, run_classifier, start_encoder
+from model_transformer import ActionTransformer
+from util.args import parse_args, resolve_batch
+from util.dist import World, joined
+from util.errors import run_main
+from util.log import set_up_console
+from util.optim import sgd
+
+
+def linprobe(args: argparse.Namespace, world: World) -> dict:
+    """Builds data, model and optimiser, trains the head, and returns what result.json says."""
+    resolve_batch(args, world.size)
+    torch.manual_seed(args.seed)
+    splits = open_splits(args)
+    model = ActionTransformer(args.num_classes, 'linprobe', dim_feat=args.dim_feat, depth=args.depth,
+                              num_heads=args.num_heads, mlp_ratio=args.mlp_ratio, num_frames=args.num_frames,
+                              num_joints=args.num_joints, t_patch_size=args.t_patch_size).to(world.device)
+    facts = {'stage': 'linprobe', **start_encoder(model, args)}
+    optimizer = sgd(model, args.weight_decay)
+    return run_classifier(args, world, model, optimizer, splits, facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args('linprobe', argv)
+    with joined(args.device) as world:
+        set_up_console(world.is_main)
+        linprobe(args, world)
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)

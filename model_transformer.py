@@ -1,0 +1,159 @@
+"""The skeleton transformer: the encoder every stage shares, and the classifier built on it.
+
+Axis letters, here and in model_mamp.py
+    N samples   M bodies (persons)   B = N·M   C coordinates (x, y, z in metres)   T frames   V joints
+    u frames a segment   P = T/u segments   L = P·V tokens, segment-major (token = p·V + v)   D width
+
+Parameter names equal those of the authors' checkpoints, so that their weights load strictly.
+"""
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-5)
+
+
+def make_blocks(width: int, depth: int, num_heads: int, mlp_ratio: float,
+                drop_path_rate: float = 0.) -> nn.ModuleList:
+    """`depth` pre-norm transformer blocks; stochastic depth grows linearly from 0 to `drop_path_rate`."""
+    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=LayerNorm)
+                         for rate in rates)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights (qkv as one 3D × D matrix) and zero biases; convolutions keep PyTorch's default."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class JointsEmbed(nn.Module):
+    """One token for every joint and every segment of u frames (paper, section 3.2)."""
+
+    def __init__(self, dim_in: int, dim_feat: int, t_patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(dim_in, dim_feat, kernel_size=(t_patch_size, 1), stride=(t_patch_size, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, V, C) -> (B, P, V, D)"""
+        return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SkeletonEncoder(nn.Module):
+    """A plain transformer over the L = P·V joint-segments of one body.
+
+    Raises ValueError when the frames do not divide into segments or the width into heads.
+    """
+
+    def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
+                 mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25, t_patch_size: int = 4,
+                 drop_path_rate: float = 0.):
+        super().__init__()
+        if num_frames % t_patch_size:
+            raise ValueError(f'num_frames {num_frames} is not a multiple of t_patch_size {t_patch_size}')
+        if dim_feat % num_heads:
+            raise ValueError(f'dim_feat {dim_feat} is not a multiple of num_heads {num_heads}')
+        self.dim_feat = dim_feat
+        self.num_joints = num_joints
+        self.t_patch_size = t_patch_size
+        self.num_segments = num_frames // t_patch_size
+
+        self.joints_embed = JointsEmbed(dim_in, dim_feat, t_patch_size)
+        self.temp_embed = nn.Parameter(torch.zeros(1, self.num_segments, 1, dim_feat))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1, num_joints, dim_feat))
+        self.blocks = make_blocks(dim_feat, depth, num_heads, mlp_ratio, drop_path_rate)
+        self.norm = LayerNorm(dim_feat)
+
+        nn.init.trunc_normal_(self.temp_embed, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks.apply(init_linear)
+
+    @staticmethod
+    def fold_bodies(x: torch.Tensor) -> torch.Tensor:
+        """(N, C, T, V, M) -> (N·M, T, V, C), sample-major: n0m0, n0m1, n1m0, …"""
+        return x.permute(0, 4, 2, 3, 1).flatten(0, 1)
+
+    def embed(self, bodies: torch.Tensor) -> torch.Tensor:
+        """(B, T, V, C) -> tokens with positions (B, L, D)"""
+        return (self.joints_embed(bodies) + self.pos_embed + self.temp_embed).flatten(1, 2)
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, K, D) -> (B, K, D), for all tokens or any subset of them."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Clips (N, C, T, V, M) -> features (N, M, P, V, D)"""
+        tokens = self.encode(self.embed(self.fold_bodies(x)))
+        return tokens.reshape(len(x), -1, self.num_segments, self.num_joints, self.dim_feat)
+
+
+class LinearHead(nn.Module):
+    """Normalised mean feature -> linear layer (linear evaluation protocol)."""
+
+    def __init__(self, dim_feat: int, num_classes: int):
+        super().__init__()
+        self.fc = nn.Sequential(nn.BatchNorm1d(dim_feat, affine=False, eps=1e-6), nn.Linear(dim_feat, num_classes))
+        self.reset()
+
+    def reset(self) -> None:
+        nn.init.trunc_normal_(self.fc[1].weight, std=0.01)
+        nn.init.zeros_(self.fc[1].bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, M, P, V, D) -> (N, classes)"""
+        return self.fc(features.mean(dim=(1, 2, 3)))
+
+
+class FinetuneHead(nn.Module):
+    """Mean over segments and bodies, joints kept apart -> two-layer classifier (fine-tuning protocol)."""
+
+    def __init__(self, dim_feat: int, num_joints: int, num_classes: int, dropout: float, hidden: int = 2048):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc1 = nn.Linear(num_joints * dim_feat, hidden)
+        self.bn = nn.BatchNorm1d(hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+        self.apply(init_linear)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, M, P, V, D) -> (N, classes)"""
+        per_joint = self.dropout(features).mean(dim=2).flatten(2)          # (N, M, V·D)
+        return self.fc2(self.bn(self.fc1(per_joint.mean(dim=1))).relu())
+
+
+class ActionTransformer(SkeletonEncoder):
+    """Encoder and classification head.
+
+    protocol 'linprobe': the encoder is frozen and stays in eval mode, only the head trains.
+    protocol 'finetune': everything trains, with stochastic depth and dropout.
+    """
+
+    def __init__(self, num_classes: int, protocol: str, dim_in: int = 3, dim_feat: int = 256, depth: int = 8,
+                 num_heads: int = 8, mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25,
+                 t_patch_size: int = 4, drop_path_rate: float = 0., head_dropout: float = 0.3):
+        super().__init__(dim_in, dim_feat, depth, num_heads, mlp_ratio, num_frames, num_joints, t_patch_size,
+                         drop_path_rate)
+        if protocol not in ('linprobe', 'finetune'):
+            raise ValueError(f"protocol is 'linprobe' or 'finetune', not {protocol!r}")
+        self.frozen = protocol == 'linprobe'
+        if self.frozen:
+            self.requires_grad_(False)
+            self.head = LinearHead(dim_feat, num_classes)
+        else:
+            self.head = FinetuneHead(dim_feat, num_joints, num_classes, head_dropout)
+
+    def train(self, mode: bool = True) -> 'ActionTransformer':
+        super().train(mode and not self.frozen)
+        self.head.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Clips (N, C, T, V, M) -> logits (N, classes)"""
+        return self.head(self.features(x))

@@ -1,0 +1,66 @@
+"""What a run says: console, log.jsonl, TensorBoard, result.json. Processes other than the main one are silent."""
+
+import json
+import logging
+import subprocess
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from util.files import replacing
+
+
+def set_up_console(is_main: bool) -> None:
+    """Messages of the main process at INFO, of the others from ERROR on."""
+    logging.basicConfig(format='%(message)s', level=logging.INFO if is_main else logging.ERROR, force=True)
+
+
+class EpochLog:
+    """One line of log.jsonl an epoch, and the same numbers in TensorBoard."""
+
+    def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int, first_step: int):
+        """Drops lines and events a run wrote after the checkpoint it now resumes from."""
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self.path = output_dir / 'log.jsonl'
+        old = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in old if json.loads(line)['epoch'] < first_epoch]
+        with replacing(self.path) as partial:
+            partial.write_text(''.join(f'{line}\n' for line in kept))
+        self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def epoch(self, epoch: int, values: dict[str, float], step: int) -> None:
+        with open(self.path, 'a') as file:
+            file.write(json.dumps({'epoch': epoch, **values}) + '\n')
+        self.scalars({f'epoch/{name}': value for name, value in values.items()}, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class NoLog:
+    """The log of a process that is not the main one."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None: ...
+
+    def epoch(self, epoch: int, values: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def code_version() -> str:
+    """The commit this code stands at, with -dirty when it was changed since; 'unknown' outside a checkout."""
+    try:
+        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], text=True, check=True,
+                              cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return 'unknown'
+
+
+def describe_machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    return f'{name}; torch {torch.__version__}'

@@ -1,0 +1,246 @@
+"""Everything of training that is the same in all stages: steps, precision, accounting, checkpoints, resuming."""
+
+import argparse
+import contextlib
+import itertools
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from feeder.augment import ClipMaker
+from feeder.dataset import SkeletonDataset, TrainBatches, make_loader, read_batches
+from util import checkpoint
+from util.dist import World
+from util.errors import UserError
+from util.files import write_json
+from util.log import EpochLog, NoLog, code_version, describe_machine
+from util.optim import learning_rate, set_learning_rate
+from util.rng import derive_seed
+
+log = logging.getLogger(__name__)
+
+LAST, BEST = 'checkpoint-last.pth', 'checkpoint-best.pth'
+
+
+class NonFiniteLoss(UserError):
+    """Training diverged; what was saved before is whole."""
+
+
+class Precision:
+    """How matrix products are computed: fp32, tf32 (GPU) or bf16 autocast."""
+
+    def __init__(self, name: str | None, device: torch.device):
+        on_gpu = device.type == 'cuda'
+        if name == 'tf32' and not on_gpu:
+            raise UserError('--precision tf32 needs a CUDA GPU; use fp32 or bf16')
+        self.name = name or ('bf16' if on_gpu and torch.cuda.is_bf16_supported() else 'fp32')
+        self.device_type = device.type
+        torch.set_float32_matmul_precision('high' if self.name == 'tf32' else 'highest')
+        torch.backends.cudnn.allow_tf32 = self.name == 'tf32'
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.name == 'bf16')
+
+
+class Trainer:
+    """One run's model, optimiser and place in the schedule.
+
+    A checkpoint made after step s of an epoch, loaded into a Trainer of the same settings, goes on with step s + 1
+    and ends with the same weights: whatever is random follows from (seed, epoch, step).
+    """
+
+    def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, optimizer: torch.optim.Optimizer,
+                 dataset: SkeletonDataset, facts: dict):
+        """`facts` go into result.json beside the figures (stage, method, what it started from)."""
+        self.args, self.world, self.facts = args, world, facts
+        self.output_dir = Path(args.output_dir)
+        self.raw_model = model
+        self.model = world.wrap(model)
+        self.optimizer = optimizer
+        self.precision = Precision(args.precision, world.device)
+        self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
+        self.batches = TrainBatches(len(dataset), args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
+        self.loader = make_loader(dataset, self.batches, args.num_workers, pin_memory=world.device.type == 'cuda')
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.epoch = self.first_step = 0
+        # What a resumed run must know besides weights; plain numbers, so that safe loading works.
+        self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None}
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.log = NoLog()
+
+    # ---- one epoch -------------------------------------------------------------------------------------------------
+
+    def steps(self, epoch: int):
+        """Yields (step, its micro-batches) for the rest of the epoch, with the learning rate and generators set."""
+        args = self.args
+        self.batches.start_at(epoch, self.first_step)
+        stream = read_batches(self.loader, self.world.device)
+        bar = tqdm(range(self.first_step, self.steps_per_epoch), desc=f'epoch {epoch}', initial=self.first_step,
+                   total=self.steps_per_epoch, unit='step', disable=None if self.world.is_main else True, leave=False)
+        began, recent = time.perf_counter(), self.loss_sum.clone()
+        for step in bar:
+            lr = learning_rate(epoch + step / self.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
+                               args.epochs)
+            set_learning_rate(self.optimizer, lr)
+            torch.manual_seed(derive_seed(args.seed, epoch, step, self.world.rank))     # drop path, dropout
+            yield step, itertools.islice(stream, args.accum_iter)
+            done = step + 1
+            if done % args.log_steps == 0:
+                self.stop_if_non_finite(epoch, done)
+                loss = self.mean_over_world(self.loss_sum - recent) / args.log_steps
+                recent = self.loss_sum.clone()
+                speed = (done - self.first_step) * args.effective_batch_size / (time.perf_counter() - began)
+                bar.set_postfix_str(f'loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} clips/s')
+                self.log.scalars({'train/loss': loss, 'train/lr': lr}, epoch * self.steps_per_epoch + done)
+            if args.save_steps and done % args.save_steps == 0 and done < self.steps_per_epoch:
+                seconds = time.perf_counter() - began
+                self.save(epoch, done, [LAST], seconds, (done - self.first_step) * args.effective_batch_size)
+
+    def synced_at_last(self, micro: int):
+        """Context of a micro-batch: processes exchange gradients in the last one of a step only."""
+        if self.world.size > 1 and micro + 1 < self.args.accum_iter:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds a micro-batch's gradients. The loss stays on the device: nothing waits for it."""
+        share = loss / self.args.accum_iter
+        share.backward()
+        self.loss_sum += share.detach()
+        self.non_finite += ~loss.detach().isfinite()
+
+    def update(self) -> None:
+        if self.args.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def mean_over_world(self, value: torch.Tensor) -> float:
+        return self.world.sum(value.clone()).item() / self.world.size
+
+    def stop_if_non_finite(self, epoch: int, step: int) -> None:
+        """Ends the run on every process when any of them saw a loss that is not finite."""
+        if self.world.sum(self.non_finite.clone()).item() > 0:
+            raise NonFiniteLoss(
+                f'the loss is not finite in epoch {epoch}, at or before step {step}; no checkpoint was written since. '
+                'Lower --lr, give --clip_grad or more --warmup_epochs, and go on with --resume auto')
+
+    # ---- the whole run ---------------------------------------------------------------------------------------------
+
+    def resume(self, path: str) -> None:
+        """Goes on from a checkpoint file; 'auto' takes the output folder's last one, or starts anew without one."""
+        if path == 'auto':
+            path = self.output_dir / LAST
+            if not path.exists():
+                log.info('%s: nothing to resume, starting anew', self.output_dir)
+                return
+        state = checkpoint.load(path)
+        checkpoint.load_model(self.raw_model, state['model'], path)
+        if 'optimizer' not in state or 'epoch' not in state:
+            raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
+        try:
+            self.optimizer.load_state_dict(state['optimizer'])
+        except (ValueError, KeyError) as error:
+            raise UserError(f'{path}: its optimiser state does not fit this run ({error})') from error
+        self.epoch, self.first_step = state['epoch'] + 1, state.get('step', 0)
+        self.record.update(state.get('record', {}))
+        self.loss_sum.fill_(self.record['loss_sum'])
+        self._compare_settings(state.get('args', {}), path)
+        log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
+
+    def _compare_settings(self, before: dict, path) -> None:
+        where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'batch_size', 'accum_iter',
+                 'save_epochs', 'save_steps', 'log_steps', 'data_path', 'eval'}
+        changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
+                   if name in before and name not in where and before[name] != value]
+        if changed and self.first_step and (before.get('effective_batch_size') != self.args.effective_batch_size
+                                            or before.get('seed') != self.args.seed):
+            raise UserError(f'{path}: made inside an epoch with other settings ({"; ".join(changed)}); give the same '
+                            'effective_batch_size and seed')
+        if changed:
+            log.warning('resuming with other settings: %s', '; '.join(changed))
+
+    def fit(self, train_one_epoch, evaluate=None) -> dict:
+        """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
+
+        train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss.
+        """
+        if self.first_step == 0 and self.epoch == 0 and self.args.resume is None and (self.output_dir / LAST).exists():
+            raise UserError(f'{self.output_dir}: holds the {LAST} of an earlier run; go on with --resume auto, or give '
+                            'another --output_dir')
+        if self.world.is_main:
+            self.log = EpochLog(self.output_dir, Path(self.args.log_dir), self.epoch,
+                                self.epoch * self.steps_per_epoch + self.first_step)
+            log.info('%s | %s | %s | %d clips, %d steps an epoch of %d × %d × %d clips | %s', self.facts['method'],
+                     describe_machine(self.world.device), self.precision.name, self.batches.num_clips,
+                     self.steps_per_epoch, self.args.batch_size, self.args.accum_iter, self.world.size,
+                     self.output_dir)
+        for epoch in range(self.epoch, self.args.epochs):
+            self._run_epoch(epoch, train_one_epoch, evaluate)
+        self.log.close()
+        return self._result()
+
+    def _run_epoch(self, epoch: int, train_one_epoch, evaluate) -> None:
+        began, first_step = time.perf_counter(), self.first_step
+        train_one_epoch(self, epoch)
+        self.stop_if_non_finite(epoch, self.steps_per_epoch)     # waits for the device, so the clock is honest
+        trained = time.perf_counter() - began
+        clips = (self.steps_per_epoch - first_step) * self.args.effective_batch_size
+        line = {'train_loss': self.mean_over_world(self.loss_sum) / self.steps_per_epoch,
+                'lr': max(group['lr'] for group in self.optimizer.param_groups),
+                'clips_per_s': clips / trained}
+        names = [LAST]
+        if evaluate:
+            self.world.share_buffers(self.raw_model)
+            scores = evaluate()
+            line |= {f'test_{name}': value for name, value in scores.items()}
+            self.record['last'] = scores | {'epoch': epoch}
+            if self.record['best'] is None or scores['top1'] > self.record['best']['top1']:
+                self.record['best'] = self.record['last']
+                names.append(BEST)
+        self.record['last_loss'] = line['train_loss']
+        if (epoch + 1) % self.args.save_epochs == 0 or epoch + 1 == self.args.epochs:
+            names.append(f'checkpoint-{epoch}.pth')
+        self.loss_sum.zero_()
+        self.first_step = 0
+        self.record['train_seconds'] += trained
+        self.record['seconds'] += time.perf_counter() - began
+        self.record['clips'] += clips
+        self.log.epoch(epoch, line | {'seconds': time.perf_counter() - began}, (epoch + 1) * self.steps_per_epoch)
+        log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
+        self.save(epoch + 1, 0, names)
+
+    def save(self, epoch: int, step: int, names: list[str], seconds: float = 0., clips: int = 0) -> None:
+        """Writes a checkpoint that goes on at `step` of `epoch`, under each of the names; never a poisoned one."""
+        for parameter in self.raw_model.parameters():
+            self.non_finite += ~parameter.detach().isfinite().all()
+        self.stop_if_non_finite(epoch, step)
+        loss_sum = self.mean_over_world(self.loss_sum)
+        if not self.world.is_main:
+            return
+        record = self.record | {'loss_sum': loss_sum, 'seconds': self.record['seconds'] + seconds,
+                                'train_seconds': self.record['train_seconds'] + seconds,
+                                'clips': self.record['clips'] + clips}
+        content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
+                   'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
+                   'version': code_version()}
+        for name in names:
+            checkpoint.save(self.output_dir / name, content)
+
+    def _result(self) -> dict:
+        """What result.json says of the run, written by the main process."""
+        record = self.record
+        result = {'benchmark': self.args.benchmark, **self.facts, 'seed': self.args.seed,
+                  'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
+                  'wall_seconds': record['seconds'],
+                  'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
+                  'machine': describe_machine(self.world.device), 'precision': self.precision.name,
+                  'processes': self.world.size, 'code_version': code_version(), 'config': vars(self.args)}
+        if self.world.is_main:
+            write_json(self.output_dir / 'result.json', result)
+        return result

@@ -1,0 +1,51 @@
+"""Optimisers and the learning-rate schedule of the recipes."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def learning_rate(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
+    """Linear warm-up, then half a cosine from lr to min_lr; `epoch` is fractional (set once a step)."""
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for the embeddings, i + 1 for encoder block i, depth + 1 for everything after them."""
+    if name in ('pos_embed', 'temp_embed') or name.startswith('joints_embed.'):
+        return 0
+    if name.startswith('blocks.'):
+        return int(name.split('.')[1]) + 1
+    return depth + 1
+
+
+def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.) -> list[dict]:
+    """Groups by (lr_scale, weight_decay): lr_scale = layer_decay^(depth + 1 − layer); 1-D parameters never decay."""
+    depth = len(model.blocks)
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = layer_decay ** (depth + 1 - layer_of(name, depth))
+        decay = weight_decay if parameter.ndim > 1 else 0.
+        group = groups.setdefault((scale, decay), {'params': [], 'lr_scale': scale, 'weight_decay': decay})
+        group['params'].append(parameter)
+    return list(groups.values())
+
+
+def adamw(model: nn.Module, betas: tuple[float, float], weight_decay: float,
+          layer_decay: float = 1.) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(param_groups(model, weight_decay, layer_decay), lr=0., betas=betas, fused=True)
+
+
+def sgd(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(param_groups(model, weight_decay), lr=0., momentum=0.9, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group['lr'] = lr * group['lr_scale']

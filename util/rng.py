@@ -1,0 +1,35 @@
+"""Random numbers that are a function of where they are used, not of how often a generator was called.
+
+Crops, angles and masks depend on (seed, epoch, step, position in the effective batch) alone: not on the number of
+processes or workers, on accumulation, on restarts, nor on the device.
+"""
+
+import numpy as np
+import torch
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); 64-bit products wrap in PyTorch as they must here.
+_GAMMA, _MIX1, _MIX2 = (constant - 2**64 for constant in
+                        (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift of signed 64-bit integers."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def derive_seed(*facts: int) -> int:
+    """A well-mixed seed in [0, 2^63) for these non-negative integers."""
+    return int(np.random.SeedSequence(facts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def uniform(key: int, position: torch.Tensor, size: int) -> torch.Tensor:
+    """Row i is drawn for position[i]: (B,) integers -> (B, size) float32 in [0, 1), on position's device.
+
+    The SplitMix64 stream of `key`, entered at position · size; equal on every device.
+    """
+    counter = position[:, None].long() * size + torch.arange(1, size + 1, device=position.device)
+    z = counter * _GAMMA + key
+    z = (z ^ _shift_right(z, 30)) * _MIX1
+    z = (z ^ _shift_right(z, 27)) * _MIX2
+    z = z ^ _shift_right(z, 31)
+    return _shift_right(z, 40).float() * 2.**-24
