@@ -79,6 +79,9 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
                    optimizer: torch.optim.Optimizer, splits: tuple[SkeletonDataset, SkeletonDataset],
                    facts: dict) -> dict:
     """Trains and evaluates `model`, or with --eval only evaluates it; returns what the result file says."""
+    if args.batch_size < 2 and not args.eval:
+        raise UserError('--batch_size 1: the head normalises over a micro-batch (BatchNorm); give a process 2 clips or '
+                        'more at once')
     train, test = splits
     batches = EvalBatches(len(test), args.batch_size, world.rank, world.size)
     loader = make_loader(test, batches, args.num_workers, pin_memory=world.device.type == 'cuda')

@@ -9,7 +9,7 @@ import torch
 
 from engine_finetune import open_splits, run_classifier, start_encoder
 from model_transformer import ActionTransformer
-from util.args import parse_args, resolve_batch
+from util.args import parse_args, resolve_batch, settings_for
 from util.dist import World, joined
 from util.errors import run_main
 from util.log import set_up_console
@@ -21,11 +21,8 @@ def finetune(args: argparse.Namespace, world: World) -> dict:
     resolve_batch(args, world.size)
     torch.manual_seed(args.seed)
     splits = open_splits(args)
-    model = ActionTransformer(args.num_classes, 'finetune', dim_feat=args.dim_feat, depth=args.depth,
-                              num_heads=args.num_heads, mlp_ratio=args.mlp_ratio, num_frames=args.num_frames,
-                              num_joints=args.num_joints, t_patch_size=args.t_patch_size,
-                              drop_path_rate=args.drop_path_rate, head_dropout=args.head_dropout).to(world.device)
-    facts = {'stage': 'finetune', **start_encoder(model, args)}
+    model = ActionTransformer(protocol='finetune', **settings_for(ActionTransformer, args)).to(world.device)
+    facts = {'protocol': 'finetune', **start_encoder(model, args)}
     optimizer = adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
     return run_classifier(args, world, model, optimizer, splits, facts)
 

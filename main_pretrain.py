@@ -11,7 +11,7 @@ import torch
 import engine_pretrain
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from util.args import parse_args, resolve_batch
+from util.args import parse_args, resolve_batch, settings_for
 from util.dist import World, joined
 from util.errors import run_main
 from util.log import set_up_console
@@ -26,21 +26,14 @@ def method_of(args: argparse.Namespace) -> str:
     return names[args.target, args.motion_aware_tau > 0]
 
 
-def build_model(args: argparse.Namespace) -> MAMP:
-    return MAMP(dim_feat=args.dim_feat, decoder_dim_feat=args.decoder_dim_feat, depth=args.depth,
-                decoder_depth=args.decoder_depth, num_heads=args.num_heads, mlp_ratio=args.mlp_ratio,
-                num_frames=args.num_frames, num_joints=args.num_joints, t_patch_size=args.t_patch_size,
-                norm_skes_loss=args.norm_skes_loss, target=args.target)
-
-
 def pretrain(args: argparse.Namespace, world: World) -> dict:
     """Builds data, model and optimiser, trains, and returns what result.json says."""
     resolve_batch(args, world.size)
     torch.manual_seed(args.seed)
     dataset = SkeletonDataset(args.data_path, 'train', args.num_joints)
-    model = build_model(args).to(world.device)
+    model = MAMP(**settings_for(MAMP, args)).to(world.device)
     optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=args.weight_decay)
-    trainer = Trainer(args, world, model, optimizer, dataset, {'stage': 'pretrain', 'method': method_of(args)})
+    trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
     if args.resume:
         trainer.resume(args.resume)
     return trainer.fit(engine_pretrain.train_one_epoch)

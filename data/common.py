@@ -6,11 +6,10 @@ y_test, and the sample names name_train, name_test (N,) as text. Rows are frames
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from util.errors import UserError
+from util.files import replacing
 
 
 def one_hot(labels: Sequence[int], classes: int) -> np.ndarray:
@@ -49,18 +48,5 @@ def write_npz(path: str | os.PathLike, /, **members: np.ndarray) -> None:
     Raises:
         UserError: the folder or the file cannot be written, a full disk included.
     """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, 'wb') as file:
-                np.savez(file, allow_pickle=False, **members)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); '
-                        f'free some space or choose another --out') from error
+    with replacing(path) as partial, open(partial, 'wb') as file:
+        np.savez(file, allow_pickle=False, **members)

@@ -60,6 +60,10 @@ class SkeletonDataset(Dataset):
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(1))
 
+    def __reduce__(self):
+        # A worker that is spawned, not forked, maps the file itself; pickling the map would copy all of it.
+        return SkeletonDataset, (self.path, self.split, self.num_joints)
+
     def __len__(self) -> int:
         return len(self.x)
 

@@ -1,19 +1,40 @@
-"""Joint layouts: which joint hangs on which."""
+"""Joint layouts: what the joints are called and which hangs on which."""
+
+from typing import NamedTuple
 
 from util.errors import UserError
 
-# (joint, parent), 1-based as their makers count them; the root is its own parent.
-KINECT_V2 = ((1, 2), (2, 21), (3, 21), (4, 3), (5, 21), (6, 5), (7, 6), (8, 7), (9, 21), (10, 9), (11, 10), (12, 11),
-             (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19), (21, 21), (22, 23), (23, 8),
-             (24, 25), (25, 12))
-KINECT_V1 = ((1, 2), (2, 3), (3, 3), (4, 3), (5, 3), (6, 5), (7, 6), (8, 7), (9, 3), (10, 9), (11, 10), (12, 11),
-             (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19))
+
+class Layout(NamedTuple):
+    name: str
+    joints: tuple[str, ...]         # V names
+    parents: tuple[int, ...]        # V 0-based indices; the root is its own parent
+
+
+def _sides(*parts: str) -> tuple[str, ...]:
+    return tuple(f'{side} {part}' for side in ('left', 'right') for part in parts)
+
+
+_LIMBS = (*_sides('shoulder', 'elbow', 'wrist', 'hand'), *_sides('hip', 'knee', 'ankle', 'foot'))
+
+# The makers count joints from 1, and so do the parents written here.
+LAYOUTS = tuple(Layout(name, joints, tuple(parent - 1 for parent in parents)) for name, joints, parents in (
+    ('Kinect v2', ('spine base', 'spine', 'neck', 'head', *_LIMBS, 'spine top', *_sides('hand tip', 'thumb')),
+     (2, 21, 21, 3, 21, 5, 6, 7, 21, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19, 21, 23, 8, 25, 12)),
+    ('Kinect v1', ('hip centre', 'spine', 'shoulder centre', 'head', *_LIMBS),
+     (2, 3, 3, 3, 3, 5, 6, 7, 3, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19)),
+))
+
+
+def layout_of(num_joints: int) -> Layout:
+    """The layout with this number of joints; UserError when none is known."""
+    for layout in LAYOUTS:
+        if len(layout.parents) == num_joints:
+            return layout
+    known = ', '.join(f'{len(layout.parents)}: {layout.name}' for layout in LAYOUTS)
+    raise UserError(f'no joint layout with {num_joints} joints is known ({known}); correct --num_joints')
 
 
 def parents_of(num_joints: int) -> list[int]:
-    """0-based parent of every joint, for a layout known by its number of joints; UserError for any other."""
-    for pairs in (KINECT_V2, KINECT_V1):
-        if len(pairs) == num_joints:
-            return [parent - 1 for _, parent in pairs]
-    raise UserError(f'no joint layout with {num_joints} joints is known (25: Kinect v2, 20: Kinect v1); '
-                    'bones need one, --stream joint and velocity do not')
+    """0-based parent of every joint of that layout."""
+    return list(layout_of(num_joints).parents)

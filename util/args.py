@@ -6,6 +6,7 @@ all stages; a map `pretrain:`, `linprobe:` or `finetune:` holds what one stage d
 
 import argparse
 import difflib
+import inspect
 import math
 from pathlib import Path
 
@@ -308,3 +309,9 @@ def resolve_batch(args: argparse.Namespace, world_size: int) -> None:
         args.lr = args.blr * args.effective_batch_size / 256
     if args.min_lr > args.lr:
         raise UserError(f'--min_lr {args.min_lr:g} exceeds the learning rate {args.lr:g}')
+
+
+def settings_for(constructor, settings: argparse.Namespace | dict) -> dict:
+    """Those of the settings that `constructor` takes by name."""
+    settings = settings if isinstance(settings, dict) else vars(settings)
+    return {name: settings[name] for name in inspect.signature(constructor).parameters if name in settings}

@@ -29,10 +29,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model whose gradients are averaged over all processes."""
         if self.size == 1:

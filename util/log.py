@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from util.errors import UserError
 from util.files import replacing
 
 
@@ -21,13 +22,15 @@ class EpochLog:
 
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int, first_step: int):
         """Drops lines and events a run wrote after the checkpoint it now resumes from."""
-        output_dir.mkdir(parents=True, exist_ok=True)
         self.path = output_dir / 'log.jsonl'
         old = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in old if json.loads(line)['epoch'] < first_epoch]
         with replacing(self.path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in kept))
-        self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
+        try:
+            self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
+        except OSError as error:
+            raise UserError(f'--log_dir {log_dir}: cannot be written ({error.strerror}); give another') from error
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():

@@ -27,7 +27,9 @@ LAST, BEST = 'checkpoint-last.pth', 'checkpoint-best.pth'
 
 
 class NonFiniteLoss(UserError):
-    """Training diverged; what was saved before is whole."""
+    """Training diverged: a failure of the run, not of what was asked for. What was saved before is whole."""
+
+    exit_code = 1
 
 
 class Precision:
@@ -55,7 +57,7 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, optimizer: torch.optim.Optimizer,
                  dataset: SkeletonDataset, facts: dict):
-        """`facts` go into result.json beside the figures (stage, method, what it started from)."""
+        """`facts` go into result.json beside the figures (protocol, method, what it started from)."""
         self.args, self.world, self.facts = args, world, facts
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
@@ -204,7 +206,7 @@ class Trainer:
                 self.record['best'] = self.record['last']
                 names.append(BEST)
         self.record['last_loss'] = line['train_loss']
-        if (epoch + 1) % self.args.save_epochs == 0 or epoch + 1 == self.args.epochs:
+        if (epoch and epoch % self.args.save_epochs == 0) or epoch + 1 == self.args.epochs:
             names.append(f'checkpoint-{epoch}.pth')
         self.loss_sum.zero_()
         self.first_step = 0

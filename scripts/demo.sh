@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table and figures.
+#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without it, clips are made on the spot
+#   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
+set -euo pipefail
+here="$PWD"
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }
+DATA="${1:+$(absolute "$1")}"
+OUT="$(absolute "${2:-demo_out}")"
+cd "$(dirname "$0")/.."
+source scripts/env.sh
+rm -rf "$OUT/runs"      # a demo starts anew
+mkdir -p "$OUT"
+began=$SECONDS
+
+if [ -n "$DATA" ]; then
+    "$PYTHON" data/prepare_nwucla.py --raw "$DATA" --out "$OUT/data"
+    set -- config/nwucla_xview.yaml --data_path "$OUT/data/NWUCLA_XView.npz"
+else
+    "$PYTHON" data/synthesize.py --out "$OUT/data" --clips_per_class 60
+    set -- config/synth_xsub.yaml --data_path "$OUT/data/SYNTH_XSub.npz"
+fi
+benchmark="$1"
+shift
+
+stage() {   # stage, folder, further options
+    local stage="$1" folder="$OUT/runs/$2"
+    shift 2
+    echo "== $stage -> $folder"
+    "$PYTHON" "main_$stage.py" --config "config/$stage.yaml" "$benchmark" config/demo.yaml --output_dir "$folder" "$@"
+}
+stage pretrain pretrain "$@"
+pretrained="$OUT/runs/pretrain/checkpoint-last.pth"
+stage linprobe linprobe "$@" --finetune "$pretrained"
+stage linprobe linprobe_random "$@" --random_encoder
+stage finetune finetune "$@" --finetune "$pretrained"
+stage finetune scratch "$@" --layer_decay 1
+
+"$PYTHON" main_visualize.py --checkpoint "$pretrained" --clip 40 --out "$OUT/clip.png"
+"$PYTHON" main_report.py "$OUT/runs" --figure "$OUT/curves.png" | tee "$OUT/table.md"
+echo "figures: $OUT/clip.png $OUT/curves.png; table: $OUT/table.md; $((SECONDS - began)) s"

@@ -1,0 +1,92 @@
+"""The report and the picture: what they say and that they exist."""
+
+import json
+from statistics import mean, stdev
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+import main_benchmark
+import main_pretrain
+import main_report
+import main_visualize
+from model_mamp import MAMP
+from util.errors import UserError
+
+
+def write_run(folder, method: str, seed: int, top1: float) -> None:
+    folder.mkdir(parents=True)
+    scores = {'top1': top1, 'top5': 90., 'loss': 1., 'samples': 10, 'epoch': 1}
+    (folder / 'result.json').write_text(json.dumps({
+        'benchmark': 'B', 'protocol': 'linprobe', 'method': method, 'seed': seed, 'last': scores,
+        'best': scores | {'top1': top1 + 1}, 'wall_seconds': 120.}))
+    (folder / 'log.jsonl').write_text(json.dumps({'epoch': 0, 'train_loss': 2., 'test_top1': top1}) + '\n')
+
+
+def test_report_gives_mean_and_deviation_over_seeds(tmp_path, capsys):
+    values = [60.8, 48.9, 59.5]
+    for seed, value in enumerate(values):
+        write_run(tmp_path / f'mamp_{seed}', 'MAMP', seed, value)
+    write_run(tmp_path / 'random', 'random encoder', 0, 41.2)
+    figure = tmp_path / 'curves.png'
+    assert main_report.main([str(tmp_path), '--figure', str(figure)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 4 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
+    mamp = next(row for row in rows if '| MAMP |' in row)
+    assert f'{mean(values):.1f} ± {stdev(values):.1f}' in mamp and '60.8, 48.9, 59.5' in mamp and '| 3 | 2.0 |' in mamp
+    assert '| 41.2 | 42.2 | 90.0 | 41.2 | 1 |' in next(row for row in rows if 'random' in row)
+    assert matplotlib.image.imread(figure).std() > 0
+
+
+def test_report_without_results_says_so(tmp_path):
+    with pytest.raises(UserError, match='no result.json'):
+        main_report.main([str(tmp_path)])
+    (tmp_path / 'result.json').write_text('{')
+    with pytest.raises(UserError, match='not JSON'):
+        main_report.main([str(tmp_path)])
+
+
+def test_a_perfect_prediction_is_drawn_as_the_truth():
+    """Undoing the normalisation with the truth's own mean and spread must give the true motion back."""
+    settings = {'mask_ratio': 0.5, 'motion_stride': 1, 'motion_aware_tau': 0.8}
+    model = MAMP(dim_feat=16, decoder_dim_feat=16, depth=1, decoder_depth=1, num_heads=2, num_frames=16, num_joints=5)
+    clip = torch.randn(1, 3, 16, 5, 2)
+    bodies = model.fold_bodies(clip)
+    model.decode = lambda latent, order: model.target_of(bodies, 1)
+    inside = main_visualize.look_inside(model.eval(), settings, clip, seed=0)
+    np.testing.assert_allclose(inside['pred'], inside['true'], atol=1e-5)
+    np.testing.assert_allclose(inside['true'][:-1], np.diff(inside['pose'], axis=0), atol=1e-6)
+    assert inside['hidden'].shape == inside['intensity'].shape == (4, 5) and inside['hidden'].sum() == 10
+
+
+def test_visualize_draws_a_clip_of_a_checkpoint(tmp_path, capsys):
+    """On made-up Kinect-v1 clips, since the picture names joints."""
+    from data.common import one_hot, write_npz
+    x = np.random.default_rng(0).normal(size=(4, 20, 60)).astype(np.float32).cumsum(1)
+    data, runs, picture = tmp_path / 'D.npz', tmp_path / 'runs', tmp_path / 'clip.png'
+    write_npz(data, x_train=x, y_train=one_hot([0, 1, 0, 1], 2), x_test=x, y_test=one_hot([0, 1, 0, 1], 2))
+    main_pretrain.main(['--data_path', str(data), '--num_joints', '20', '--num_frames', '16', '--dim_feat', '16',
+                        '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
+                        '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3', '--num_workers', '0',
+                        '--device', 'cpu', '--output_dir', str(runs)])
+    checkpoint = str(runs / 'checkpoint-last.pth')
+    assert main_visualize.main(['--checkpoint', checkpoint, '--clip', '3', '--out', str(picture)]) == 0
+    assert capsys.readouterr().out.strip() == str(picture)
+    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
+    with pytest.raises(UserError, match='--clip 4'):
+        main_visualize.main(['--checkpoint', checkpoint, '--clip', '4', '--out', str(picture)])
+
+
+def test_benchmark_reports_every_stage_and_mode(tmp_path, capsys):
+    config, rows = tmp_path / 'small.yaml', tmp_path / 'rows.json'
+    config.write_text('{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, '
+                      'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}')
+    main_benchmark.main(['--config', str(config), '--batch_size', '2', '--repeats', '2', '--device', 'cpu',
+                         '--modes', 'fused,plain', '--json', str(rows)])
+    rows = json.loads(rows.read_text())
+    assert [(row['stage'], row['mode']) for row in rows] == [
+        ('pretrain', 'plain'), ('pretrain', 'fused'), ('evaluate', 'plain'), ('evaluate', 'fused')]
+    assert all(row['clips_per_s'] > 0 and row['ratio_to_plain'] > 0 for row in rows)
+    assert rows[0]['ratio_to_plain'] == 1

@@ -1,0 +1,225 @@
+"""Whole runs of the three mains on a tiny set: what they write, that they learn, stop, and go on exactly."""
+
+import json
+
+import pytest
+import torch
+
+import main_finetune
+import main_linprobe
+import main_pretrain
+from model_mamp import MAMP
+from tests.conftest import NUM_TEST, NUM_TRAIN, run
+from util import checkpoint
+from util.errors import UserError
+from util.loop import NonFiniteLoss
+from util.optim import adamw, set_learning_rate
+
+
+def lines_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def result_of(folder) -> dict:
+    return json.loads((folder / 'result.json').read_text())
+
+
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / 'checkpoint-last.pth')['model']
+
+
+@pytest.fixture(scope='module')
+def pretrained(tiny_pretrain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pretrain')
+    assert main_pretrain.main([*tiny_pretrain, '--output_dir', str(folder)]) == 0
+    return folder
+
+
+def test_overfits_two_clips_under_a_fixed_mask():
+    torch.manual_seed(0)
+    model = MAMP(dim_feat=32, decoder_dim_feat=32, depth=2, decoder_depth=2, num_heads=4, num_frames=16, num_joints=5,
+                 t_patch_size=4)
+    clips = torch.randn(2, 3, 16, 5, 1)
+    uniform = torch.rand(2, 20)
+    optimizer = adamw(model, (0.9, 0.95), weight_decay=0.)
+    losses = []
+    for step in range(400):
+        set_learning_rate(optimizer, 3e-3 * min(1, step / 20, (400 - step) / 200))
+        loss, _, _ = model(clips, mask_ratio=0.5, uniform=uniform)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_a_run_leaves_log_result_and_checkpoints(pretrained):
+    lines = lines_of(pretrained)
+    assert [line['epoch'] for line in lines] == [0, 1]
+    result = result_of(pretrained)
+    assert result['method'] == 'MAMP' and result['train_loss'] == lines[-1]['train_loss'] and result['clips_per_s'] > 0
+    assert {'benchmark', 'seed', 'wall_seconds', 'code_version', 'config'} <= result.keys()
+    assert sorted(path.name for path in pretrained.glob('*.pth')) == ['checkpoint-1.pth', 'checkpoint-last.pth']
+    state = checkpoint.load(pretrained / 'checkpoint-1.pth')
+    assert state['epoch'] == 1 and type(state['args']) is dict and state['args']['mask_ratio'] == 0.5
+    assert list(pretrained.glob('events.out.tfevents*'))
+
+
+def test_probe_trains_the_head_only_and_counts_every_test_clip(tiny, pretrained, tmp_path):
+    main_linprobe.main([*tiny, '--finetune', str(pretrained / 'checkpoint-last.pth'), '--output_dir', str(tmp_path)])
+    before, after = weights_of(pretrained), weights_of(tmp_path)
+    encoder = [name for name in after if not name.startswith('head.')]
+    assert encoder and all(torch.equal(after[name], before[name]) for name in encoder)
+    assert after['head.fc.0.num_batches_tracked'] == 2 * (NUM_TRAIN // 4)
+    result = result_of(tmp_path)
+    assert result['last']['samples'] == NUM_TEST and result['last']['epoch'] == 1
+    assert result['method'] == 'MAMP' and result['pretraining']['epoch'] == 1
+    assert result['best']['top1'] >= result['last']['top1']
+    assert (tmp_path / 'checkpoint-best.pth').exists()
+
+
+def test_probe_of_a_random_encoder(tiny, tmp_path):
+    main_linprobe.main([*tiny, '--random_encoder', '--output_dir', str(tmp_path)])
+    assert result_of(tmp_path)['method'] == 'random encoder'
+
+
+def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tmp_path):
+    options = [*tiny, '--epochs', '12', '--lr', '3e-3', '--layer_decay', '0.9']
+    main_finetune.main([*options, '--finetune', str(pretrained / 'checkpoint-last.pth'), '--output_dir', str(tmp_path)])
+    losses = [line['train_loss'] for line in lines_of(tmp_path)]
+    assert losses[-1] < 0.7 * losses[0]
+    main_finetune.main([*options, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
+    scores, last = json.loads((tmp_path / 'eval.json').read_text()), result_of(tmp_path)['last']
+    assert scores['samples'] == NUM_TEST
+    assert (scores['top1'], scores['top5']) == (last['top1'], last['top5'])
+    assert scores['loss'] == pytest.approx(last['loss'], rel=1e-6)
+
+
+def test_without_a_checkpoint_it_trains_from_scratch(tiny, tmp_path):
+    main_finetune.main([*tiny, '--output_dir', str(tmp_path)])
+    assert result_of(tmp_path)['method'] == 'scratch' and result_of(tmp_path)['pretraining'] is None
+
+
+@pytest.mark.parametrize('options', [['--stream', 'velocity'], ['--target', 'joint', '--motion_aware_tau', '0'],
+                                     ['--precision', 'bf16'], ['--clip_grad', '0.1', '--no-norm_skes_loss'],
+                                     ['--accum_iter', '2', '--motion_stride', '3']], ids=' '.join)
+def test_variants_of_pretraining_run(tiny_pretrain, tmp_path, options):
+    main_pretrain.main([*tiny_pretrain, *options, '--epochs', '1', '--output_dir', str(tmp_path)])
+    assert 0 < result_of(tmp_path)['train_loss'] < 10
+
+
+def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp_path):
+    """Crops, angles and masks follow the place in the effective batch, so two halves make the same step."""
+    main_pretrain.main([*tiny_pretrain, '--batch_size', '2', '--output_dir', str(tmp_path)])
+    for ours, whole in zip(lines_of(tmp_path), lines_of(pretrained), strict=True):
+        assert ours['train_loss'] == pytest.approx(whole['train_loss'], rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_another_does_not(tiny_pretrain, pretrained, tmp_path):
+    for name, options in (('same', ['--num_workers', '2']), ('other', ['--seed', '1'])):
+        main_pretrain.main([*tiny_pretrain, *options, '--output_dir', str(tmp_path / name)])
+    expected, same, other = (weights_of(folder) for folder in (pretrained, tmp_path / 'same', tmp_path / 'other'))
+    assert all(torch.equal(expected[name], same[name]) for name in expected)
+    assert not torch.equal(expected['decoder_pred.weight'], other['decoder_pred.weight'])
+
+
+# What a run that is killed executes: its own kill -9 comes right after some update in the middle of an epoch.
+KILLED = """
+import os, signal, sys
+from util.loop import Trainer
+update, updates = Trainer.update, []
+def update_or_die(trainer):
+    update(trainer)
+    updates.append(1)
+    if len(updates) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+Trainer.update = update_or_die
+import {main}
+{main}.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
+def test_resumed_after_a_kill_inside_an_epoch_it_ends_bit_for_bit_the_same(stage, tiny, tiny_pretrain, tmp_path):
+    options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
+               'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
+    options = [*options, '--epochs', '3', '--num_workers', '2', '--accum_iter', '2', '--save_steps', '1', '--log_steps',
+               '2']
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    assert run(f'main_{stage}.py', *options, '--output_dir', str(whole)).returncode == 0
+    died = run('-c', KILLED.format(main=f'main_{stage}'), *options, '--output_dir', str(killed))
+    assert died.returncode == -9
+    state = checkpoint.load(killed / 'checkpoint-last.pth')
+    assert (state['epoch'], state['step']) == (0, 3), 'the second epoch was under way'
+    resumed = run(f'main_{stage}.py', *options, '--output_dir', str(killed), '--resume', 'auto')
+    assert resumed.returncode == 0, resumed.stderr
+    expected, got = (checkpoint.load(folder / 'checkpoint-last.pth') for folder in (whole, killed))
+    assert expected['model'].keys() == got['model'].keys()
+    assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
+    for index, moments in expected['optimizer']['state'].items():
+        assert all(torch.equal(value, got['optimizer']['state'][index][key]) for key, value in moments.items()
+                   if isinstance(value, torch.Tensor))
+    kept = ('epoch', 'train_loss', 'lr', 'test_top1', 'test_loss')
+    first, second = ([[line.get(key) for key in kept] for line in lines_of(folder)] for folder in (whole, killed))
+    assert first == second
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
+    before, result = weights_of(pretrained), result_of(pretrained)
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained), '--resume', 'auto'])
+    after = weights_of(pretrained)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result_of(pretrained)['train_loss'] == result['train_loss']
+    assert [line['epoch'] for line in lines_of(pretrained)] == [0, 1]
+
+
+def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):
+    with pytest.raises(UserError, match='--resume auto'):
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_pretrain, tmp_path):
+    options = [*tiny_pretrain, '--epochs', '4', '--warmup_epochs', '1', '--log_steps', '1', '--save_steps', '1']
+    with pytest.raises(NonFiniteLoss, match='not finite'):
+        main_pretrain.main([*options, '--lr', '1e30', '--output_dir', str(tmp_path)])
+    saved = sorted(tmp_path.glob('*.pth'))
+    assert saved, 'the first step, at learning rate 0, was saved'
+    assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
+
+
+def torchrun(processes: int, *command: str):
+    return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command)
+
+
+def test_two_processes_pretrain_as_one(tiny_pretrain, pretrained, tmp_path):
+    done = torchrun(2, 'main_pretrain.py', *tiny_pretrain, '--output_dir', str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path)['processes'] == 2
+    for ours, alone in zip(lines_of(tmp_path), lines_of(pretrained), strict=True):
+        assert ours['train_loss'] == pytest.approx(alone['train_loss'], rel=1e-6)
+
+
+def test_two_processes_count_an_odd_test_split_as_one(tiny, tmp_path):
+    assert NUM_TEST % 2 == 1
+    main_finetune.main([*tiny, '--epochs', '1', '--output_dir', str(tmp_path)])
+    scores = []
+    for processes in (1, 2):
+        options = [*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)]
+        done = torchrun(processes, 'main_finetune.py', *options)
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads((tmp_path / 'eval.json').read_text()))
+    alone, both = scores
+    assert both['samples'] == alone['samples'] == NUM_TEST
+    assert (both['top1'], both['top5']) == (alone['top1'], alone['top5'])
+    assert both['loss'] == pytest.approx(alone['loss'], rel=1e-6)
+
+
+def test_two_processes_fine_tune_with_shared_statistics(tiny, tmp_path):
+    """BatchNorm's running statistics are one process's own between steps; what is scored and saved must agree."""
+    done = torchrun(2, 'main_finetune.py', *tiny, '--output_dir', str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    last = result_of(tmp_path)['last']
+    main_finetune.main([*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
+    scores = json.loads((tmp_path / 'eval.json').read_text())
+    assert (scores['top1'], scores['samples']) == (last['top1'], NUM_TEST)
+    assert scores['loss'] == pytest.approx(last['loss'], rel=1e-5)
