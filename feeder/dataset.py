@@ -70,7 +70,8 @@ class SkeletonDataset(Dataset):
     def __getitem__(self, places: list[tuple[int, int]]) -> Batch | UserError:
         index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
         rows = [self.x[i] for i in index]
-        sums = np.stack([row.sum(axis=1) for row in rows])                  # (B, T)
+        with np.errstate(invalid='ignore', over='ignore'):                  # reported below, as an error
+            sums = np.stack([row.sum(axis=1) for row in rows])              # (B, T)
         damaged = index[~np.isfinite(sums).all(axis=1)]
         if len(damaged):
             return UserError(f'{self.path}: clip {damaged[0]} of x_{self.split} holds NaN or infinite coordinates; '
@@ -145,5 +146,5 @@ def read_batches(loader: DataLoader, device: torch.device):
     """The loader's batches on `device`; raises the UserError that a damaged clip made."""
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            raise UserError(str(batch))     # one of its own: raised, it would hold the loader through its traceback
         yield batch.to(device)

@@ -3,7 +3,9 @@
 import logging
 import os
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +34,11 @@ def open_member(path: str | Path, name: str) -> np.ndarray:
             if member.compress_type == zipfile.ZIP_STORED:
                 return _map_npy(path, _payload_offset(path, member), member.file_size)
             return _map_npy(_unpacked(archive, path, member), 0, member.file_size)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:     # RuntimeError: encrypted, unknown zip
         raise UserError(f'{path}: not a whole npz file ({error}); write it again or copy it again') from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:                # the last two: a header in pieces
         raise UserError(f'{path}: member {name} is damaged ({error}); write the file again') from error
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '

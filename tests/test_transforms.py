@@ -33,7 +33,7 @@ def clips_like(num_joints, num_bodies, frames=30, clips=3, seed=0):
 
 
 def raw_like(num_joints, num_bodies, frames, clips=3, seed=0):
-    """(B, T, M, V, C) recorded clips: joints that wander some 5 cm a frame, as far as a float32 place in a clip tells."""
+    """(B, T, M, V, C) recorded clips: joints that wander some 5 cm a frame (float32 tells places to a millionth)."""
     steps = torch.randn(clips, frames, num_bodies, num_joints, 3, generator=torch.Generator().manual_seed(seed))
     return (steps * 0.05).cumsum(dim=1) + 1
 

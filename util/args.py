@@ -37,9 +37,10 @@ class Number:
             raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
         try:
             number = self.kind(value)
-        except (TypeError, ValueError):
-            raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}') from None
-        if not math.isfinite(number) or not all(holds(float(number), float(bound)) for _, holds, bound in self.bounds):
+            fits = math.isfinite(number) and all(holds(float(number), float(bound)) for _, holds, bound in self.bounds)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
             raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
         return number
 
@@ -64,7 +65,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     """The options of one stage, with their types and defaults."""
     parser = _Parser(prog=f'main_{stage}.py', allow_abbrev=False,
                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--config', nargs='+', type=text, default=[], metavar='YAML',
+    parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
                         help='settings files; later ones win, the command line wins over all')
     _add_data(parser)
     _add_model(parser)
@@ -169,7 +170,7 @@ def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser(stage)
     settings = {action.dest: action.default for action in _options(parser)}
     unset = object()        # argparse fills in no default where the namespace has a value already
-    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(settings, unset))))
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(settings, unset) | {'config': []})))
     given = {name: value for name, value in given.items() if value is not unset}
     for path in given.get('config', []):
         for layer in read_config(path, stage):
@@ -208,7 +209,8 @@ def read_config(path: str | Path, stage: str) -> list[dict]:
         raise UserError(f'{path}: not YAML ({" ".join(str(error).split())})') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: not a map of settings')
-    known = {name: {action.dest: action for action in _options(build_parser(name))} for name in STAGES}
+    known = {name: {action.dest: action for action in _options(build_parser(name)) if action.dest != 'config'}
+             for name in STAGES}
     everything = {key: action for options in known.values() for key, action in options.items()}
     layers = {'common': {}}
     for key, value in content.items():
@@ -224,7 +226,7 @@ def read_config(path: str | Path, stage: str) -> list[dict]:
 
 def _typed(options: dict[str, argparse.Action], key, value, where: str):
     """`value` as the option `key` would have it."""
-    if key not in options or key == 'config':
+    if key not in options:
         near = difflib.get_close_matches(str(key), options, n=1)
         raise UserError(f'{where}: unknown setting {key!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
     action = options[key]
@@ -305,9 +307,9 @@ def resolve_batch(args: argparse.Namespace, world_size: int) -> None:
     if args.batch_size * args.accum_iter * world_size != args.effective_batch_size:
         raise UserError(f'{wanted} is not --batch_size {args.batch_size} × --accum_iter {args.accum_iter} × '
                         f'{world_size} processes')
-    if args.lr is None:
+    if args.lr is None and args.blr is not None:
         args.lr = args.blr * args.effective_batch_size / 256
-    if args.min_lr > args.lr:
+    if args.lr is not None and args.min_lr > args.lr:       # --eval needs none
         raise UserError(f'--min_lr {args.min_lr:g} exceeds the learning rate {args.lr:g}')
 
 

@@ -1,0 +1,353 @@
+import argparse
+import errno
+import os
+import pathlib
+import resource
+import signal
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model_mamp import MAMP
+from model_transformer import ActionTransformer
+from tests import golden_numbers
+from util import checkpoint, files
+from util.errors import UserError
+
+SIZE = {'dim_feat': 32, 'depth': 2, 'num_heads': 4, 'num_frames': 24}          # as in the golden file mamp_small
+DECODER = {'decoder_dim_feat': 32, 'decoder_depth': 1}
+
+
+@pytest.fixture(scope='module')
+def golden_weights():
+    return golden_numbers.weights(golden_numbers.load('mamp_small'))
+
+
+@pytest.fixture
+def authors(golden_weights):
+    """What the authors' program writes."""
+    adam = {'step': 3130, 'exp_avg': torch.ones(2, 2), 'exp_avg_sq': torch.ones(2, 2)}
+    group = {'lr': 1e-3, 'betas': (0.9, 0.95), 'eps': 1e-8, 'weight_decay': 0.05, 'amsgrad': False, 'params': [0]}
+    return {'model': dict(golden_weights), 'optimizer': {'state': {0: adam}, 'param_groups': [group]},
+            'scaler': {'scale': 65536., 'growth_factor': 2., 'backoff_factor': 0.5, 'growth_interval': 2000,
+                       '_growth_tracker': 0},
+            'epoch': 399, 'args': argparse.Namespace(lr=1e-3, mask_ratio=0.9, output_dir='./out', resume='',
+                                                     model_args={'dim_feat': 256}, distributed=True, dist_url=None)}
+
+
+def refusal(call, *args):
+    """The message of the UserError that `call` raises: one line."""
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message and '\n' not in message and len(message) < 1000
+    return message
+
+
+# The authors' files
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['today', 'before torch 1.6'])
+def test_authors_file_loads_strictly_for_pretraining(tmp_path, authors, zipped):
+    path = tmp_path / 'checkpoint-399.pth'
+    torch.save(authors, path, _use_new_zipfile_serialization=zipped)
+    content = checkpoint.load(path)
+    assert content['epoch'] == 399 and content['optimizer']['param_groups'][0]['betas'] == (0.9, 0.95)
+    assert content['args'] == vars(authors['args']) and type(content['args']) is dict
+
+    model = MAMP(**SIZE, **DECODER)
+    assert set(model.state_dict()) == set(authors['model'])
+    checkpoint.load_model(model, content['model'], path)
+    assert all(torch.equal(value, authors['model'][key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('protocol', ['linprobe', 'finetune'])
+def test_authors_file_loads_into_the_encoder_alone(tmp_path, authors, protocol):
+    authors['model']['head.fc.1.weight'] = torch.full((7, 32), 9.)             # a head of other weights stays out
+    path = tmp_path / 'checkpoint-399.pth'
+    torch.save(authors, path)
+    model = ActionTransformer(7, protocol, **SIZE)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpoint.load_encoder(model, checkpoint.load(path)['model'], path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key.startswith('head.') else authors['model'][key]), key
+
+
+def test_ours_comes_back_as_it_was_saved(tmp_path, golden_weights):
+    path = tmp_path / 'new/folder/checkpoint.pth'
+    checkpoint.save(path, {'model': golden_weights, 'epoch': 3, 'args': {'lr': 0.1}})
+    content = checkpoint.load(path)
+    assert (content['epoch'], content['args']) == (3, {'lr': 0.1})
+    assert content['model'].keys() == golden_weights.keys()
+    assert all(torch.equal(value, golden_weights[key]) for key, value in content['model'].items())
+    assert os.listdir(path.parent) == ['checkpoint.pth']
+
+
+def test_bare_state_dict_is_taken_for_the_model(tmp_path, golden_weights):
+    torch.save(golden_weights, tmp_path / 'weights.pth')
+    assert checkpoint.load(tmp_path / 'weights.pth')['model'].keys() == golden_weights.keys()
+
+
+# Files that are refused
+
+class Saboteur:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+class Plain:
+    """Harmless, but not ours to build."""
+
+
+@pytest.mark.parametrize('place', ['args', 'in args', 'model', 'optimizer'])
+def test_nothing_in_a_file_is_run(tmp_path, authors, place):
+    path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
+    if place == 'in args':
+        authors['args'].output_dir = Saboteur(trace)
+    else:
+        authors[place] = {'blocks.0.norm1.weight': Saboteur(trace)}
+    torch.save(authors, path)
+    assert not trace.exists()
+    message = refusal(checkpoint.load, path)
+    assert not trace.exists()
+    assert message.startswith(str(path))
+
+    torch.load(path, weights_only=False)                            # that it would have run, read without care
+    assert trace.is_dir()
+
+
+@pytest.mark.parametrize('thing', [pathlib.PosixPath('/tmp'), Plain(), np.float64(0.5), torch.nn.Linear(1, 1)])
+def test_other_classes_are_refused(tmp_path, authors, thing):
+    path = tmp_path / 'other.pth'
+    authors['args'].thing = thing
+    torch.save(authors, path)
+    assert refusal(checkpoint.load, path).startswith(str(path))
+
+
+@pytest.mark.xfail(strict=True, reason="passes PyTorch's advice on (weights_only=False, in bold), not the class's name")
+def test_refusal_names_the_class_and_does_not_advise_to_run_it(tmp_path, authors):
+    path = tmp_path / 'other.pth'
+    authors['args'].thing = Plain()
+    torch.save(authors, path)
+    message = refusal(checkpoint.load, path)
+    assert 'Plain' in message and 'weights_only' not in message and message.isprintable()
+
+
+def test_namespace_is_allowed_only_while_loading(tmp_path, authors):
+    before = set(torch.serialization.get_safe_globals())
+    torch.save(authors, tmp_path / 'checkpoint.pth')
+    checkpoint.load(tmp_path / 'checkpoint.pth')
+    assert set(torch.serialization.get_safe_globals()) == before and argparse.Namespace not in before
+
+
+@pytest.mark.parametrize('share', [0.001, 0.01, 0.3, 0.6, 0.9, 0.99, 0.9999])
+def test_truncated_file(tmp_path, authors, share):
+    path = tmp_path / 'cut.pth'
+    torch.save(authors, path)
+    with open(path, 'rb+') as file:
+        file.truncate(int(path.stat().st_size * share))
+    assert refusal(checkpoint.load, path).startswith(str(path))
+
+
+@pytest.mark.xfail(strict=True, raises=(struct.error, IndexError), reason='some cuts end in a traceback')
+def test_truncated_file_from_before_torch_1_6(tmp_path):
+    whole, path = tmp_path / 'whole.pth', tmp_path / 'cut.pth'
+    torch.save({'model': {'a': torch.ones(3)}}, whole, _use_new_zipfile_serialization=False)
+    for length in range(whole.stat().st_size):
+        path.write_bytes(whole.read_bytes()[:length])
+        assert refusal(checkpoint.load, path).startswith(str(path))
+
+
+# text that begins with a pickle opcode which pops from an empty stack
+ENDS_IN_A_TRACEBACK = pytest.mark.xfail(strict=True, raises=IndexError, reason='ends in a traceback')
+
+
+@pytest.mark.parametrize('content', [
+    '', 'hello\n', '{"model": 1}\n', '<html>\n', 'version https://git-lfs.github.com\n', 'import torch\n',
+    *(pytest.param(text, marks=ENDS_IN_A_TRACEBACK) for text in ('this is not it\n', 'epoch: 3\n', 'a b\n'))])
+def test_empty_and_text_files(tmp_path, content):
+    path = tmp_path / 'notes.pth'
+    path.write_text(content)
+    assert refusal(checkpoint.load, path).startswith(str(path))
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert refusal(checkpoint.load, tmp_path / 'none.pth').startswith(f'{tmp_path / "none.pth"}: no such checkpoint')
+    assert refusal(checkpoint.load, tmp_path).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize('content', [{'epoch': 3}, {'model': None}, {'model': {'a': 1}}, {'model': [torch.ones(1)]},
+                                     torch.ones(2), [1], argparse.Namespace(model=1)])
+def test_file_without_weights(tmp_path, content):
+    path = tmp_path / 'weightless.pth'
+    torch.save(content, path)
+    assert refusal(checkpoint.load, path).startswith(f'{path}: not a checkpoint')
+
+
+# Weights that do not fit
+
+@pytest.mark.parametrize('load, make', [
+    (checkpoint.load_model, lambda **size: MAMP(**size, **DECODER)),
+    (checkpoint.load_encoder, lambda **size: ActionTransformer(7, 'finetune', **size))], ids=['model', 'encoder'])
+def test_weights_that_do_not_fit(golden_weights, load, make):
+    def message(weights, **size):
+        model = make(**SIZE | size)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        text = refusal(load, model, weights, 'some/file.pth')
+        assert text.startswith('some/file.pth: ')
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())    # nothing half done
+        return text
+
+    wide = message(golden_weights, dim_feat=64)
+    assert '(1, 1, 25, 32)' in wide and '(1, 1, 25, 64)' in wide and ' more' in wide
+    assert 'blocks.2.norm1.weight is missing' in message(golden_weights, depth=3)
+    assert 'blocks.1.norm1.weight is not a weight' in message(golden_weights, depth=1)
+    assert '(1, 1, 20, 32)' in message(golden_weights, num_joints=20)
+
+    without = {key: value for key, value in golden_weights.items() if key != 'norm.bias'}
+    assert 'norm.bias is missing' in message(without)
+    assert 'cls_token is not a weight' in message(golden_weights | {'cls_token': torch.ones(1)})
+
+
+def test_decoder_keys_are_an_error_where_they_are_needed(golden_weights):
+    encoder = {key: value for key, value in golden_weights.items() if not key.startswith('decoder_')}
+    assert 'decoder_' in refusal(checkpoint.load_model, MAMP(**SIZE, **DECODER), encoder, 'file')
+    refusal(checkpoint.load_model, ActionTransformer(7, 'finetune', **SIZE), golden_weights, 'file')
+
+
+# Other lengths
+
+def cubic(distance):
+    """Keys' convolution kernel with a = −0.75."""
+    d = abs(distance)
+    if d < 1:
+        return (1.25 * d - 2.25) * d * d + 1
+    return ((-0.75 * d + 3.75) * d - 6) * d + 3 if d < 2 else 0.
+
+
+def loop_resized(rows, length):
+    """(P, D) -> (length, D): row centres on a common axis, the end rows repeated beyond the ends."""
+    out = []
+    for i in range(length):
+        place = (i + 0.5) * len(rows) / length - 0.5
+        first = int(np.floor(place)) - 1
+        out.append(sum(cubic(place - j) * rows[min(max(j, 0), len(rows) - 1)] for j in range(first, first + 4)))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize('segments', [3, 5, 10, 30])
+def test_segment_embeddings_are_resized_bicubically(golden_weights, segments):
+    model = MAMP(**SIZE | {'num_frames': 4 * segments}, **DECODER)
+    checkpoint.load_model(model, golden_weights, 'file')
+    for name in ('temp_embed', 'decoder_temp_embed'):
+        given, resized = golden_weights[name], model.state_dict()[name]
+        assert (given.shape[1], resized.shape[1]) == (6, segments)
+        wanted = F.interpolate(given.permute(0, 3, 1, 2), (segments, 1), mode='bicubic', align_corners=False)
+        assert torch.equal(resized, wanted.permute(0, 2, 3, 1))
+        np.testing.assert_allclose(resized[0, :, 0], loop_resized(given[0, :, 0].double().numpy(), segments), atol=1e-6)
+    others = [key for key in golden_weights if not key.endswith('temp_embed')]
+    assert all(torch.equal(model.state_dict()[key], golden_weights[key]) for key in others)
+
+
+@pytest.mark.parametrize('segments', [3, 10])
+def test_a_constant_segment_embedding_stays_constant(golden_weights, segments):
+    level = torch.linspace(-1, 1, 32)
+    weights = golden_weights | {'temp_embed': level.expand(1, 6, 1, 32)}
+    model = ActionTransformer(7, 'linprobe', **SIZE | {'num_frames': 4 * segments})
+    checkpoint.load_encoder(model, weights, 'file')
+    torch.testing.assert_close(model.temp_embed, level.expand(1, segments, 1, 32), rtol=0, atol=1e-6)
+
+
+def test_segment_embeddings_of_the_same_length_are_untouched(golden_weights):
+    model = MAMP(**SIZE, **DECODER)
+    resized = checkpoint.resize_temp_embed(golden_weights, model)
+    assert resized.keys() == golden_weights.keys()
+    assert all(resized[key] is golden_weights[key] for key in golden_weights)
+
+
+# Replacing files
+
+@pytest.fixture
+def old(tmp_path):
+    path = tmp_path / 'kept.pth'
+    path.write_bytes(b'old')
+    return path
+
+
+@pytest.fixture
+def small_files_only():
+    """No file of this process may grow beyond 100 kB meanwhile: what a full disk looks like to a writer."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def assert_untouched(path):
+    assert os.listdir(path.parent) == [path.name] and path.read_bytes() == b'old'
+
+
+def test_replacing_puts_the_new_file_in_place(old):
+    with files.replacing(old) as partial:
+        partial.write_bytes(b'new')
+        assert partial.parent == old.parent                         # else the renaming would not be atomic
+        assert old.read_bytes() == b'old'
+    assert os.listdir(old.parent) == ['kept.pth'] and old.read_bytes() == b'new'
+
+
+@pytest.mark.parametrize('error', [RuntimeError('out of luck'), KeyboardInterrupt()])
+def test_replacing_leaves_the_old_file_when_the_body_fails(old, error):
+    with pytest.raises(type(error)), files.replacing(old) as partial:
+        partial.write_bytes(b'ne')
+        raise error
+    assert_untouched(old)
+
+
+def test_replacing_names_the_file_on_a_full_disk(old):
+    def body():
+        with files.replacing(old) as partial:
+            partial.write_bytes(b'ne')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = refusal(body)
+    assert message.startswith(str(old)) and 'No space left on device' in message
+    assert_untouched(old)
+
+
+def test_replacing_where_nothing_was(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / 'new') as partial:
+        partial.write_bytes(b'ne')
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.xfail(strict=True, raises=NotADirectoryError, reason='the clean-up fails where no folder can be')
+def test_replacing_under_a_file_is_refused(old):
+    message = refusal(checkpoint.save, old / 'below.pth', {'model': {}})
+    assert message.startswith(str(old / 'below.pth'))
+    assert_untouched(old)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="PyTorch's writer turns a full disk into a RuntimeError")
+def test_a_full_disk_while_saving_is_the_users_error(old, small_files_only):
+    message = refusal(checkpoint.save, old, {'model': {'a': torch.zeros(100_000)}})
+    assert message.startswith(str(old))
+
+
+def test_a_full_disk_while_saving_leaves_the_old_checkpoint(old, small_files_only):
+    with pytest.raises((UserError, RuntimeError)):
+        checkpoint.save(old, {'model': {'a': torch.zeros(100_000)}})
+    assert_untouched(old)
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(old):
+    with pytest.raises(Exception, match='pickle'):
+        checkpoint.save(old, {'model': {'a': torch.ones(2)}, 'args': lambda: None})
+    assert_untouched(old)
