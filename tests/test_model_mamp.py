@@ -14,7 +14,7 @@ TINY = {'dim_feat': 16, 'decoder_dim_feat': 8, 'depth': 2, 'decoder_depth': 1, '
 
 
 @pytest.fixture
-def tiny():
+def make_tiny():
     """Makes a small model with every weight away from its initial value, and the clips to feed it."""
     def make(clips=2, bodies=2, **changes):
         model = MAMP(**TINY | changes)
@@ -134,8 +134,8 @@ def loop_loss(bodies, pred, mask, u, stride, target, normalised):
 
 
 @pytest.mark.parametrize('tau', [0.8, 0.3, 0])
-def test_mask_against_loops(tiny, tau):
-    model, x = tiny(clips=4)
+def test_mask_against_loops(make_tiny, tau):
+    model, x = make_tiny(clips=4)
     x[:, :, :, 1] *= 5                                                          # a joint that moves more
     bodies = x.permute(0, 4, 2, 3, 1).flatten(0, 1)
     uniform = torch.rand(8, 20, generator=torch.Generator().manual_seed(7))
@@ -189,8 +189,8 @@ def test_normalised_target_has_unbiased_unit_variance():
 
 @pytest.mark.parametrize('target', ['motion', 'joint'])
 @pytest.mark.parametrize('stride, normalised', [(1, True), (2, False), (3, True)])
-def test_loss_against_loops(tiny, target, stride, normalised):
-    model, x = tiny(target=target, norm_skes_loss=normalised)
+def test_loss_against_loops(make_tiny, target, stride, normalised):
+    model, x = make_tiny(target=target, norm_skes_loss=normalised)
     x[1, ..., 1] = 0.                                                           # an empty second body
     with torch.no_grad():
         loss, pred, mask = model(x, 0.6, stride, 0.8)
@@ -200,12 +200,12 @@ def test_loss_against_loops(tiny, target, stride, normalised):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_joint_target_is_blind_to_the_stride(tiny):
-    model, x = tiny(target='joint')
+def test_joint_target_is_blind_to_the_stride(make_tiny):
+    model, x = make_tiny(target='joint')
     uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(11))
     with torch.no_grad():
         assert model(x, 0.6, 1, 0., uniform)[0] == model(x, 0.6, 5, 0., uniform)[0]
-        assert tiny(target='motion')[0](x, 0.6, 1, 0., uniform)[0] != model(x, 0.6, 1, 0., uniform)[0]
+        assert make_tiny(target='motion')[0](x, 0.6, 1, 0., uniform)[0] != model(x, 0.6, 1, 0., uniform)[0]
 
 
 @pytest.mark.parametrize('segments, joints, mask_ratio, kept', [
@@ -237,8 +237,8 @@ def test_most_moving_token_is_hidden_in_proportion_to_its_probability():
     assert ((frequency - probability).abs() < 5 * deviation).all()
 
 
-def test_moving_joint_is_masked_more_often_only_with_tau(tiny):
-    model, _ = tiny()
+def test_moving_joint_is_masked_more_often_only_with_tau(make_tiny):
+    model, _ = make_tiny()
     x = torch.zeros(2000, 3, 12, 5, 1)
     x[:, :, :, 2] = torch.randn(2000, 3, 12, 1, generator=torch.Generator().manual_seed(14))
     uniform = torch.rand(2000, 20, generator=torch.Generator().manual_seed(15))
@@ -255,8 +255,8 @@ def test_moving_joint_is_masked_more_often_only_with_tau(tiny):
     assert masked_share(0.2)[2] > moving[2] + 0.05                              # a smaller tau is more selective
 
 
-def test_a_still_body_is_masked_uniformly(tiny):
-    model, _ = tiny()
+def test_a_still_body_is_masked_uniformly(make_tiny):
+    model, _ = make_tiny()
     uniform = torch.rand(4000, 20, generator=torch.Generator().manual_seed(16))
     mask = model.mask_of(model.draw_order(torch.zeros(4000, 12, 5, 3), 0.8, uniform), num_kept=10)
     assert (mask.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / math.sqrt(4000)
@@ -264,8 +264,8 @@ def test_a_still_body_is_masked_uniformly(tiny):
 
 # What the loss and the prediction may and may not depend on
 
-def test_loss_is_blind_to_predictions_at_kept_tokens(tiny):
-    model, x = tiny()
+def test_loss_is_blind_to_predictions_at_kept_tokens(make_tiny):
+    model, x = make_tiny()
     bodies = model.fold_bodies(x)
     with torch.no_grad():
         _, pred, mask = model(x, 0.6)
@@ -277,8 +277,8 @@ def test_loss_is_blind_to_predictions_at_kept_tokens(tiny):
         assert model.masked_loss(bodies, pred + one_token, mask, 1) != loss
 
 
-def test_predictions_are_blind_to_masked_tokens(tiny):
-    model, x = tiny()
+def test_predictions_are_blind_to_masked_tokens(make_tiny):
+    model, x = make_tiny()
     uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(17))
     with torch.no_grad():
         _, pred, mask = model(x, 0.6, 1, 0., uniform)           # tau 0: the mask does not depend on x
@@ -287,8 +287,8 @@ def test_predictions_are_blind_to_masked_tokens(tiny):
         assert not torch.allclose(model(x + 9 * (1 - hidden), 0.6, 1, 0., uniform)[1], pred)
 
 
-def test_empty_bodies_take_part_and_stay_finite(tiny):
-    model, x = tiny()
+def test_empty_bodies_take_part_and_stay_finite(make_tiny):
+    model, x = make_tiny()
     x[..., 1] = 0.
     uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(18))
     loss, pred, mask = model(x, 0.6, 1, 0.8, uniform)
@@ -305,8 +305,8 @@ def test_empty_bodies_take_part_and_stay_finite(tiny):
     assert empty == pytest.approx(said, rel=1e-5)
 
 
-def test_bodies_do_not_see_each_other(tiny):
-    model, x = tiny(clips=3)
+def test_bodies_do_not_see_each_other(make_tiny):
+    model, x = make_tiny(clips=3)
     uniform = torch.rand(6, 20, generator=torch.Generator().manual_seed(19))
     with torch.no_grad():
         _, pred, mask = model(x, 0.6, 1, 0.8, uniform)
@@ -319,8 +319,8 @@ def test_bodies_do_not_see_each_other(tiny):
 
 
 @pytest.mark.parametrize('tau', [0.8, 0])
-def test_forward_draws_once(tiny, tau):
-    model, x = tiny()
+def test_forward_draws_once(make_tiny, tau):
+    model, x = make_tiny()
     model.train()
     torch.manual_seed(20)
     loss, _, mask = model(x, 0.6, 1, tau)
@@ -336,8 +336,8 @@ def test_forward_draws_once(tiny, tau):
 # Precision and attention kernels
 
 @pytest.mark.parametrize('target', ['motion', 'joint'])
-def test_mask_target_and_loss_stay_fp32_under_autocast(tiny, target):
-    model, x = tiny(clips=8, target=target)
+def test_mask_target_and_loss_stay_fp32_under_autocast(make_tiny, target):
+    model, x = make_tiny(clips=8, target=target)
     x += 100                                        # bf16 would round these coordinates to halves of a metre
     bodies = model.fold_bodies(x)
     uniform = torch.rand(16, 20, generator=torch.Generator().manual_seed(21))

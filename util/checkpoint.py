@@ -1,8 +1,10 @@
 """Checkpoints: written whole or not at all, read without running anything, the authors' files included."""
 
 import argparse
+import errno
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -16,9 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def save(path: str | Path, content: dict) -> None:
-    """Writes tensors and plain values atomically."""
+    """Writes tensors and plain values atomically; UserError when the disk will not take them."""
     with replacing(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:       # what PyTorch's writer makes of a full disk
+            raise OSError(errno.EIO, f'PyTorch: {_one_line(error)}') from error
 
 
 def load(path: str | Path) -> dict:
@@ -32,13 +37,12 @@ def load(path: str | Path) -> dict:
             content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'{path}: no such checkpoint') from None
-    except pickle.UnpicklingError as error:
-        reason = ' '.join(str(error).split('\n')[0].split())
-        raise UserError(f'{path}: refused, it is damaged or holds more than tensors and plain values ({reason})'
-                        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).split('\n')[0]
-        raise UserError(f'{path}: not a whole checkpoint ({reason}); take another one') from error
+    except Exception as error:      # a damaged pickle may fail in any way
+        foreign = re.search(r'GLOBAL (\S+)', str(error))
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise UserError(f'{path}: refused, it holds a {foreign[1]}; only tensors, plain values and '
+                            'argparse.Namespace are loaded') from error
+        raise UserError(f'{path}: not a whole checkpoint ({_one_line(error)}); take another one') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: not a checkpoint: it holds a {type(content).__name__}')
     weights = content.get('model', content)
@@ -49,6 +53,12 @@ def load(path: str | Path) -> dict:
     if isinstance(content.get('args'), argparse.Namespace):
         content['args'] = vars(content['args'])
     return content
+
+
+def _one_line(error: Exception) -> str:
+    """The first sentence of an error, without PyTorch's advice."""
+    lines = str(error).splitlines() or ['']
+    return re.split(r'(?<=\.) ', lines[0])[0] or type(error).__name__
 
 
 def load_model(model: nn.Module, weights: dict, path: str | Path) -> None:

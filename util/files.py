@@ -2,7 +2,7 @@
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from util.errors import UserError
@@ -27,7 +27,8 @@ def replacing(path: str | Path):
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); free space or correct the '
                         'permissions; what was there before is untouched') from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_json(path: str | Path, content) -> None:
