@@ -65,11 +65,15 @@ def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonData
 
 def start_encoder(model: ActionTransformer, args: argparse.Namespace) -> dict:
     """Loads --finetune's encoder if there is one; returns what result.json says of where the encoder came from."""
-    if args.finetune is None:
+    if args.finetune is None or args.eval:
         return {'method': 'random encoder' if model.frozen else 'scratch', 'pretraining': None}
     state = checkpoint.load(args.finetune)
     checkpoint.load_encoder(model, state['model'], args.finetune)
-    settings = state.get('args', {})
+    settings = state['args']
+    if other := checkpoint.differences(settings, args, ('num_heads',)):
+        raise UserError(f'{args.finetune}: pre-trained with {other}; give the same')
+    if other := checkpoint.differences(settings, args, ('stream', 'num_frames')):
+        log.warning('%s: pre-trained with %s', args.finetune, other)
     told = {name: settings.get(name) for name in ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
     return {'method': state.get('method', 'authors'),
             'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
@@ -96,7 +100,10 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, loader: DataLoader) -> dict:
     """The scores of --resume's checkpoint, logged and written to eval.json."""
     path = Path(args.output_dir) / LAST if args.resume == 'auto' else args.resume
-    checkpoint.load_model(model, checkpoint.load(path)['model'], path)
+    state = checkpoint.load(path)
+    checkpoint.load_model(model, state['model'], path, resize=False)
+    if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
+        raise UserError(f'{path}: trained with {other}; give the same')
     clips_of = ClipMaker(args.num_frames, args.stream, args.seed)
     scores = evaluate(model, loader, clips_of, Precision(args.precision, world.device), world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],

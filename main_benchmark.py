@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--stages', type=names(STAGES), default=list(STAGES))
     parser.add_argument('--modes', type=names(MODES), default=['plain', 'fused'])
-    parser.add_argument('--config', nargs='+', default=['config/pretrain.yaml', 'config/ntu60_xsub.yaml'],
+    config = Path(__file__).parent / 'config'
+    parser.add_argument('--config', nargs='+', default=[config / 'pretrain.yaml', config / 'ntu60_xsub.yaml'],
                         help='settings of the model; later files win')
     parser.add_argument('--batch_size', type=COUNT, default=8, help='clips of two bodies')
     parser.add_argument('--repeats', type=COUNT, default=7)
@@ -108,15 +109,16 @@ def main(argv: list[str] | None = None) -> int:
     for path in args.config:
         for layer in read_config(path, 'pretrain'):
             settings.update(layer)
-    if settings['num_frames'] % settings['t_patch_size']:
-        raise UserError('num_frames is not a multiple of t_patch_size in --config')
     with joined(args.device) as world:
         torch.manual_seed(0)
         clips = torch.randn(args.batch_size, 3, settings['num_frames'], settings['num_joints'], 2, device=world.device)
         print(f'{describe_machine(world.device)}; {args.batch_size} clips of {settings["num_frames"]} frames, '
               f'two bodies of {settings["num_joints"]} joints; median of {args.repeats} turns')
         print('| stage | mode | clips/s | ms/step | ratio to plain |\n|---|---|---|---|---|')
-        rows = [row for stage in args.stages for row in measure(stage, args.modes, settings, clips, args.repeats)]
+        try:
+            rows = [row for stage in args.stages for row in measure(stage, args.modes, settings, clips, args.repeats)]
+        except ValueError as error:
+            raise UserError(f'--config: {error}') from error
         for row in rows:
             ratio = f'{row["ratio_to_plain"]:.2f}' if row['ratio_to_plain'] else '–'
             print(f'| {row["stage"]} | {row["mode"]} | {row["clips_per_s"]:.2f} | {row["ms_per_step"]:.0f} | {ratio} |')

@@ -23,12 +23,23 @@ def read_results(folder: Path) -> list[dict]:
     results = []
     for path in sorted(folder.rglob('result.json')):
         try:
-            results.append(json.loads(path.read_text()) | {'path': path})
-        except ValueError as error:
-            raise UserError(f'{path}: not JSON ({error}); remove it or run that stage again') from error
+            result = json.loads(path.read_text()) | {'path': path}
+        except (ValueError, TypeError) as error:
+            raise UserError(f'{path}: not JSON of a run ({error}); remove it or run that stage again') from error
+        if lacking := {'benchmark', 'protocol', 'method', 'last', 'best', 'wall_seconds'} - result.keys():
+            raise UserError(f'{path}: no {", ".join(sorted(lacking))}; remove it or run that stage again')
+        results.append(result)
     if not results:
         raise UserError(f'{folder}: no result.json below it; give the folder of finished runs')
     return results
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a run's log.jsonl; UserError when it is missing or damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); leave out --figure or run that stage again') from error
 
 
 def spread(values: list[float]) -> str:
@@ -67,7 +78,7 @@ def draw_curves(results: list[dict], path: Path) -> None:
     for axis, (stage, key) in zip(axes[0], panels, strict=True):
         for result in results:
             if result['protocol'] == stage:
-                lines = [json.loads(line) for line in (result['path'].parent / 'log.jsonl').read_text().splitlines()]
+                lines = read_log(result['path'].parent / 'log.jsonl')
                 axis.plot([line['epoch'] for line in lines], [line[key] for line in lines],
                           color=methods[result['method']], label=result['method'], linewidth=1)
         axis.set(title=stage, xlabel='epoch', ylabel={'train_loss': 'training loss', 'test_top1': 'test top-1, %'}[key])

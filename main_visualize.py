@@ -28,7 +28,7 @@ KEPT, HIDDEN, PREDICTED = '#1f4e9c', '#c9ccd1', '#d9541e'
 def load_model(path: str) -> tuple[MAMP, dict]:
     """The pre-trained model of a checkpoint, in eval mode, and the settings it was trained with."""
     state = checkpoint.load(path)
-    settings = state.get('args', {})
+    settings = state['args']
     if 'decoder_depth' not in settings:
         raise UserError(f'{path}: not a pre-training checkpoint of main_pretrain.py')
     model = MAMP(**settings_for(MAMP, settings))

@@ -99,9 +99,6 @@ class LinearHead(nn.Module):
     def __init__(self, dim_feat: int, num_classes: int):
         super().__init__()
         self.fc = nn.Sequential(nn.BatchNorm1d(dim_feat, affine=False, eps=1e-6), nn.Linear(dim_feat, num_classes))
-        self.reset()
-
-    def reset(self) -> None:
         nn.init.trunc_normal_(self.fc[1].weight, std=0.01)
         nn.init.zeros_(self.fc[1].bias)
 

@@ -128,6 +128,14 @@ def move(swings: tuple, hertz: float, frames: int, start: float, traits: Traits,
     return joints[:, np.array(MIRRORED) - 1] * (-1, 1, 1) if traits.left_handed else joints
 
 
+def sensor_noise(shape: tuple, rng: np.random.Generator) -> np.ndarray:
+    """Errors (M, T, 25, 3) of a depth camera's tracker in metres: 4 mm, wandering over a third of a second."""
+    kernel = np.hanning(11)
+    white = rng.normal(size=(shape[0], shape[1] + len(kernel) - 1, *shape[2:]))
+    smooth = np.lib.stride_tricks.sliding_window_view(white, len(kernel), axis=1) @ kernel
+    return .004 / np.linalg.norm(kernel) * smooth
+
+
 def make_joints(action: Action, performer: int, camera: int, seed: int, rng: np.random.Generator) -> np.ndarray:
     """One recording as the sensor sees it: (M, T, 25, 3) float32, camera space, 30 to 120 frames, 30 a second."""
     frames, start = rng.integers(30, 121), rng.uniform(0, 2 * np.pi)
@@ -140,7 +148,7 @@ def make_joints(action: Action, performer: int, camera: int, seed: int, rng: np.
     yaw = CAMERA_YAW[camera - 1] + rng.uniform(-.3, .3)
     place = (rng.uniform(-.5, .5), -1, rng.uniform(2.5, 3.5))
     scene = np.stack(people) @ rotations(np.array([0, yaw, 0])).T + place
-    return (scene + rng.normal(0, .006, scene.shape)).astype(np.float32)
+    return (scene + sensor_noise(scene.shape, rng)).astype(np.float32)
 
 
 def make_clips(classes: int, clips_per_class: int, seed: int) -> Iterator[Clip]:

@@ -28,9 +28,6 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
-    def pin_memory(self) -> 'Batch':
-        return Batch(*(field.pin_memory() for field in self))
-
 
 class SkeletonDataset(Dataset):
     """One split ('train' or 'test') of an npz file, memory-mapped.

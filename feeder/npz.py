@@ -1,7 +1,9 @@
 """Members of an .npz as memory maps: nothing is read before it is used, and all processes share one copy."""
 
+import fcntl
 import logging
 import os
+import shutil
 import tempfile
 import tokenize
 import zipfile
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from util.errors import UserError
+from util.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -83,24 +86,28 @@ def _map_npy(path: Path, offset: int, size: int) -> np.ndarray:
     return np.memmap(path, dtype, 'r', start, shape, order='F' if fortran_order else 'C')
 
 
+def _is_whole(cache: Path, member: zipfile.ZipInfo) -> bool:
+    return cache.is_file() and cache.stat().st_size == member.file_size
+
+
 def _unpacked(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Path:
     """The compressed member as a .npy beside the npz (or in the temporary folder), written once and atomically."""
     cache_name = f'{path.name}.{member.filename[:-4]}.{member.CRC:08x}.npy'
     beside, temporary = path.parent, Path(tempfile.gettempdir()) / f'mamp-cache-{os.getuid()}'
     for folder in (beside, temporary):
         cache = folder / cache_name
-        if cache.is_file() and cache.stat().st_size == member.file_size:
+        if _is_whole(cache, member):
             return cache
     folder = beside if os.access(beside, os.W_OK) else temporary
     folder.mkdir(mode=0o700, exist_ok=True)
     cache = folder / cache_name
-    log.warning('%s: member %s is compressed; unpacking it once to %s', path, member.filename, cache)
-    partial = cache.with_name(f'{cache.name}.{os.getpid()}.tmp')
-    try:
-        with archive.open(member) as source, open(partial, 'wb') as sink:
-            while block := source.read(1 << 24):
-                sink.write(block)
-        os.replace(partial, cache)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open(cache.with_suffix('.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)        # of several processes one unpacks, the others wait and share its file
+        try:
+            if not _is_whole(cache, member):
+                log.warning('%s: member %s is compressed; unpacking it once to %s', path, member.filename, cache)
+                with replacing(cache) as partial, archive.open(member) as source, open(partial, 'wb') as sink:
+                    shutil.copyfileobj(source, sink, 1 << 24)
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
     return cache

@@ -55,7 +55,7 @@ def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 def bone(clips: torch.Tensor, parents: list[int]) -> torch.Tensor:
     """Joint − its parent: clips (B, C, W, V, M), parents V 0-based indices -> as clips."""
-    return clips - clips[:, :, :, parents]
+    return clips - torch.stack([clips[:, :, :, parent] for parent in parents], dim=3)     # no index to copy over
 
 
 def velocity(clips: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ if [ -z "${PYTHON:-}" ]; then
             exit 2
         fi
         echo "making the environment in $root/.venv (about 6 GB, once)"
-        [ -x "$PYTHON" ] || "$base" -m venv "$root/.venv"
+        "$PYTHON" -m pip --version > /dev/null 2>&1 || "$base" -m venv --clear "$root/.venv"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$root/requirements-dev.txt"
         echo "$wanted" > "$root/.venv/installed"
     fi

@@ -16,7 +16,7 @@ run() {     # stage, folder, further options
     mkdir -p "$folder"
     echo "$(date +%T) $stage -> $folder"
     "$PYTHON" "main_$stage.py" --config "config/$stage.yaml" config/nwucla_xview.yaml --output_dir "$folder" \
-        --resume auto --num_workers 0 $OPTIONS "$@" > "$folder/console.txt" 2>&1 \
+        --resume auto --num_workers 0 $OPTIONS "$@" >> "$folder/console.txt" 2>&1 \
         || { tail -n 5 "$folder/console.txt" >&2; return 1; }
 }
 
@@ -34,9 +34,11 @@ job() {     # what, seed
 }
 export -f run job
 
-for what in mamp mae random finetune scratch; do
-    for seed in ${SEEDS:-0 1 2}; do
-        echo "$what $seed"
-    done
-done | xargs -P "$JOBS" -L 1 bash -ec 'job "$0" "$1"'
+for whats in "mamp mae random" "finetune scratch"; do       # fine-tuning starts from what the first pass makes
+    for what in $whats; do
+        for seed in ${SEEDS:-0 1 2}; do
+            echo "$what $seed"
+        done
+    done | xargs -P "$JOBS" -L 1 bash -ec 'job "$0" "$1"'
+done
 "$PYTHON" main_report.py "$OUT"

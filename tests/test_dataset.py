@@ -4,6 +4,8 @@ import itertools
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -826,3 +828,16 @@ def test_a_spawned_worker_gets_the_name_of_the_file_not_its_content(tiny_npz):
     assert len(pickled) < 1000
     again = pickle.loads(pickled)
     assert isinstance(again.x, np.memmap) and np.array_equal(again.x, dataset.x)
+
+
+def test_processes_that_start_together_share_one_unpacked_file(tmp_path):
+    """Each unpacking for itself would leave all but the last one with a file that has no name any more."""
+    path = tmp_path / 'small.npz'
+    np.savez_compressed(path, **members(clips=2000))
+    code = ('import os, sys; from feeder.npz import open_member; x = open_member(sys.argv[1], "x_train"); '
+            'print(x.sum(), [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line])')
+    together = [subprocess.Popen([sys.executable, '-c', code, str(path)], stdout=subprocess.PIPE, text=True)
+                for _ in range(3)]
+    said = {process.communicate()[0] for process in together}
+    assert len(said) == 1 and '[]' not in said.pop()
+    assert [p.suffix for p in sorted(tmp_path.iterdir())] == ['.npz', '.npy']

@@ -1,6 +1,7 @@
 """Whole runs of the three mains on a tiny set: what they write, that they learn, stop, and go on exactly."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from model_mamp import MAMP
 from tests.conftest import NUM_TEST, NUM_TRAIN, run
 from util import checkpoint
 from util.errors import UserError
+from util.log import EpochLog
 from util.loop import NonFiniteLoss
 from util.optim import adamw, set_learning_rate
 
@@ -171,6 +173,74 @@ def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert result_of(pretrained)['train_loss'] == result['train_loss']
     assert [line['epoch'] for line in lines_of(pretrained)] == [0, 1]
+
+
+def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained):
+    text = (pretrained / 'result.json').read_text()
+    marked = text.replace('"processes": 1', '"processes": 99')
+    (pretrained / 'result.json').write_text(marked)
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained), '--resume', 'auto'])
+    assert (pretrained / 'result.json').read_text() == marked
+    with pytest.raises(UserError, match='beyond --epochs 1'):
+        main_pretrain.main([*tiny_pretrain, '--epochs', '1', '--output_dir', str(pretrained), '--resume', 'auto'])
+    (pretrained / 'result.json').write_text(text)
+
+
+def test_resuming_goes_on_with_the_options_given(tiny_pretrain, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / 'run')
+    with open(tmp_path / 'run' / 'log.jsonl', 'a') as log:
+        log.write('{"epoch": 2, "train_lo')          # as a kill may leave it
+    main_pretrain.main([*tiny_pretrain, '--epochs', '3', '--weight_decay', '0.5', '--output_dir', str(tmp_path / 'run'),
+                        '--resume', 'auto'])
+    assert [line['epoch'] for line in lines_of(tmp_path / 'run')] == [0, 1, 2]
+    groups = checkpoint.load(tmp_path / 'run' / 'checkpoint-last.pth')['optimizer']['param_groups']
+    assert {group['weight_decay'] for group in groups} == {0., 0.5}
+
+
+@pytest.mark.parametrize('options, says', [(['--num_frames', '24'], 'temp_embed'), (['--depth', '1'], 'not a weight'),
+                                           (['--effective_batch_size', '23'], '22 training clips')], ids=str)
+def test_a_checkpoint_that_does_not_fit_is_not_resumed(tiny_pretrain, pretrained, options, says):
+    before = (pretrained / 'checkpoint-last.pth').read_bytes()
+    with pytest.raises(UserError, match=says):
+        main_pretrain.main([*tiny_pretrain, *options, '--epochs', '3', '--output_dir', str(pretrained), '--resume',
+                            'auto'])
+    assert (pretrained / 'checkpoint-last.pth').read_bytes() == before
+
+
+def test_one_run_is_not_resumed_into_the_folder_of_another(tiny_pretrain, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / 'other')
+    with pytest.raises(UserError, match='earlier run'):
+        main_pretrain.main([*tiny_pretrain, '--epochs', '3', '--output_dir', str(tmp_path / 'other'), '--resume',
+                            str(pretrained / 'checkpoint-last.pth')])
+
+
+@pytest.mark.parametrize('options', [['--stream', 'velocity'], ['--num_heads', '4']], ids=str)
+def test_settings_that_leave_no_trace_in_the_weights_must_be_the_same(tiny, pretrained, tmp_path, options):
+    main_finetune.main([*tiny, '--epochs', '1', '--output_dir', str(tmp_path)])
+    with pytest.raises(UserError, match=options[0][2:]):
+        main_finetune.main([*tiny, *options, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
+    if '--num_heads' in options:
+        with pytest.raises(UserError, match='num_heads'):
+            main_linprobe.main([*tiny, *options, '--finetune', str(pretrained / 'checkpoint-last.pth'),
+                                '--output_dir', str(tmp_path / 'probe')])
+
+
+def test_minutes_alone_bring_a_checkpoint_inside_an_epoch(tiny_pretrain, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, 'save', lambda path, content: saved.append((path.name, content['step'])))
+    main_pretrain.main([*tiny_pretrain, '--epochs', '1', '--save_minutes', '1e-9', '--log_steps', '2', '--output_dir',
+                        str(tmp_path)])
+    assert saved == [('checkpoint-last.pth', 2), ('checkpoint-last.pth', 4), ('checkpoint-0.pth', 0),
+                     ('checkpoint-last.pth', 0)]
+
+
+def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(EpochLog, 'scalars', lambda log, values, step: read.append((step, values)))
+    main_pretrain.main([*tiny_pretrain, '--log_steps', '3', '--output_dir', str(tmp_path)])
+    losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
+    assert sorted(losses) == [3, 5, 8, 10]
+    assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
 
 
 def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):

@@ -119,7 +119,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
-    add('--seed', type=WHOLE, default=0, help='of weights, data order, crops, masks, dropout')
+    add('--seed', type=Number(int, least=0, most=2**62), default=0,
+        help='of weights, data order, crops, masks, dropout')
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +131,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
     add('--save_epochs', type=COUNT, default=20, help='epochs between the checkpoints that are kept')
     add('--save_steps', type=WHOLE, default=0, help='steps between writes of checkpoint-last.pth inside an epoch '
-        '(0: at its end only)')
+        '(0: by --save_minutes only)')
+    add('--save_minutes', type=NOT_NEGATIVE, default=10., help='minutes after which checkpoint-last.pth is written '
+        'inside an epoch (0: at its end only)')
     add('--log_steps', type=COUNT, default=20, help='steps between readings of the loss')
 
 

@@ -50,9 +50,15 @@ def load(path: str | Path) -> dict:
         raise UserError(f'{path}: not a checkpoint: it has no model weights')
     if weights is content:
         content = {'model': content}
-    if isinstance(content.get('args'), argparse.Namespace):
-        content['args'] = vars(content['args'])
+    settings = content.get('args')
+    content['args'] = vars(settings) if isinstance(settings, argparse.Namespace) else settings or {}
     return content
+
+
+def differences(settings: dict, args: argparse.Namespace, names: tuple[str, ...]) -> str:
+    """Those of the settings that a checkpoint was made with and this run has otherwise, as text; '' for none."""
+    return ', '.join(f'{name} {settings[name]} (now {getattr(args, name)})' for name in names
+                     if settings.get(name) is not None and settings[name] != getattr(args, name))
 
 
 def _one_line(error: Exception) -> str:
@@ -61,9 +67,12 @@ def _one_line(error: Exception) -> str:
     return re.split(r'(?<=\.) ', lines[0])[0] or type(error).__name__
 
 
-def load_model(model: nn.Module, weights: dict, path: str | Path) -> None:
-    """Every weight of the model from the checkpoint, none missing and none left over (UserError otherwise)."""
-    _load_strictly(model, resize_temp_embed(weights, model), path)
+def load_model(model: nn.Module, weights: dict, path: str | Path, resize: bool = True) -> None:
+    """Every weight of the model from the checkpoint, none missing and none left over (UserError otherwise).
+
+    `resize` fits the segment embeddings to another number of frames; not for resuming, where moments go with them.
+    """
+    _load_strictly(model, resize_temp_embed(weights, model) if resize else weights, path)
 
 
 def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:

@@ -57,11 +57,9 @@ def joined(device: str):
     if size > 1:
         ids = {'device_id': chosen} if chosen.type == 'cuda' else {}
         dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', rank=rank, world_size=size, **ids)
-    try:
-        yield World(rank, size, chosen)
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+    yield World(rank, size, chosen)
+    if size > 1:        # not after a failure of this process alone: its peers would not take part (see run_main)
+        dist.destroy_process_group()
 
 
 def _choose_device(name: str, local_rank: int, size: int) -> torch.device:

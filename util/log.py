@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class EpochLog:
         """Drops lines and events a run wrote after the checkpoint it now resumes from."""
         self.path = output_dir / 'log.jsonl'
         old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if json.loads(line)['epoch'] < first_epoch]
+        kept = [line for line in old if self._epoch_of(line) < first_epoch]
         with replacing(self.path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in kept))
         try:
@@ -32,13 +33,24 @@ class EpochLog:
         except OSError as error:
             raise UserError(f'--log_dir {log_dir}: cannot be written ({error.strerror}); give another') from error
 
+    @staticmethod
+    def _epoch_of(line: str) -> float:
+        try:
+            return json.loads(line)['epoch']
+        except ValueError:
+            return math.inf     # cut off by a kill; the epoch is run and written again
+
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def epoch(self, epoch: int, values: dict[str, float], step: int) -> None:
-        with open(self.path, 'a') as file:
-            file.write(json.dumps({'epoch': epoch, **values}) + '\n')
+        try:
+            with open(self.path, 'a') as file:
+                file.write(json.dumps({'epoch': epoch, **values}) + '\n')
+        except OSError as error:
+            raise UserError(f'{self.path}: cannot be written ({error.strerror}); free space and --resume '
+                            'auto') from error
         self.scalars({f'epoch/{name}': value for name, value in values.items()}, step)
 
     def close(self) -> None:

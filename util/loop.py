@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import itertools
+import json
 import logging
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ class Precision:
         on_gpu = device.type == 'cuda'
         if name == 'tf32' and not on_gpu:
             raise UserError('--precision tf32 needs a CUDA GPU; use fp32 or bf16')
-        self.name = name or ('bf16' if on_gpu and torch.cuda.is_bf16_supported() else 'fp32')
+        self.name = name or ('bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32')
         self.device_type = device.type
         torch.set_float32_matmul_precision('high' if self.name == 'tf32' else 'highest')
         torch.backends.cudnn.allow_tf32 = self.name == 'tf32'
@@ -74,6 +75,8 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.log = NoLog()
+        self.version = code_version()       # what trains, whatever is committed meanwhile
+        self.saved_at = time.perf_counter()
 
     # ---- one epoch -------------------------------------------------------------------------------------------------
 
@@ -84,7 +87,7 @@ class Trainer:
         stream = read_batches(self.loader, self.world.device)
         bar = tqdm(range(self.first_step, self.steps_per_epoch), desc=f'epoch {epoch}', initial=self.first_step,
                    total=self.steps_per_epoch, unit='step', disable=None if self.world.is_main else True, leave=False)
-        began, recent = time.perf_counter(), self.loss_sum.clone()
+        began, read = time.perf_counter(), (self.first_step, self.loss_sum.clone())
         for step in bar:
             lr = learning_rate(epoch + step / self.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
                                args.epochs)
@@ -92,14 +95,16 @@ class Trainer:
             torch.manual_seed(derive_seed(args.seed, epoch, step, self.world.rank))     # drop path, dropout
             yield step, itertools.islice(stream, args.accum_iter)
             done = step + 1
-            if done % args.log_steps == 0:
+            due = args.save_steps and done % args.save_steps == 0
+            if done % args.log_steps == 0 or done == self.steps_per_epoch:
                 self.stop_if_non_finite(epoch, done)
-                loss = self.mean_over_world(self.loss_sum - recent) / args.log_steps
-                recent = self.loss_sum.clone()
+                loss = self.mean_over_world(self.loss_sum - read[1]) / (done - read[0])
+                read = done, self.loss_sum.clone()
                 speed = (done - self.first_step) * args.effective_batch_size / (time.perf_counter() - began)
                 bar.set_postfix_str(f'loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} clips/s')
                 self.log.scalars({'train/loss': loss, 'train/lr': lr}, epoch * self.steps_per_epoch + done)
-            if args.save_steps and done % args.save_steps == 0 and done < self.steps_per_epoch:
+                due = due or self.save_is_due()
+            if due and done < self.steps_per_epoch:
                 seconds = time.perf_counter() - began
                 self.save(epoch, done, [LAST], seconds, (done - self.first_step) * args.effective_batch_size)
 
@@ -125,6 +130,12 @@ class Trainer:
     def mean_over_world(self, value: torch.Tensor) -> float:
         return self.world.sum(value.clone()).item() / self.world.size
 
+    def save_is_due(self) -> bool:
+        """Whether --save_minutes have passed since the last checkpoint, by the main process's clock."""
+        late = self.args.save_minutes and time.perf_counter() - self.saved_at > 60 * self.args.save_minutes
+        told = torch.tensor(float(self.world.is_main and late), device=self.world.device)
+        return self.world.sum(told).item() > 0
+
     def stop_if_non_finite(self, epoch: int, step: int) -> None:
         """Ends the run on every process when any of them saw a loss that is not finite."""
         if self.world.sum(self.non_finite.clone()).item() > 0:
@@ -142,22 +153,29 @@ class Trainer:
                 log.info('%s: nothing to resume, starting anew', self.output_dir)
                 return
         state = checkpoint.load(path)
-        checkpoint.load_model(self.raw_model, state['model'], path)
+        checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
         if 'optimizer' not in state or 'epoch' not in state:
             raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
+        settings = [{name: value for name, value in group.items() if name != 'params'}
+                    for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state['optimizer'])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path}: its optimiser state does not fit this run ({error})') from error
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)       # weight decay and layer decay are this run's; the moments are the checkpoint's
         self.epoch, self.first_step = state['epoch'] + 1, state.get('step', 0)
+        if self.epoch > self.args.epochs or self.first_step >= self.steps_per_epoch:
+            raise UserError(f'{path}: it stands at epoch {self.epoch}, step {self.first_step}, beyond --epochs '
+                            f'{self.args.epochs} of {self.steps_per_epoch} steps; raise --epochs or start another run')
         self.record.update(state.get('record', {}))
         self.loss_sum.fill_(self.record['loss_sum'])
-        self._compare_settings(state.get('args', {}), path)
+        self._compare_settings(state['args'], path)
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'batch_size', 'accum_iter',
-                 'save_epochs', 'save_steps', 'log_steps', 'data_path', 'eval'}
+                 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval'}
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]
         if changed and self.first_step and (before.get('effective_batch_size') != self.args.effective_batch_size
@@ -172,9 +190,14 @@ class Trainer:
 
         train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss.
         """
-        if self.first_step == 0 and self.epoch == 0 and self.args.resume is None and (self.output_dir / LAST).exists():
+        last, result = self.output_dir / LAST, self.output_dir / 'result.json'
+        source = None if self.args.resume is None else last if self.args.resume == 'auto' else Path(self.args.resume)
+        if last.exists() and (source is None or source.resolve().parent != self.output_dir.resolve()):
             raise UserError(f'{self.output_dir}: holds the {LAST} of an earlier run; go on with --resume auto, or give '
                             'another --output_dir')
+        if self.epoch == self.args.epochs and result.exists():
+            log.info('%s: finished before, nothing to do', self.output_dir)
+            return json.loads(result.read_text())
         if self.world.is_main:
             self.log = EpochLog(self.output_dir, Path(self.args.log_dir), self.epoch,
                                 self.epoch * self.steps_per_epoch + self.first_step)
@@ -182,9 +205,11 @@ class Trainer:
                      describe_machine(self.world.device), self.precision.name, self.batches.num_clips,
                      self.steps_per_epoch, self.args.batch_size, self.args.accum_iter, self.world.size,
                      self.output_dir)
-        for epoch in range(self.epoch, self.args.epochs):
-            self._run_epoch(epoch, train_one_epoch, evaluate)
-        self.log.close()
+        try:
+            for epoch in range(self.epoch, self.args.epochs):
+                self._run_epoch(epoch, train_one_epoch, evaluate)
+        finally:
+            self.log.close()
         return self._result()
 
     def _run_epoch(self, epoch: int, train_one_epoch, evaluate) -> None:
@@ -196,7 +221,7 @@ class Trainer:
         line = {'train_loss': self.mean_over_world(self.loss_sum) / self.steps_per_epoch,
                 'lr': max(group['lr'] for group in self.optimizer.param_groups),
                 'clips_per_s': clips / trained}
-        names = [LAST]
+        names = []
         if evaluate:
             self.world.share_buffers(self.raw_model)
             scores = evaluate()
@@ -215,13 +240,14 @@ class Trainer:
         self.record['clips'] += clips
         self.log.epoch(epoch, line | {'seconds': time.perf_counter() - began}, (epoch + 1) * self.steps_per_epoch)
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
-        self.save(epoch + 1, 0, names)
+        self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
     def save(self, epoch: int, step: int, names: list[str], seconds: float = 0., clips: int = 0) -> None:
         """Writes a checkpoint that goes on at `step` of `epoch`, under each of the names; never a poisoned one."""
         for parameter in self.raw_model.parameters():
             self.non_finite += ~parameter.detach().isfinite().all()
         self.stop_if_non_finite(epoch, step)
+        self.saved_at = time.perf_counter()
         loss_sum = self.mean_over_world(self.loss_sum)
         if not self.world.is_main:
             return
@@ -230,7 +256,7 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'version': code_version()}
+                   'version': self.version}
         for name in names:
             checkpoint.save(self.output_dir / name, content)
 
@@ -242,7 +268,7 @@ class Trainer:
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
                   'machine': describe_machine(self.world.device), 'precision': self.precision.name,
-                  'processes': self.world.size, 'code_version': code_version(), 'config': vars(self.args)}
+                  'processes': self.world.size, 'code_version': self.version, 'config': vars(self.args)}
         if self.world.is_main:
             write_json(self.output_dir / 'result.json', result)
         return result

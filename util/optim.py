@@ -24,15 +24,16 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.) -> list[dict]:
-    """Groups by (lr_scale, weight_decay): lr_scale = layer_decay^(depth + 1 − layer); 1-D parameters never decay."""
+    """Groups by lr_scale = layer_decay^(depth + 1 − layer) and by whether they decay: 1-D parameters never do."""
     depth = len(model.blocks)
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = layer_decay ** (depth + 1 - layer_of(name, depth))
-        decay = weight_decay if parameter.ndim > 1 else 0.
-        group = groups.setdefault((scale, decay), {'params': [], 'lr_scale': scale, 'weight_decay': decay})
+        decays = parameter.ndim > 1
+        group = groups.setdefault((scale, decays), {'params': [], 'lr_scale': scale,
+                                                    'weight_decay': weight_decay if decays else 0.})
         group['params'].append(parameter)
     return list(groups.values())
 
