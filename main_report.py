@@ -42,6 +42,11 @@ def read_log(path: Path) -> list[dict]:
         raise UserError(f'{path}: cannot be read ({error}); leave out --figure or run that stage again') from error
 
 
+def rank(protocol: str) -> int:
+    """Stages in the order in which they are run."""
+    return ('pretrain', 'linprobe', 'finetune').index(protocol)
+
+
 def spread(values: list[float]) -> str:
     """'56.4 ± 6.5', or the value alone when there is only one."""
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
@@ -58,7 +63,7 @@ def table(results: list[dict]) -> str:
     head = ['benchmark', 'stage', 'encoder', 'top-1 last, %', 'top-1 best, %', 'top-5 last, %', 'each seed, last', 'n',
             'minutes']
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-    for (benchmark, stage, method), runs in groups.items():
+    for (benchmark, stage, method), runs in sorted(groups.items(), key=lambda item: (item[0][0], rank(item[0][1]))):
         scored = [run for run in runs if run['last']]
         cells = [spread([run[which][score] for run in scored]) if scored else '–'
                  for which, score in (('last', 'top1'), ('best', 'top1'), ('last', 'top5'))]
@@ -70,7 +75,7 @@ def table(results: list[dict]) -> str:
 
 def draw_curves(results: list[dict], path: Path) -> None:
     """Training loss and test accuracy over epochs, one panel a stage and quantity, one line a run."""
-    stages = sorted({result['protocol'] for result in results}, key=('pretrain', 'linprobe', 'finetune').index)
+    stages = sorted({result['protocol'] for result in results}, key=rank)
     panels = [(stage, key) for stage in stages for key in ('train_loss', 'test_top1')
               if (stage, key) != ('pretrain', 'test_top1')]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3), squeeze=False, layout='constrained')

@@ -103,7 +103,7 @@ def draw_motion(axes: list[plt.Axes], inside: dict, layout: Layout, u: int, quan
 def draw(inside: dict, layout: Layout, settings: dict, title: str, path: Path) -> None:
     """The whole figure, written to `path` as PNG."""
     figure = plt.figure(figsize=(12, 10.5), layout='constrained')
-    poses, grid, curves = figure.subfigures(3, 1, height_ratios=[1, 1.35, 1])
+    poses, grid, curves = figure.subfigures(3, 1, height_ratios=[0.8, 1.35, 1])
     u = settings['t_patch_size']
     poses.suptitle(f'{title}: the clip; joints hidden from the model at that moment are grey')
     draw_poses(list(poses.subplots(1, 8)), inside, layout, u)
