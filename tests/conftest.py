@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data.common import one_hot, write_npz
+from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_TEST, NUM_JOINTS, NUM_BODIES, NUM_CLASSES = 22, 13, 5, 2, 3
@@ -53,3 +54,14 @@ def run(*command: str, env: dict | None = None, timeout: float = 300) -> subproc
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)} | (env or {})
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True,
                           timeout=timeout, check=False)
+
+
+def refusal(call, *naming):
+    """The UserError that `call` ends with: one line that holds all of `naming`."""
+    with pytest.raises(UserError) as error:
+        call()
+    message = str(error.value)
+    assert '\n' not in message and message.strip(), message
+    for part in naming:
+        assert str(part) in message, message
+    return message

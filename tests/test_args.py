@@ -7,8 +7,8 @@ import math
 import pytest
 import yaml
 
+from tests.conftest import refusal
 from util.args import STAGES, Number, build_parser, parse_args, read_config, resolve_batch
-from util.errors import UserError
 
 # what every stage needs before anything else can be wrong
 ENOUGH = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}
@@ -28,17 +28,6 @@ def write(tmp_path):
         return [str(path) for path in paths]
 
     return write
-
-
-def refusal(call, *naming):
-    """The UserError that `call` ends with: one line that holds all of `naming`."""
-    with pytest.raises(UserError) as error:
-        call()
-    message = str(error.value)
-    assert '\n' not in message and message.strip(), message
-    for part in naming:
-        assert str(part) in message, message
-    return message
 
 
 def parsed(stage='pretrain', *options, files=()):

@@ -22,6 +22,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches, make_loader, read_batches
 from feeder.layouts import parents_of
 from feeder.npz import open_member
+from tests.conftest import refusal
 from util.errors import UserError
 
 V, M, T = 5, 2, 12      # joints, bodies and frames of the files made here
@@ -48,17 +49,6 @@ def path(tmp_path):
 
 def whole(dataset):
     return dataset[[(i, 10 + i) for i in range(len(dataset))]]
-
-
-def refusal(call, *naming):
-    """The UserError that `call` ends with: one line that holds all of `naming`."""
-    with pytest.raises(UserError) as error:
-        call()
-    message = str(error.value)
-    assert '\n' not in message and message.strip(), message
-    for part in naming:
-        assert str(part) in message, message
-    return message
 
 
 def files_beside(path):

@@ -46,7 +46,7 @@ def test_a_file_imports_only_from_lower_floors(path):
         assert below is None or below < floor, f'{module} imports {name}, which is not below it'
 
 
-def test_no_option_of_the_scripts_is_unknown_to_bash():
+def test_scripts_stop_at_their_first_error():
     for script in [*sorted((ROOT / 'scripts').glob('*.sh')), ROOT / '.ci' / 'run']:
         assert script.read_text().startswith('#'), script
         assert 'set -euo pipefail' in script.read_text() or script.name == 'env.sh', script

@@ -153,6 +153,8 @@ class Trainer:
                 log.info('%s: nothing to resume, starting anew', self.output_dir)
                 return
         state = checkpoint.load(path)
+        if other := checkpoint.differences(state['args'], self.args, ('num_heads', 'stream')):
+            raise UserError(f'{path}: trained with {other}; give the same')     # neither shows in the weights' shapes
         checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
         if 'optimizer' not in state or 'epoch' not in state:
             raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
