@@ -1,15 +1,21 @@
-"""What the preparation scripts share: the interchange file and the arrays that go into it.
+"""The interchange file: one .npz a protocol, written straight to the disk.
 
-One file a protocol, with the members x_train (N, T, M·V·3) float32, y_train (N, classes) float64 one-hot, x_test,
-y_test, and the sample names name_train, name_test (N,) as text. Rows are frames, zero rows after the last one.
+Members x_train (N, T, M·V·3) float32, y_train (N, classes) float64 one-hot, x_test, y_test, and the sample names
+name_train, name_test (N,) as text. Rows are frames, zero rows after the last one.
 """
 
+import io
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+from numpy.lib import format as npy
 
 from util.files import replacing
+
+BLOCK = 4096  # bytes; the unit in which file systems leave holes
 
 
 def one_hot(labels: Sequence[int], classes: int) -> np.ndarray:
@@ -40,7 +46,19 @@ def split_members(x: np.ndarray, y: np.ndarray, names: Sequence[str], train: Seq
 
 
 def write_npz(path: str | os.PathLike, /, **members: np.ndarray) -> None:
-    """Writes `members` uncompressed, so that they can be memory-mapped where they lie, and never pickled.
+    """Writes `members` as `npz_writer` does."""
+    with npz_writer(path) as add:
+        for name, array in members.items():
+            add(name, array.shape, array.dtype, [array])
+
+
+@contextmanager
+def npz_writer(path: str | os.PathLike) -> Iterator[Callable]:
+    """Yields `add(name, shape, dtype, chunks)`, which writes one member from its chunks, arrays in C order.
+
+    Members are uncompressed, so that they can be memory-mapped where they lie, never pickled, and may pass 4 GiB; no
+    more than a chunk is in memory. Zeros are left out as holes where the file system can: a file of 10 GB that is
+    mostly padding takes the room of what it holds. The same members make the same file, byte by byte.
 
     The file appears under its name only when it is whole and on the disk; a failure leaves nothing behind, and a
     file that had the name before stays as it was. Makes the folder when it is missing.
@@ -48,5 +66,34 @@ def write_npz(path: str | os.PathLike, /, **members: np.ndarray) -> None:
     Raises:
         UserError: the folder or the file cannot be written, a full disk included.
     """
-    with replacing(path) as partial, open(partial, 'wb') as file:
-        np.savez(file, allow_pickle=False, **members)
+    with replacing(path) as partial, _SparseFile(io.FileIO(partial, 'w'), 1 << 20) as file, \
+            zipfile.ZipFile(file, 'w') as archive:
+        def add(name: str, shape: tuple, dtype: np.dtype | type, chunks: Iterable[np.ndarray]) -> None:
+            dtype, size = np.dtype(dtype), 0
+            assert not dtype.hasobject, f'{name}: objects would be pickled'
+            with archive.open(zipfile.ZipInfo(f'{name}.npy'), 'w', force_zip64=True) as member:
+                npy.write_array_header_1_0(member, {'descr': npy.dtype_to_descr(dtype), 'fortran_order': False,
+                                                    'shape': tuple(shape)})
+                for chunk in chunks:
+                    assert chunk.dtype == dtype, f'{name}: a chunk of {chunk.dtype}'
+                    size += chunk.nbytes
+                    member.write(_bytes(chunk))
+            expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            assert size == expected, f'{name}: {size} bytes for the {expected} of shape {shape}'
+
+        yield add
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+class _SparseFile(io.BufferedWriter):
+    """Leaves a hole instead of writing a large piece that is all zeros."""
+
+    def write(self, piece) -> int:
+        size = memoryview(piece).nbytes
+        if size < BLOCK or np.frombuffer(piece, dtype=np.uint8).any():
+            return super().write(piece)
+        self.seek(size, io.SEEK_CUR)  # what follows, the zip's directory at the end, sets the file's size
+        return size

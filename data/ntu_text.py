@@ -1,0 +1,154 @@
+"""The raw text of NTU RGB+D: what a sample's name says, and what its `.skeleton` file holds.
+
+A file is a frame count; per frame a body count; per body one line of 10 fields, of which the first is its id, then the
+joint count and a line of 12 fields per joint: x y z in metres, depth x y, colour x y, orientation w x y z, tracking
+state. LF or CRLF ends a line.
+
+K appearances of a body in a frame, V = 25 joints.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from util.errors import UserError
+
+JOINTS, BODY_FIELDS, JOINT_FIELDS = 25, 10, 12
+PLAIN = bytes(range(32, 127)) + b'\t\r\n'
+NAME = re.compile(r'S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})')
+LARGEST = (32, 3, 106, 2, 120)  # of NTU RGB+D 120: setups, cameras, performers, replications, actions
+
+
+class Facts(NamedTuple):
+    """What a sample's name says, all 1-based."""
+
+    setup: int
+    camera: int
+    performer: int
+    replication: int
+    action: int
+
+
+class Body(NamedTuple):
+    start: int  # the first of the frames, counted without the empty ones, that show it
+    joints: np.ndarray  # (n, 25, 3) float32 metres; of the frames that show it, one after the other
+
+
+class Recording(NamedTuple):
+    frames: int  # that show a body
+    bodies: dict[str, Body]  # by id, in order of first appearance
+
+
+def facts_of(name: str) -> Facts:
+    """What the name SsssCcccPpppRrrrAaaa says; raises UserError for a name that is none of NTU RGB+D 120's."""
+    match = NAME.fullmatch(name)
+    facts = Facts(*map(int, match.groups())) if match else None
+    if facts is None or not all(1 <= fact <= largest for fact, largest in zip(facts, LARGEST, strict=True)):
+        raise UserError(f'{name!r:.60} is no sample name of NTU RGB+D (SsssCcccPpppRrrrAaaa, up to '
+                        f'S{LARGEST[0]:03}C{LARGEST[1]:03}P{LARGEST[2]:03}R{LARGEST[3]:03}A{LARGEST[4]:03})')
+    return facts
+
+
+def split_lines(text: bytes) -> list[bytes]:
+    """The lines of a raw text, without empty ones at its end; raises UserError naming a line that is not plain text."""
+    lines = text.rstrip().split(b'\n')
+    if text.translate(None, PLAIN):
+        number = next(number for number, line in enumerate(lines, 1) if line.translate(None, PLAIN))
+        raise UserError(f'line {number}: {lines[number - 1]!r:.60} is not plain text')
+    return lines
+
+
+def parse_skeleton(text: bytes) -> Recording:
+    """The bodies of a `.skeleton` file. Frames without a body are not counted.
+
+    Ids are compared as text: they exceed what float64 holds exactly. A body that leaves and returns has its frames
+    closed up.
+
+    Raises:
+        UserError: a count or a coordinate is not a number, a field or a line is missing, there is a line too many, a
+            count of joints is not 25, a body is in a frame twice, or no frame shows a body.
+    """
+    lines = split_lines(text)
+    ids, frame_of, first_lines, frames = _walk(lines)
+    if not ids:
+        raise UserError('no frame shows a body')
+    rows = [line for first in first_lines for line in lines[first:first + JOINTS]]
+    try:
+        joints = _coordinates(rows, spaced=not any(odd in text for odd in (b'  ', b' \n', b' \r', b'\n ')))
+    except ValueError:
+        raise _blame(lines, first_lines) from None
+    appearances: dict[str, list[int]] = {}
+    for k, body in enumerate(ids):
+        appearances.setdefault(body, []).append(k)
+    return Recording(frames, {body: Body(frame_of[ks[0]], joints[ks]) for body, ks in appearances.items()})
+
+
+def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]:
+    """Follows the counts through a file: id, frame and first joint line (an index) of each of the K; the frames."""
+    ids, frame_of, first_lines = [], [], []
+    at, frames = 1, 0
+    for _ in range(_count(lines, 0, 'frames')):
+        bodies, seen = _count(lines, at, 'bodies'), len(ids)
+        at += 1
+        for _ in range(bodies):
+            fields = _line(lines, at).split()
+            if len(fields) != BODY_FIELDS:
+                raise UserError(f'line {at + 1}: {len(fields)} fields, where a body has {BODY_FIELDS}')
+            if (joints := _count(lines, at + 1, 'joints')) != JOINTS:
+                raise UserError(f'line {at + 2}: {joints} joints, where a body has {JOINTS}')
+            _line(lines, at + 1 + JOINTS)
+            body = fields[0].decode('latin-1')
+            if body in ids[seen:]:
+                raise UserError(f'line {at + 1}: body {body!r:.40} is twice in this frame')
+            ids.append(body)
+            frame_of.append(frames)
+            first_lines.append(at + 2)
+            at += 2 + JOINTS
+        frames += bodies > 0
+    if at < len(lines):
+        raise UserError(f'line {at + 1}: there are lines after the last frame')
+    return ids, frame_of, first_lines, frames
+
+
+def _line(lines: Sequence[bytes], at: int) -> bytes:
+    if at >= len(lines):
+        raise UserError(f'line {len(lines)}: the file ends inside a frame')
+    return lines[at]
+
+
+def _count(lines: Sequence[bytes], at: int, what: str) -> int:
+    text = _line(lines, at).strip()
+    if not text.isdigit() or len(text) > 9:
+        raise UserError(f'line {at + 1}: {text.decode("latin-1")!r:.40} is no number of {what}')
+    return int(text)
+
+
+def _coordinates(rows: Sequence[bytes], spaced: bool) -> np.ndarray:
+    """x y z of joint lines, (K, 25, 3) float32; ValueError when a line among them is damaged.
+
+    `spaced`: no two spaces of the file meet, nor a space and the end of a line, so that counting them counts fields.
+    """
+    if not (spaced and all(row.count(b' ') == JOINT_FIELDS - 1 for row in rows)
+            or all(len(row.split()) == JOINT_FIELDS for row in rows)):
+        raise ValueError('a field is missing')
+    with np.errstate(over='ignore'):
+        xyz = np.loadtxt(rows, usecols=(0, 1, 2), comments=None, ndmin=2).astype(np.float32)
+    if not np.isfinite(xyz).all():
+        raise ValueError('a coordinate is not finite')
+    return xyz.reshape(-1, JOINTS, 3)
+
+
+def _blame(lines: Sequence[bytes], first_lines: Sequence[int]) -> UserError:
+    """The error for the first of the joint lines that `_coordinates` does not take by itself."""
+    for at in (first + joint for first in first_lines for joint in range(JOINTS)):
+        fields = lines[at].split()
+        if len(fields) != JOINT_FIELDS:
+            return UserError(f'line {at + 1}: {len(fields)} fields, where a joint has {JOINT_FIELDS}')
+        try:
+            _coordinates([lines[at]] * JOINTS, spaced=False)
+        except ValueError:
+            xyz = b' '.join(fields[:3]).decode('latin-1')
+            return UserError(f'line {at + 1}: {xyz!r:.60} is not x y z in metres')
+    raise AssertionError('every joint line is whole by itself')

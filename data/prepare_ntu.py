@@ -1,0 +1,169 @@
+"""NTU RGB+D 60 and 120, raw skeleton text, to one interchange file a protocol.
+
+    python data/prepare_ntu.py --dataset ntu60      # data/nturgbd_raw/… to data/ntu/NTU60_XSub.npz and NTU60_XView.npz
+    python data/prepare_ntu.py --dataset ntu120 --raw s001_to_s017.zip s018_to_s032.zip --out /somewhere
+
+`--raw` takes folders and the zips as downloaded, which are read in place. A sample's setup, camera, performer and
+action come from its name. Left out are the 535 samples with unusable skeletons (ntu_unusable.txt) and, for NTU-60, the
+files of NTU-120. What remains keeps the order and every bit of the files that the authors' scripts write.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:  # run by path: the repository's root is not on the search path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.ntu_actors import WIDTH, to_rows
+from data.ntu_text import facts_of, parse_skeleton
+from data.pipeline import (
+    Parsed,
+    Sample,
+    Source,
+    Spool,
+    Tally,
+    add_options,
+    chosen_protocols,
+    collect,
+    find_sources,
+    settle_damaged,
+    write_protocol,
+)
+from util.errors import UserError, run_main
+
+HERE = Path(__file__).resolve().parent
+RAW = HERE / 'nturgbd_raw'
+CHUNK = 8  # files a process parses at a time
+PERFORMERS_60 = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
+PERFORMERS_120 = (*PERFORMERS_60, 45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84,
+                  85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103)
+
+
+class Protocol(NamedTuple):
+    file: str
+    fact: str                   # of a sample's name, by which it is split
+    train: tuple[int, ...]      # in this order, then by name; all others test, in ascending order
+
+
+class DataSet(NamedTuple):
+    setups: int                 # 1 to this; files of later setups belong to another set
+    classes: int
+    samples: int | None         # of the full set, when there is one
+    second: str                 # the second body of a sample with a single actor: 'zeros' or 'copy'
+    raw: tuple[tuple[str, ...], ...]    # in RAW, each under one of these names
+    out: str
+    protocols: dict[str, Protocol]
+
+
+FIRST = ('nturgb+d_skeletons', 'nturgbd_skeletons_s001_to_s017.zip')
+LATER = ('nturgb+d_skeletons120', 'nturgb+d_skeletons_120', 'nturgbd_skeletons_s018_to_s032.zip')
+DATASETS = {
+    'ntu60': DataSet(17, 60, 56578, 'zeros', (FIRST,), 'ntu', {
+        'xsub': Protocol('NTU60_XSub', 'performer', PERFORMERS_60),
+        'xview': Protocol('NTU60_XView', 'camera', (2, 3))}),
+    'ntu120': DataSet(32, 120, 113945, 'copy', (FIRST, LATER), 'ntu120', {
+        'xsub': Protocol('NTU120_XSub', 'performer', PERFORMERS_120),
+        'xset': Protocol('NTU120_XSet', 'setup', tuple(range(2, 33, 2)))}),
+    'synth': DataSet(17, 12, None, 'zeros', (), 'synthetic', {
+        'xsub': Protocol('SYNTH_XSub', 'performer', PERFORMERS_60),
+        'xview': Protocol('SYNTH_XView', 'camera', (2, 3))}),
+}
+
+
+def unusable_samples() -> set[str]:
+    """The 535 names in ntu_unusable.txt."""
+    lines = (HERE / 'ntu_unusable.txt').read_text().splitlines()
+    return {f'{setup}{rest}' for setup, _, names in (line.partition(': ') for line in lines if line.startswith('S'))
+            for rest in names.split()}
+
+
+def default_raw(dataset: DataSet) -> list[Path]:
+    """Where the raw files lie when nobody says otherwise; raises UserError when a part of them does not."""
+    found = []
+    for names in dataset.raw:
+        there = [RAW / name for name in names if (RAW / name).exists()]
+        if not there:
+            raise UserError(f'{RAW}: none of {", ".join(names)} is there; put one there or give --raw')
+        found.append(there[0])
+    if not found:
+        raise UserError('give --raw the folder that data/synthesize.py wrote')
+    return found
+
+
+def choose(sources: Sequence[Source], dataset: DataSet, tally: Tally) -> list[Source]:
+    """The sources that belong into the set, by their names; others are counted or, for want of a name, damaged."""
+    unusable = unusable_samples() if dataset.samples else set()
+    chosen = []
+    for source in sources:
+        try:
+            facts = facts_of(source.stem)
+        except UserError as error:
+            tally.damaged.append(f'{source}: {error}')
+            continue
+        if source.stem in unusable:
+            tally.counts['left out: on the list of unusable skeletons'] += 1
+        elif facts.setup > dataset.setups:
+            tally.counts[f'left out: of a setup after {dataset.setups}'] += 1
+        elif facts.action > dataset.classes:
+            tally.damaged.append(f'{source}: action {facts.action}, where the set has {dataset.classes}')
+        else:
+            chosen.append(source)
+    return chosen
+
+
+def parse(source: Source) -> Parsed:
+    """The sample of one `.skeleton` file; raises UserError when it is damaged or cannot be read."""
+    text = source.read()
+    sample = Sample(source.stem, facts_of(source.stem).action - 1, to_rows(parse_skeleton(text)))
+    return Parsed([sample], len(text), Counter())
+
+
+def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
+    """Indices into `names` of a protocol's training and test samples, in the order of its file."""
+    rank = {value: place for place, value in enumerate(protocol.train)}
+    facts = [getattr(facts_of(name), protocol.fact) for name in names]
+    everything = sorted(range(len(names)), key=lambda index: names[index])
+    train = sorted((index for index in everything if facts[index] in rank), key=lambda index: rank[facts[index]])
+    test = sorted((index for index in everything if facts[index] not in rank), key=lambda index: facts[index])
+    return train, test
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description='NTU RGB+D raw skeletons to NTU60_*.npz or NTU120_*.npz')
+    parser.add_argument('--dataset', choices=DATASETS, required=True, help='synth: what data/synthesize.py wrote')
+    parser.add_argument('--raw', type=Path, nargs='+', help=f'folders or zips; default: those in {RAW}')
+    parser.add_argument('--out', type=Path, help='folder for the files; default: ntu, ntu120 or synthetic in data/')
+    parser.add_argument('--protocol', nargs='+', help='xsub, xview (ntu60, synth), xset (ntu120); default: all')
+    add_options(parser)
+    args = parser.parse_args(argv)
+    dataset = DATASETS[args.dataset]
+    protocols = chosen_protocols(args.protocol, dataset.protocols)
+    out = args.out or HERE / dataset.out
+
+    tally = Tally()
+    sources = choose(find_sources(args.raw or default_raw(dataset), '.skeleton'), dataset, tally)
+    spool = collect(sources, parse, out, args.workers, CHUNK, tally)
+    settle_damaged(tally.damaged, args.skip_damaged, out / f'{args.dataset}_damaged.txt')
+    write_all(spool, dataset, protocols, out)
+    tally.print(spool)
+    if dataset.samples and len(spool) != dataset.samples:
+        print(f'note: the full set has {dataset.samples:,} samples')
+    return 0
+
+
+def write_all(spool: Spool, dataset: DataSet, protocols: Sequence[Protocol], out: Path) -> None:
+    """Writes the protocols' files, all as long as the longest sample of the whole set."""
+    if not len(spool):
+        raise UserError('no sample to write: none of the files belongs to this set')
+    for protocol in protocols:
+        train, test = order(spool.names, protocol)
+        write_protocol(out / f'{protocol.file}.npz', spool, train, test, dataset.classes, max(spool.lengths),
+                       2 * WIDTH, dataset.second)
+
+
+if __name__ == '__main__':
+    run_main(main)
