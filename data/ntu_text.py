@@ -16,6 +16,7 @@ import numpy as np
 from util.errors import UserError
 
 JOINTS, BODY_FIELDS, JOINT_FIELDS = 25, 10, 12
+JOINT_LINE = np.dtype([('xyz', np.float64, 3), ('others', 'S1', JOINT_FIELDS - 3)])  # so that all fields must be there
 PLAIN = bytes(range(32, 127)) + b'\t\r\n'
 NAME = re.compile(r'S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})')
 LARGEST = (32, 3, 106, 2, 120)  # of NTU RGB+D 120: setups, cameras, performers, replications, actions
@@ -76,7 +77,7 @@ def parse_skeleton(text: bytes) -> Recording:
         raise UserError('no frame shows a body')
     rows = [line for first in first_lines for line in lines[first:first + JOINTS]]
     try:
-        joints = _coordinates(rows, spaced=not any(odd in text for odd in (b'  ', b' \n', b' \r', b'\n ')))
+        joints = _coordinates(rows)
     except ValueError:
         raise _blame(lines, first_lines) from None
     appearances: dict[str, list[int]] = {}
@@ -93,12 +94,13 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
         bodies, seen = _count(lines, at, 'bodies'), len(ids)
         at += 1
         for _ in range(bodies):
-            fields = _line(lines, at).split()
+            if at + 2 + JOINTS > len(lines):
+                raise _end_of(lines)
+            fields = lines[at].split()
             if len(fields) != BODY_FIELDS:
                 raise UserError(f'line {at + 1}: {len(fields)} fields, where a body has {BODY_FIELDS}')
-            if (joints := _count(lines, at + 1, 'joints')) != JOINTS:
-                raise UserError(f'line {at + 2}: {joints} joints, where a body has {JOINTS}')
-            _line(lines, at + 1 + JOINTS)
+            if lines[at + 1].strip() != b'%d' % JOINTS:
+                raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, where a body has {JOINTS}')
             body = fields[0].decode('latin-1')
             if body in ids[seen:]:
                 raise UserError(f'line {at + 1}: body {body!r:.40} is twice in this frame')
@@ -112,31 +114,31 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
     return ids, frame_of, first_lines, frames
 
 
-def _line(lines: Sequence[bytes], at: int) -> bytes:
-    if at >= len(lines):
-        raise UserError(f'line {len(lines)}: the file ends inside a frame')
-    return lines[at]
-
-
 def _count(lines: Sequence[bytes], at: int, what: str) -> int:
-    text = _line(lines, at).strip()
+    if at >= len(lines):
+        raise _end_of(lines)
+    text = lines[at].strip()
     if not text.isdigit() or len(text) > 9:
-        raise UserError(f'line {at + 1}: {text.decode("latin-1")!r:.40} is no number of {what}')
+        raise UserError(f'line {at + 1}: {text!r:.40} is no number of {what}')
     return int(text)
 
 
-def _coordinates(rows: Sequence[bytes], spaced: bool) -> np.ndarray:
-    """x y z of joint lines, (K, 25, 3) float32; ValueError when a line among them is damaged.
+def _end_of(lines: Sequence[bytes]) -> UserError:
+    return UserError(f'line {len(lines)}: the file ends inside a frame')
 
-    `spaced`: no two spaces of the file meet, nor a space and the end of a line, so that counting them counts fields.
-    """
-    if not (spaced and all(row.count(b' ') == JOINT_FIELDS - 1 for row in rows)
-            or all(len(row.split()) == JOINT_FIELDS for row in rows)):
-        raise ValueError('a field is missing')
+
+def _coordinates(rows: Sequence[bytes]) -> np.ndarray:
+    """x y z of the joint lines `rows`, (K, 25, 3) float32; ValueError when a line among them is damaged."""
+    if not any(map(bytes.strip, rows)):  # loadtxt would pass over empty lines, and warn when there is no other
+        raise ValueError('empty lines')
+    text = b'\n'.join(rows) + b'\n'
+    blank = np.frombuffer(text, dtype=np.uint8) <= 32
+    spaced = not (blank[1:] & blank[:-1]).any() and b'\t' not in text  # with single spaces: quicker to split
     with np.errstate(over='ignore'):
-        xyz = np.loadtxt(rows, usecols=(0, 1, 2), comments=None, ndmin=2).astype(np.float32)
-    if not np.isfinite(xyz).all():
-        raise ValueError('a coordinate is not finite')
+        xyz = np.loadtxt(rows, JOINT_LINE, comments=None, delimiter=' ' if spaced else None, ndmin=1)['xyz']
+        xyz = xyz.astype(np.float32)
+    if len(xyz) != len(rows) or not np.isfinite(xyz).all():
+        raise ValueError('an empty line, or a coordinate that is not finite')
     return xyz.reshape(-1, JOINTS, 3)
 
 
@@ -147,7 +149,7 @@ def _blame(lines: Sequence[bytes], first_lines: Sequence[int]) -> UserError:
         if len(fields) != JOINT_FIELDS:
             return UserError(f'line {at + 1}: {len(fields)} fields, where a joint has {JOINT_FIELDS}')
         try:
-            _coordinates([lines[at]] * JOINTS, spaced=False)
+            _coordinates([lines[at]] * JOINTS)
         except ValueError:
             xyz = b' '.join(fields[:3]).decode('latin-1')
             return UserError(f'line {at + 1}: {xyz!r:.60} is not x y z in metres')

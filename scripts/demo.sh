@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table and figures.
-#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without it, clips are made on the spot
+#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without it, made-up recordings in NTU RGB+D's raw format
 #   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
 set -euo pipefail
 here="$PWD"
@@ -9,7 +9,7 @@ DATA="${1:+$(absolute "$1")}"
 OUT="$(absolute "${2:-demo_out}")"
 cd "$(dirname "$0")/.."
 source scripts/env.sh
-rm -rf "$OUT/runs"      # a demo starts anew
+rm -rf "$OUT/runs" "$OUT/raw"      # a demo starts anew
 mkdir -p "$OUT"
 began=$SECONDS
 
@@ -17,7 +17,8 @@ if [ -n "$DATA" ]; then
     "$PYTHON" data/prepare_nwucla.py --raw "$DATA" --out "$OUT/data"
     set -- config/nwucla_xview.yaml --data_path "$OUT/data/NWUCLA_XView.npz"
 else
-    "$PYTHON" data/synthesize.py --out "$OUT/data" --clips_per_class 60
+    "$PYTHON" data/synthesize.py --out "$OUT/raw" --clips_per_class 60
+    "$PYTHON" data/prepare_ntu.py --dataset synth --raw "$OUT/raw" --out "$OUT/data"
     set -- config/synth_xsub.yaml --data_path "$OUT/data/SYNTH_XSub.npz"
 fi
 benchmark="$1"
