@@ -88,6 +88,12 @@ def _load(path: Path):
         return pickle.load(file)
 
 
+def generate(samples: int, raw: Path) -> None:
+    """Recordings of data/synthesize.py, `samples` or up to eleven more, so that every action has as many."""
+    each = -(-samples // DATASET.classes)
+    run([sys.executable, str(HERE / 'synthesize.py'), '--out', str(raw), '--clips_per_class', str(each)])
+
+
 def run(command: list[str]) -> tuple[float, float]:
     """Seconds of a command, and the largest sum of its processes' resident memory in MB, looked at every 10 ms."""
     start, peak = time.perf_counter(), 0
