@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from feeder.augment import ClipMaker
-from feeder.dataset import EvalBatches, SkeletonDataset, make_loader, read_batches
+from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.loader import make_loader, read_batches
 from model_transformer import ActionTransformer
 from util import checkpoint
 from util.dist import World
@@ -88,7 +89,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
                         'more at once')
     train, test = splits
     batches = EvalBatches(len(test), args.batch_size, world.rank, world.size)
-    loader = make_loader(test, batches, args.num_workers, pin_memory=world.device.type == 'cuda')
+    loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
         return evaluate_checkpoint(args, world, model, loader)
     trainer = Trainer(args, world, model, optimizer, train, facts)

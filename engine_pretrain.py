@@ -14,6 +14,7 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> None:
             uniform = clips_of.mask_uniform(batch, epoch, step, num_tokens)         # (N·M, L)
             with trainer.synced_at_last(micro):
                 with trainer.precision.autocast():
-                    loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform)
+                    loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform,
+                                       args.skip_empty_bodies)
                 trainer.backward(loss)
         trainer.update()

@@ -1,130 +1,191 @@
-"""How fast the model is: clips/s of a stage under each mode, measured in turn in one run, as ratios to `plain`.
+"""How fast each stage is under each mode: the real engines on real batches, modes taking turns in one run.
 
-python main_benchmark.py --stages pretrain,evaluate --modes plain,fused [--config config/pretrain.yaml FILE.yaml]
+python main_benchmark.py --stages pretrain,evaluate --modes plain,fused,bf16 --device cpu --json table.json
 
-Modes: `plain` computes attention step by step (the whole L × L matrix in memory), `fused` in one kernel; `bf16` is
-`fused` under bf16 autocast. Stages: `pretrain` is one optimiser step, `evaluate` a forward pass of the probe.
+Modes: `plain` is the authors' way of computing (util/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
+precision, `compiled` bf16 with torch.compile, `resident` that with the data set in the device's memory. A turn is
+--steps steps of a stage; the first of each is warm-up. Without --data_path, clips as long and as often of one body as
+NTU RGB+D 60's are made up.
 """
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
 
-from model_mamp import MAMP
-from model_transformer import ActionTransformer
-from util.args import COUNT, build_parser, read_config, settings_for
-from util.dist import joined
+import engine_finetune
+import engine_pretrain
+import main_finetune
+import main_linprobe
+import main_pretrain
+from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.loader import make_loader
+from util.args import COUNT, WHOLE, parse_args, resolve_batch
+from util.bench import Watched, matmul_peak, peak_memory, table, write_clips
+from util.dist import World, joined
 from util.errors import UserError, run_main
 from util.files import write_json
+from util.flops import clip_flops
 from util.log import describe_machine
-from util.optim import adamw, set_learning_rate
+from util.loop import Precision, Trainer
+from util.plain import make_plain, plain_loader
 
-STAGES, MODES = ('pretrain', 'evaluate'), ('plain', 'fused', 'bf16')
-
-
-def set_fused_attention(model: nn.Module, fused: bool) -> None:
-    for module in model.modules():
-        if hasattr(module, 'fused_attn'):
-            module.fused_attn = fused
-
-
-def pretrain_step(settings: dict, clips: torch.Tensor):
-    """A function that does one optimiser step of pre-training, and its model."""
-    model = MAMP(**settings_for(MAMP, settings)).to(clips.device)
-    optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=settings['weight_decay'])
-    set_learning_rate(optimizer, 1e-4)
-    how = {name: settings[name] for name in ('mask_ratio', 'motion_stride', 'motion_aware_tau')}
-
-    def step() -> None:
-        loss, _, _ = model(clips, **how)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return model, step
+CONFIG = Path(__file__).parent / 'config'
+BUILD = {'pretrain': main_pretrain.build_model, 'finetune': main_finetune.build_model,
+         'linprobe': main_linprobe.build_model, 'evaluate': main_linprobe.build_model,
+         'data': main_linprobe.build_model}
+MODES = {  # settings of each; precision first
+    'plain': {'precision': 'fp32', 'compile': 'off'},
+    'fused': {'precision': 'fp32', 'compile': 'off'},
+    'tf32': {'precision': 'tf32', 'compile': 'off'},
+    'bf16': {'precision': 'bf16', 'compile': 'off'},
+    'compiled': {'precision': 'bf16', 'compile': 'on'},
+    'resident': {'precision': 'bf16', 'compile': 'on', 'data_on_device': True},
+}
 
 
-def evaluate_step(settings: dict, clips: torch.Tensor):
-    """A function that classifies the clips, and its model."""
-    model = ActionTransformer(protocol='linprobe', num_classes=60, **settings_for(ActionTransformer, settings))
-    model = model.to(clips.device).eval()
+class Turns:
+    """One stage under one mode, ready to run turn after turn."""
 
-    def step() -> None:
-        with torch.inference_mode():
-            model(clips)
-    return model, step
+    def __init__(self, stage: str, mode: str, options: argparse.Namespace, data_path: str, world: World):
+        recipe = stage if stage in ('pretrain', 'finetune') else 'linprobe'
+        self.args = args = settings(recipe, options, data_path)
+        vars(args).update(MODES[mode], num_workers=options.num_workers, batch_size=options.batch_size, accum_iter=1,
+                          log_steps=10 ** 9, save_steps=0, save_minutes=0)
+        args.effective_batch_size = options.batch_size * world.size if options.batch_size else args.effective_batch_size
+        resolve_batch(args, world.size)
+        self.stage, self.mode, self.world, self.seconds, self.waited, self.memory = stage, mode, world, [], [], 0
+        clips_a_turn = options.steps * args.effective_batch_size
+        dataset = SkeletonDataset(data_path, 'test' if stage == 'evaluate' else 'train', args.num_joints)
+        if len(dataset) < clips_a_turn:
+            raise UserError(f'{data_path}: {len(dataset)} clips are fewer than --steps {options.steps} steps of '
+                            f'{args.effective_batch_size}')
+        model, optimizer = BUILD[stage](args, world.device)
+        self.trainer = Trainer(args, world, model, optimizer, dataset, {})
+        self.trainer.steps_per_epoch = options.steps
+        if mode == 'plain':
+            make_plain(self.trainer, dataset)
+        if stage == 'evaluate':
+            batches = EvalBatches(clips_a_turn, args.batch_size, world.rank, world.size)
+            self.trainer.loader = (
+                plain_loader(dataset, batches, self.trainer.clips, False, args.num_workers, world.device)
+                if mode == 'plain' else make_loader(dataset, batches, args.num_workers, world.device,
+                                                    args.data_on_device))
+        self.trainer.loader = Watched(self.trainer.loader)
+        self.clips = clips_a_turn
+
+    def run(self) -> None:
+        """One turn; the device's work is over when it returns."""
+        trainer, loader = self.trainer, self.trainer.loader
+        trainer.precision = Precision(self.args.precision, self.world.device)   # sets what is global
+        waited, began = loader.waited, time.perf_counter()
+        with peak_memory(self.world.device) as peak:
+            self._run_epoch(len(self.seconds))
+            if self.world.device.type == 'cuda':
+                torch.cuda.synchronize(self.world.device)
+        self.seconds.append(time.perf_counter() - began)
+        self.waited.append(loader.waited - waited)
+        self.memory = peak.bytes
+
+    def _run_epoch(self, epoch: int) -> None:
+        trainer = self.trainer
+        if self.stage == 'pretrain':
+            engine_pretrain.train_one_epoch(trainer, epoch)
+        elif self.stage == 'evaluate':
+            engine_finetune.evaluate(trainer.raw_model, trainer.loader, trainer.clips, trainer.precision, self.world)
+        elif self.stage == 'data':
+            for step, batches in trainer.steps(epoch):
+                for batch in batches:
+                    trainer.clips.train_view(batch, epoch, step)
+        else:
+            engine_finetune.train_one_epoch(trainer, epoch)
+
+    def row(self, plain: 'Turns | None', peak: float, train_clips: int) -> dict:
+        """What is printed of it; the first turn was for warming up."""
+        seconds, clips_per_s = self.seconds[1:], self.clips / median(self.seconds[1:])
+        flops = clip_flops(self.stage, self.args) * clips_per_s
+        recipe = self.stage not in ('evaluate', 'data')
+        return {'stage': self.stage, 'mode': self.mode, 'clips_per_s': clips_per_s,
+                'ms_per_step': 1000 * median(seconds) * self.args.effective_batch_size / self.clips,
+                'ratio_to_plain': plain and median(a / b for a, b in zip(plain.seconds[1:], seconds, strict=True)),
+                'tflops': flops / 1e12 or None, 'share_of_peak': flops / peak or None,
+                'waiting_for_data': median(self.waited[1:]) / median(seconds),
+                'memory_gb': self.memory and self.memory / 1e9,
+                'recipe_hours': self.args.epochs * train_clips / clips_per_s / 3600 if recipe else None}
 
 
-def time_once(model: nn.Module, step, mode: str, device: torch.device) -> float:
-    """Seconds of one step under `mode`, the device's work included."""
-    set_fused_attention(model, mode != 'plain')
-    began = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=mode == 'bf16'):
-        step()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+FORMATS = {'stage': '', 'mode': '', 'clips_per_s': ',.1f', 'ms_per_step': ',.1f', 'ratio_to_plain': '.2f',
+           'tflops': '.2f', 'share_of_peak': '.0%', 'waiting_for_data': '.0%', 'memory_gb': '.1f',
+           'recipe_hours': ',.2f'}
 
 
-def measure(stage: str, modes: list[str], settings: dict, clips: torch.Tensor, repeats: int) -> list[dict]:
-    """Rows of one stage: modes take turns, so that what slows the machine slows them all; the first turn is warm-up."""
-    model, step = {'pretrain': pretrain_step, 'evaluate': evaluate_step}[stage](settings, clips)
-    turns = [[time_once(model, step, mode, clips.device) for mode in modes] for _ in range(repeats + 1)][1:]
-    rows = []
-    for index, mode in enumerate(modes):
-        seconds = median(turn[index] for turn in turns)
-        ratio = median(turn[0] / turn[index] for turn in turns)
-        rows.append({'stage': stage, 'mode': mode, 'clips_per_s': len(clips) / seconds, 'ms_per_step': 1000 * seconds,
-                     'ratio_to_plain': ratio if modes[0] == 'plain' else None})
-    return rows
+def measure(stage: str, options: argparse.Namespace, data_path: str, world: World) -> list[dict]:
+    """Rows of one stage. Its modes take turns, so that what slows the machine slows them all."""
+    turns = {mode: Turns(stage, mode, options, data_path, world) for mode in options.modes}
+    peaks = {precision: matmul_peak(world.device, precision)
+             for precision in {turn.args.precision for turn in turns.values()}}
+    for _ in range(options.repeats + 1):
+        for turn in turns.values():
+            turn.run()
+    return [turn.row(turns.get('plain'), peaks[turn.args.precision], options.train_clips) for turn in turns.values()]
 
 
-def names(allowed: tuple[str, ...]):
+def names(allowed):
     """An option's type: names from `allowed`, separated by commas."""
     def parse(value: str) -> list[str]:
         chosen = value.split(',')
         if not set(chosen) <= set(allowed):
             raise argparse.ArgumentTypeError(f'{value!r}: give some of {",".join(allowed)}')
-        return sorted(set(chosen), key=allowed.index)
+        return sorted(set(chosen), key=list(allowed).index)
     return parse
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--stages', type=names(STAGES), default=list(STAGES))
-    parser.add_argument('--modes', type=names(MODES), default=['plain', 'fused'])
-    config = Path(__file__).parent / 'config'
-    parser.add_argument('--config', nargs='+', default=[config / 'pretrain.yaml', config / 'ntu60_xsub.yaml'],
-                        help='settings of the model; later files win')
-    parser.add_argument('--batch_size', type=COUNT, default=8, help='clips of two bodies')
-    parser.add_argument('--repeats', type=COUNT, default=7)
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--json', type=Path, help='also write the rows into this file')
-    args = parser.parse_args(argv)
+    add = parser.add_argument
+    add('--stages', type=names(BUILD), default=['pretrain', 'evaluate'], help=','.join(BUILD))
+    add('--modes', type=names(MODES), default=['plain', 'fused', 'bf16'], help=','.join(MODES))
+    add('--config', nargs='+', default=[str(CONFIG / 'ntu60_xsub.yaml')], help='benchmark files, after the recipe')
+    add('--data_path', help='an npz file; default: clips are made up')
+    add('--batch_size', type=COUNT, help="clips a process at once; default: the recipe's on a GPU, 8 on a CPU")
+    add('--steps', type=COUNT, help='a turn; default: 200 on a GPU, 2 on a CPU')
+    add('--repeats', type=COUNT, default=5, help='turns that count')
+    add('--num_workers', type=WHOLE, help='default: 8 on a GPU, 0 on a CPU')
+    add('--train_clips', type=COUNT, default=40091, help="training clips of the recipe's projection; NTU-60 XSub's")
+    add('--device', default='auto')
+    add('--json', type=Path, help='also write the rows into this file')
+    options = parser.parse_args(argv)
 
-    settings = {action.dest: action.default for action in build_parser('pretrain')._actions}
-    for path in args.config:
-        for layer in read_config(path, 'pretrain'):
-            settings.update(layer)
-    with joined(args.device) as world:
-        torch.manual_seed(0)
-        clips = torch.randn(args.batch_size, 3, settings['num_frames'], settings['num_joints'], 2, device=world.device)
-        print(f'{describe_machine(world.device)}; {args.batch_size} clips of {settings["num_frames"]} frames, '
-              f'two bodies of {settings["num_joints"]} joints; median of {args.repeats} turns')
-        print('| stage | mode | clips/s | ms/step | ratio to plain |\n|---|---|---|---|---|')
-        try:
-            rows = [row for stage in args.stages for row in measure(stage, args.modes, settings, clips, args.repeats)]
-        except ValueError as error:
-            raise UserError(f'--config: {error}') from error
-        for row in rows:
-            ratio = f'{row["ratio_to_plain"]:.2f}' if row['ratio_to_plain'] else '–'
-            print(f'| {row["stage"]} | {row["mode"]} | {row["clips_per_s"]:.2f} | {row["ms_per_step"]:.0f} | {ratio} |')
-        if args.json:
-            write_json(args.json, rows)
+    with joined(options.device) as world, tempfile.TemporaryDirectory() as scratch:
+        on_gpu = world.device.type == 'cuda'
+        options.steps = options.steps or (200 if on_gpu else 2)
+        options.batch_size = options.batch_size or (None if on_gpu else 8)
+        options.num_workers = options.num_workers if options.num_workers is not None else (8 if on_gpu else 0)
+        data_path = options.data_path or str(make_data(options, Path(scratch)))
+        print(f'{describe_machine(world.device)}; a turn is {options.steps} steps, median of {options.repeats} turns')
+        rows = [row for stage in options.stages for row in measure(stage, options, data_path, world)]
+        print(table(rows, FORMATS))
+        if options.json:
+            write_json(options.json, rows)
     return 0
+
+
+def settings(recipe: str, options: argparse.Namespace, data_path: str) -> argparse.Namespace:
+    given = ['--config', str(CONFIG / f'{recipe}.yaml'), *options.config, '--data_path', data_path]
+    return parse_args(recipe, given + ['--random_encoder'] * (recipe == 'linprobe'))
+
+
+def make_data(options: argparse.Namespace, folder: Path) -> Path:
+    """A file with clips enough for a turn of any stage."""
+    path, most = folder / 'clips.npz', 0
+    for recipe in ('pretrain', 'finetune', 'linprobe'):
+        args = settings(recipe, options, str(path))
+        most = max(most, options.steps * (options.batch_size or args.effective_batch_size))
+    write_clips(path, most, args.num_joints, args.num_classes or 60)
+    return path
 
 
 if __name__ == '__main__':

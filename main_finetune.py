@@ -16,14 +16,18 @@ from util.log import set_up_console
 from util.optim import adamw
 
 
+def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:
+    torch.manual_seed(args.seed)
+    model = ActionTransformer(protocol='finetune', **settings_for(ActionTransformer, args)).to(device)
+    return model, adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
+
+
 def finetune(args: argparse.Namespace, world: World) -> dict:
     """Builds data, model and optimiser, trains everything, and returns what result.json says."""
     resolve_batch(args, world.size)
-    torch.manual_seed(args.seed)
     splits = open_splits(args)
-    model = ActionTransformer(protocol='finetune', **settings_for(ActionTransformer, args)).to(world.device)
+    model, optimizer = build_model(args, world.device)
     facts = {'protocol': 'finetune', **start_encoder(model, args)}
-    optimizer = adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
     return run_classifier(args, world, model, optimizer, splits, facts)
 
 

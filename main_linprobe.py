@@ -16,14 +16,18 @@ from util.log import set_up_console
 from util.optim import sgd
 
 
+def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:
+    torch.manual_seed(args.seed)
+    model = ActionTransformer(protocol='linprobe', **settings_for(ActionTransformer, args)).to(device)
+    return model, sgd(model, args.weight_decay)
+
+
 def linprobe(args: argparse.Namespace, world: World) -> dict:
     """Builds data, model and optimiser, trains the head, and returns what result.json says."""
     resolve_batch(args, world.size)
-    torch.manual_seed(args.seed)
     splits = open_splits(args)
-    model = ActionTransformer(protocol='linprobe', **settings_for(ActionTransformer, args)).to(world.device)
+    model, optimizer = build_model(args, world.device)
     facts = {'protocol': 'linprobe', **start_encoder(model, args)}
-    optimizer = sgd(model, args.weight_decay)
     return run_classifier(args, world, model, optimizer, splits, facts)
 
 

@@ -26,13 +26,17 @@ def method_of(args: argparse.Namespace) -> str:
     return names[args.target, args.motion_aware_tau > 0]
 
 
+def build_model(args: argparse.Namespace, device: torch.device) -> tuple[MAMP, torch.optim.Optimizer]:
+    torch.manual_seed(args.seed)
+    model = MAMP(**settings_for(MAMP, args)).to(device)
+    return model, adamw(model, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+
+
 def pretrain(args: argparse.Namespace, world: World) -> dict:
     """Builds data, model and optimiser, trains, and returns what result.json says."""
     resolve_batch(args, world.size)
-    torch.manual_seed(args.seed)
     dataset = SkeletonDataset(args.data_path, 'train', args.num_joints)
-    model = MAMP(**settings_for(MAMP, args)).to(world.device)
-    optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    model, optimizer = build_model(args, world.device)
     trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
     if args.resume:
         trainer.resume(args.resume)

@@ -85,12 +85,18 @@ class MAMP(SkeletonEncoder):
             part.apply(init_linear)
 
     def forward(self, x: torch.Tensor, mask_ratio: float = 0.9, motion_stride: int = 1,
-                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None):
+                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None, skip_empty_bodies: bool = False):
         """Clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L) with 1 = masked.
 
         `uniform` (B, L) replaces the one random draw of the mask. Mask, target and loss are fp32 under any autocast.
+        `skip_empty_bodies` leaves out bodies that are all zeros, unless all are: B is then what remains. The authors
+        train on them too, so the loss is another: a mean without those tokens, whose motion is nothing.
         """
         bodies = self.fold_bodies(x)
+        if skip_empty_bodies:
+            seen = (bodies != 0).flatten(1).any(dim=1)
+            seen = (seen | ~seen.any()).nonzero().squeeze(1)        # waits for the device
+            bodies, uniform = bodies[seen], uniform if uniform is None else uniform[seen]
         order = self.draw_order(bodies, motion_aware_tau, uniform)
         latent = self.encode_kept(bodies, order, mask_ratio)
         pred = self.decode(latent, order)

@@ -43,6 +43,20 @@ class JointsEmbed(nn.Module):
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def distinct_bodies(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which bodies of clips (N, C, T, V, M) to encode, and where each body finds its own among those.
+
+    Of all empty bodies there is one, of a clip's copies of its first body none. Returns indices into the B = N·M bodies
+    (B',), ascending, and indices into those (B,). Found by looking, so that the device has to be waited for.
+    """
+    body = torch.arange(x.shape[0] * x.shape[4], device=x.device).view(-1, x.shape[4])          # (N, M)
+    same = torch.where((x == x[..., :1]).all(dim=(1, 2, 3)), body[:, :1], body)                 # copies: the first
+    empty = (x == 0).all(dim=(1, 2, 3))
+    first_empty = torch.where(empty, body, body.numel()).min()
+    same = torch.where(empty, first_empty, same).flatten()
+    return same.unique(return_inverse=True)
+
+
 class SkeletonEncoder(nn.Module):
     """A plain transformer over the L = P·V joint-segments of one body.
 
@@ -88,8 +102,17 @@ class SkeletonEncoder(nn.Module):
         return self.norm(tokens)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Clips (N, C, T, V, M) -> features (N, M, P, V, D)"""
-        tokens = self.encode(self.embed(self.fold_bodies(x)))
+        """Clips (N, C, T, V, M) -> features (N, M, P, V, D)
+
+        Where nothing is random, in eval mode, equal bodies have equal features: empty ones are encoded once a batch,
+        a body that copies the first of its clip not again.
+        """
+        bodies = self.fold_bodies(x)
+        if self.norm.training:
+            tokens = self.encode(self.embed(bodies))
+        else:
+            distinct, place = distinct_bodies(x)
+            tokens = self.encode(self.embed(bodies[distinct]))[place]
         return tokens.reshape(len(x), -1, self.num_segments, self.num_joints, self.dim_feat)
 
 

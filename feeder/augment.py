@@ -25,15 +25,16 @@ class ClipMaker:
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
         """Random crop and rotation, a function of (seed, epoch, step, position in the effective batch)."""
-        crop = transforms.random_crop(batch.num_valid, *self.p_interval, self.uniform(batch, epoch, step, CROP, 2))
-        clips = transforms.resize_crops(batch.frames, *crop, self.num_frames)
+        draw = self.uniform(batch, epoch, step, CROP, 2)
+        start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
+        clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
         angles = (self.uniform(batch, epoch, step, ROTATION, 3) * 2 - 1) * self.max_angle
         return self.derive_stream(transforms.rotate(clips, angles))
 
     def eval_view(self, batch: Batch) -> torch.Tensor:
         """The middle 95 % of each clip."""
-        crop = transforms.center_crop(batch.num_valid, self.eval_crop)
-        return self.derive_stream(transforms.resize_crops(batch.frames, *crop, self.num_frames))
+        start, length = transforms.center_crop(batch.num_valid, self.eval_crop)
+        return self.derive_stream(transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames))
 
     def derive_stream(self, clips: torch.Tensor) -> torch.Tensor:
         if self.stream == 'bone':
@@ -44,7 +45,7 @@ class ClipMaker:
 
     def mask_uniform(self, batch: Batch, epoch: int, step: int, num_tokens: int) -> torch.Tensor:
         """The draw that masks each body's tokens, (B·M, L), sample-major as the model folds bodies."""
-        num_bodies = batch.frames.shape[2]
+        num_bodies = batch.frames.shape[1]
         return self.uniform(batch, epoch, step, MASK, num_bodies * num_tokens).view(-1, num_tokens)
 
     def uniform(self, batch: Batch, epoch: int, step: int, purpose: int, size: int) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Nothing is cropped or resized here: a batch carries the clips as they were recorded, and feeder/augment.py turns
 it into network input on the batch's device.
 
-Axis letters: B clips, T frames of the longest clip of the batch, M bodies, V joints, C = 3 coordinates in metres.
+Axis letters: N clips of the file, T frames of each with its padding, B clips of a batch, F valid frames of all of
+these, one clip after the other, M bodies, V joints, C = 3 coordinates in metres.
 """
 
 from pathlib import Path
@@ -11,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from feeder.npz import open_member
 from util.errors import UserError
-from util.rng import derive_seed
 
 
 class Batch(NamedTuple):
-    frames: torch.Tensor        # (B, T, M, V, C) float32, zero after each clip's last valid frame
+    frames: torch.Tensor        # (F, M, V, C) float32, no padding; other clips' frames may lie among them
+    first: torch.Tensor         # (B,) where each clip's frames begin
     num_valid: torch.Tensor     # (B,) valid frames, at least 1
     label: torch.Tensor         # (B,) class index
     index: torch.Tensor         # (B,) row in the file
@@ -56,6 +57,7 @@ class SkeletonDataset(Dataset):
         self.num_classes = y.shape[1]
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(1))
+        self.num_valid = np.zeros(len(self.x), dtype=np.int64)      # (N,) 0: not counted yet by this process
 
     def __reduce__(self):
         # A worker that is spawned, not forked, maps the file itself; pickling the map would copy all of it.
@@ -65,21 +67,36 @@ class SkeletonDataset(Dataset):
         return len(self.x)
 
     def __getitem__(self, places: list[tuple[int, int]]) -> Batch | UserError:
-        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
-        rows = [self.x[i] for i in index]
-        with np.errstate(invalid='ignore', over='ignore'):                  # reported below, as an error
-            sums = np.stack([row.sum(axis=1) for row in rows])              # (B, T)
-        damaged = index[~np.isfinite(sums).all(axis=1)]
-        if len(damaged):
-            return UserError(f'{self.path}: clip {damaged[0]} of x_{self.split} holds NaN or infinite coordinates; '
-                             'mend or remove it and write the file again')
-        num_valid = np.maximum((sums != 0).sum(axis=1), 1)                   # an all-zero clip is one zero frame
-        frames = np.zeros((len(rows), num_valid.max(), self.x.shape[2]), dtype=np.float32)
-        for clip, row, n in zip(frames, rows, num_valid, strict=True):
-            clip[:n] = row[:n]
-        frames = torch.from_numpy(frames).view(len(rows), -1, self.num_bodies, self.num_joints, 3)
-        return Batch(frames, torch.from_numpy(num_valid), self.label[index], torch.from_numpy(index),
-                     torch.from_numpy(position))
+        # Contiguous, as anything else goes to a GPU by way of a temporary.
+        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T.copy()
+        try:
+            num_valid = self.count_valid(index)
+        except UserError as error:
+            return error.with_traceback(None)
+        first = num_valid.cumsum() - num_valid
+        return Batch(self.pack(index), torch.from_numpy(first), torch.from_numpy(num_valid), self.label[index],
+                     torch.from_numpy(index), torch.from_numpy(position))
+
+    def count_valid(self, index: np.ndarray) -> np.ndarray:
+        """How many frames of these clips do not sum to zero, (B,) rows -> (B,); an all-zero clip is one zero frame.
+
+        A clip's padding is read once. Raises UserError for a clip with NaN or infinite coordinates.
+        """
+        x = np.asarray(self.x)                                      # rows of a memmap are slow to make
+        for i in index[self.num_valid[index] == 0]:
+            with np.errstate(invalid='ignore', over='ignore'):      # reported below, as an error
+                sums = x[i].sum(axis=1)                             # (T,)
+            if not np.isfinite(sums).all():
+                raise UserError(f'{self.path}: clip {i} of x_{self.split} holds NaN or infinite coordinates; '
+                                'mend or remove it and write the file again')
+            self.num_valid[i] = max(np.count_nonzero(sums), 1)
+        return self.num_valid[index]
+
+    def pack(self, index: np.ndarray) -> torch.Tensor:
+        """The valid frames of these clips one after the other, (B,) rows -> (F, M, V, C); raises as `count_valid`."""
+        x = np.asarray(self.x)
+        rows = [x[i, :n] for i, n in zip(index, self.count_valid(index), strict=True)]
+        return torch.from_numpy(np.concatenate(rows, dtype=np.float32)).view(-1, self.num_bodies, self.num_joints, 3)
 
 
 class TrainBatches(Sampler):
@@ -130,18 +147,3 @@ class EvalBatches(Sampler):
     def __iter__(self):
         for begin in range(0, len(self.rows), self.batch_size):
             yield [(row, 0) for row in self.rows[begin:begin + self.batch_size]]
-
-
-def make_loader(dataset: SkeletonDataset, batches: Sampler, num_workers: int, pin_memory: bool) -> DataLoader:
-    """A loader whose items are whole batches; its workers live as long as it does."""
-    seeds = torch.Generator().manual_seed(derive_seed(0))    # its own, so that the global one stays untouched
-    return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers, pin_memory=pin_memory,
-                      persistent_workers=num_workers > 0, generator=seeds)
-
-
-def read_batches(loader: DataLoader, device: torch.device):
-    """The loader's batches on `device`; raises the UserError that a damaged clip made."""
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise UserError(str(batch))     # one of its own: raised, it would hold the loader through its traceback
-        yield batch.to(device)

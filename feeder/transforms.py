@@ -1,6 +1,6 @@
 """Crop, resize, rotate, bone, velocity: pure tensor operations on whole batches, on the batch's own device.
 
-Axis letters: B clips, C coordinates, T raw frames, W frames after the resize, V joints, M bodies.
+Axis letters: B clips, C coordinates, F raw frames of all clips, W frames after the resize, V joints, M bodies.
 """
 
 import torch
@@ -25,18 +25,17 @@ def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
     return start, length
 
 
-def resize_crops(frames: torch.Tensor, start: torch.Tensor, length: torch.Tensor, window: int) -> torch.Tensor:
+def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, window: int) -> torch.Tensor:
     """Linear interpolation of each crop to `window` frames, half-pixel centres, edges clamped.
 
-    frames (B, T, M, V, C), start and length (B,) integers with start + length <= T -> (B, C, window, V, M).
+    frames (F, M, V, C), begin and length (B,) integers, 0 <= begin and begin + length <= F -> (B, C, window, V, M).
     """
     centre = torch.arange(window, device=frames.device, dtype=torch.float32) + 0.5
     source = (centre * (length.float() / window)[:, None] - 0.5).clamp(min=0)       # (B, W), within the crop
     left = source.floor().long().minimum(length[:, None] - 1)
     right = (left + 1).minimum(length[:, None] - 1)
     weight = (source - left)[:, :, None, None, None]
-    clip = torch.arange(len(frames), device=frames.device)[:, None]
-    before, after = (frames[clip, start[:, None] + index] for index in (left, right))
+    before, after = (frames[begin[:, None] + index] for index in (left, right))     # (B, W, M, V, C)
     return (before * (1 - weight) + after * weight).permute(0, 4, 1, 3, 2)
 
 

@@ -19,13 +19,15 @@ from numpy.lib import format as npy
 from data.common import one_hot, write_npz
 from feeder import transforms
 from feeder.augment import ClipMaker
-from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches, make_loader, read_batches
+from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches
 from feeder.layouts import parents_of
+from feeder.loader import make_loader, read_batches
 from feeder.npz import open_member
 from tests.conftest import refusal
 from util.errors import UserError
 
 V, M, T = 5, 2, 12      # joints, bodies and frames of the files made here
+CPU = torch.device('cpu')
 
 
 def members(clips=7, frames=T, width=M * V * 3, classes=3, seed=0):
@@ -49,6 +51,11 @@ def path(tmp_path):
 
 def whole(dataset):
     return dataset[[(i, 10 + i) for i in range(len(dataset))]]
+
+
+def clips_of(batch):
+    """Each clip's frames (n, M, V, C)."""
+    return [batch.frames[begin:begin + n] for begin, n in zip(batch.first, batch.num_valid, strict=True)]
 
 
 def files_beside(path):
@@ -247,15 +254,18 @@ def test_split_counts_shapes_and_labels(path):
         assert batch.label.tolist() == [i % 3 for i in range(count)]
         assert batch.index.tolist() == list(range(count)) and batch.position.tolist() == [10 + i for i in range(count)]
         assert batch.num_valid.tolist() == [1 + (5 * i + 3) % T for i in range(count)]
-        assert batch.frames.shape == (count, batch.num_valid.max(), M, V, 3) and batch.frames.dtype == torch.float32
+        assert batch.frames.shape == (batch.num_valid.sum(), M, V, 3) and batch.frames.dtype == torch.float32
+        assert batch.first.tolist() == [0, *batch.num_valid.cumsum(0)[:-1]] and batch.first.dtype == torch.int64
+        assert all(field.is_contiguous() for field in batch)        # others are copied to a GPU by way of a temporary
 
 
 def test_rows_are_body_major_then_joint_then_coordinate(path):
     raw = members()['x_train']
-    frames = whole(SkeletonDataset(path, 'train', V)).frames
-    for body, joint, axis in itertools.product(range(M), range(V), range(3)):
-        column = raw[:, :frames.shape[1], (body * V + joint) * 3 + axis]
-        np.testing.assert_array_equal(frames[:, :, body, joint, axis], column)
+    for row, clip in zip(raw, clips_of(whole(SkeletonDataset(path, 'train', V))), strict=True):
+        assert not row[len(clip):].any()
+        for body, joint, axis in itertools.product(range(M), range(V), range(3)):
+            column = row[:len(clip), (body * V + joint) * 3 + axis]
+            np.testing.assert_array_equal(clip[:, body, joint, axis], column)
 
 
 @pytest.mark.parametrize('num_joints,bodies', [(25, 1), (25, 2), (20, 1), (17, 3), (5, 10), (50, 1)])
@@ -263,7 +273,7 @@ def test_number_of_bodies_follows_from_the_width(tmp_path, num_joints, bodies):
     write_npz(tmp_path / 'f.npz', **members(width=num_joints * bodies * 3))
     dataset = SkeletonDataset(tmp_path / 'f.npz', 'test', num_joints)
     assert dataset.num_bodies == bodies
-    assert whole(dataset).frames.shape[2:] == (bodies, num_joints, 3)
+    assert whole(dataset).frames.shape[1:] == (bodies, num_joints, 3)
 
 
 def test_zero_rows_inside_a_clip_are_counted_out_but_stay(tmp_path):
@@ -275,9 +285,9 @@ def test_zero_rows_inside_a_clip_are_counted_out_but_stay(tmp_path):
     write_npz(tmp_path / 'f.npz', **made)
     batch = SkeletonDataset(tmp_path / 'f.npz', 'train', V)[[(0, 0), (1, 1)]]
     assert batch.num_valid.tolist() == [5, 8]
-    assert batch.frames.shape[1] == 8
-    assert batch.frames[0, :, 0, 0, 0].tolist() == [1, 1, 0, 0, 1, 0, 0, 0]     # the first 5 raw rows, then padding
-    assert batch.frames[1, :, 1, 0, 0].tolist() == [2] * 8
+    gappy, summing_to_zero = clips_of(batch)
+    assert gappy[:, 0, 0, 0].tolist() == [1, 1, 0, 0, 1]                        # the first 5 raw rows
+    assert summing_to_zero[:, 1, 0, 0].tolist() == [2] * 8
 
 
 def test_all_zero_clip_is_one_zero_frame(tmp_path):
@@ -286,7 +296,7 @@ def test_all_zero_clip_is_one_zero_frame(tmp_path):
     write_npz(tmp_path / 'f.npz', **made)
     dataset = SkeletonDataset(tmp_path / 'f.npz', 'train', V)
     alone = dataset[[(2, 0)]]
-    assert alone.num_valid.tolist() == [1] and alone.frames.shape == (1, 1, M, V, 3) and (alone.frames == 0).all()
+    assert alone.num_valid.tolist() == [1] and alone.frames.shape == (1, M, V, 3) and (alone.frames == 0).all()
     batch, maker = dataset[[(2, 0), (3, 1)]], ClipMaker(16, 'joint', seed=0)
     assert batch.num_valid[0] == 1
     for view in (maker.train_view(batch, 0, 0), maker.eval_view(batch)):
@@ -297,9 +307,10 @@ def test_clips_in_any_order_and_more_than_once(path):
     dataset = SkeletonDataset(path, 'train', V)
     everything, batch = whole(dataset), dataset[[(5, 3), (0, 9), (5, 1)]]
     assert batch.index.tolist() == [5, 0, 5] and batch.position.tolist() == [3, 9, 1]
-    for row, clip, n in zip(batch.index, batch.frames, batch.num_valid, strict=True):
-        assert n == everything.num_valid[row] and (clip[n:] == 0).all()
-        assert torch.equal(clip[:n], everything.frames[row, :n])
+    assert len(batch.frames) == batch.num_valid.sum()
+    for row, clip, n in zip(batch.index, clips_of(batch), batch.num_valid, strict=True):
+        assert n == everything.num_valid[row]
+        assert torch.equal(clip, clips_of(everything)[row])
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float16, '>f4'])
@@ -309,8 +320,8 @@ def test_other_floating_point_types_become_float32(tmp_path, dtype):
     write_npz(tmp_path / 'f.npz', **made)
     batch = whole(SkeletonDataset(tmp_path / 'f.npz', 'train', V))
     assert batch.frames.dtype == torch.float32
-    np.testing.assert_array_equal(batch.frames.flatten(2),
-                                  made['x_train'][:, :batch.frames.shape[1]].astype(np.float32))
+    for clip, row in zip(clips_of(batch), made['x_train'], strict=True):
+        np.testing.assert_array_equal(clip.flatten(1), row[:len(clip)].astype(np.float32))
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32, np.int64, np.uint8, bool])
@@ -506,7 +517,7 @@ def test_damaged_clip_is_named(tmp_path, value):
 def test_damaged_clip_ends_the_reading_in_one_line(tmp_path, value, workers, capfd):
     dataset = damaged_file(tmp_path, value)
     batches = EvalBatches(20, 2, rank=0, world_size=1)
-    loader = make_loader(dataset, batches, workers, pin_memory=False)
+    loader = make_loader(dataset, batches, workers, CPU)
     seen, message = [], None
     try:
         for batch in read_batches(loader, torch.device('cpu')):
@@ -588,7 +599,7 @@ def test_batches_reach_the_device_as_planned(path):
     batches = TrainBatches(7, 2, 1, 0, 1, seed=0)
     for epoch in (0, 1):
         batches.start_at(epoch)
-        loader = make_loader(dataset, batches, 0, pin_memory=False)
+        loader = make_loader(dataset, batches, 0, CPU)
         read = [list(zip(b.index.tolist(), b.position.tolist(), strict=True)) for b in read_batches(loader, 'cpu')]
         assert read == [[(int(row), position) for row, position in batch] for batch in batches]
 
@@ -597,7 +608,7 @@ def test_loader_leaves_the_global_generator_alone(path):
     dataset = SkeletonDataset(path, 'train', V)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for _ in make_loader(dataset, EvalBatches(7, 2, 0, 1), 0, pin_memory=False):
+    for _ in make_loader(dataset, EvalBatches(7, 2, 0, 1), 0, CPU):
         pass
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -651,7 +662,7 @@ def test_clips_depend_on_their_position_not_on_the_split_of_the_batch(long_clips
     for rank in range(world):
         batches = TrainBatches(16, batch_size, accum, rank, world, seed=3)
         batches.start_at(epoch)
-        loader = make_loader(long_clips, batches, workers, pin_memory=False)
+        loader = make_loader(long_clips, batches, workers, CPU)
         for i, batch in enumerate(read_batches(loader, torch.device('cpu'))):
             clips, masks = random_parts(MAKER, batch, epoch, i // accum)
             for j, position in enumerate(batch.position.tolist()):
@@ -670,7 +681,7 @@ def test_clips_depend_on_their_position_not_on_the_split_of_the_batch(long_clips
 
 def test_a_longer_neighbour_changes_nothing(long_clips):
     alone, beside = long_clips[[(0, 5)]], long_clips[[(15, 0), (0, 5)]]
-    assert alone.frames.shape[1] < beside.frames.shape[1]
+    assert alone.num_valid[0] < beside.num_valid[0] == beside.first[1]
     for stream in ('joint', 'velocity'):
         maker = ClipMaker(24, stream, seed=3)
         assert torch.equal(maker.train_view(alone, 1, 2)[0], maker.train_view(beside, 1, 2)[1])
@@ -703,14 +714,16 @@ def test_train_view_is_crop_resize_and_rotation_from_its_own_draws(long_clips):
     maker = ClipMaker(24, 'joint', 3, p_interval, max_angle)
     kept, resize_crops = {}, transforms.resize_crops
 
-    def spy(frames, start, length, window):
-        kept.update(start=start, length=length)
-        return resize_crops(frames, start, length, window)
+    def spy(frames, begin, length, window):
+        kept.update(begin=begin, length=length)
+        return resize_crops(frames, begin, length, window)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('feeder.augment.transforms.resize_crops', spy)
         view = maker.train_view(batch, 0, 0)
-    resized = resize_crops(batch.frames, kept['start'], kept['length'], 24)
+    resized = resize_crops(batch.frames, kept['begin'], kept['length'], 24)
+    assert (kept['begin'] >= batch.first).all()
+    assert (kept['begin'] + kept['length'] <= batch.first + batch.num_valid).all()
     share = kept['length'] / batch.num_valid
     assert (kept['length'] >= 64).all() and (share[kept['length'] > 64] <= 0.8).all()
     # every clip was turned as one piece: lengths and the angles between joints are those of the resized crop
@@ -735,7 +748,8 @@ def draws(maker, batch, purpose_calls):
 
 def test_crop_rotation_and_mask_are_independent_streams(long_clips):
     positions = range(2000)
-    batch = Batch(torch.zeros(2000, 1, M, V, 3), torch.ones(2000, dtype=torch.long), *(torch.tensor(positions),) * 3)
+    batch = Batch(torch.zeros(2000, M, V, 3), torch.arange(2000), torch.ones(2000, dtype=torch.long),
+                  *(torch.tensor(positions),) * 3)
     crop, angles = draws(MAKER, batch, lambda maker, b: maker.train_view(b, 0, 0))
     (mask,) = draws(MAKER, batch, lambda maker, b: maker.mask_uniform(b, 0, 0, 2))
     assert crop.shape == (2000, 2) and angles.shape == (2000, 3) and mask.shape == (2000, 2 * M)
@@ -749,7 +763,8 @@ def test_crop_rotation_and_mask_are_independent_streams(long_clips):
 
 def test_training_crops_and_angles_cover_their_ranges(long_clips):
     num = 3000
-    batch = Batch(torch.zeros(num, 1, M, V, 3), torch.full((num,), 300), *(torch.arange(num),) * 3)
+    first, num_valid = torch.full((num,), 1000), torch.full((num,), 300)
+    batch = Batch(torch.zeros(1300, M, V, 3), first, num_valid, *(torch.arange(num),) * 3)
     crops, angles = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('feeder.augment.transforms.resize_crops', lambda frames, *crop: crops.append(crop) or frames)
@@ -757,6 +772,7 @@ def test_training_crops_and_angles_cover_their_ranges(long_clips):
         ClipMaker(24, 'joint', seed=0).train_view(batch, 0, 0)
     ((start, length, window),), (angles,) = crops, angles
     assert window == 24 and length.min() >= 150 and length.max() < 300 and length.max() - length.min() > 145
+    start = start - 1000                # where each clip begins
     assert start.min() == 0 and ((start + length) <= 300).all() and ((start + length) == 300).any()
     assert angles.shape == (num, 3) and -0.3 <= angles.min() < -0.29 and 0.29 < angles.max() <= 0.3
     assert angles.mean(dim=0).abs().max() < 0.02
@@ -780,8 +796,8 @@ def test_eval_view_is_the_middle_95_percent_and_has_no_randomness(stream, tmp_pa
     view = ClipMaker(24, stream, seed=0).eval_view(dataset[[(i, 0) for i in range(4)]])
     other = ClipMaker(24, stream, 99, (0.1, 0.2), 3.).eval_view(dataset[[(i, 7 - i) for i in range(4)]])
     assert torch.equal(view, other) and view.shape == (4, 3, 24, 25, 1)
-    crop = torch.from_numpy(x[:, 3:147]).view(4, 144, 1, 25, 3)     # int(0.05 · 150 / 2) = 3 frames off each end
-    clips = transforms.resize_crops(crop, torch.zeros(4).long(), torch.full((4,), 144), 24)
+    crop = torch.from_numpy(x[:, 3:147]).reshape(-1, 1, 25, 3)      # int(0.05 · 150 / 2) = 3 frames off each end
+    clips = transforms.resize_crops(crop, torch.arange(4) * 144, torch.full((4,), 144), 24)
     expected = {'joint': clips, 'bone': transforms.bone(clips, parents_of(25)),
                 'velocity': transforms.velocity(clips)}[stream]
     torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)

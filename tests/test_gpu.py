@@ -2,13 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import main_finetune
 import main_linprobe
 import main_pretrain
+from data.common import one_hot, write_npz
+from feeder.augment import ClipMaker
+from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
+from feeder.loader import PackedDataset, make_loader, read_batches
 from model_mamp import MAMP
+from tests.conftest import refusal
+from util.errors import UserError
 from util.rng import uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU')
@@ -31,6 +38,65 @@ def test_masks_and_loss_are_the_same_on_both():
     loss_gpu, _, mask_gpu = model.cuda()(clips.cuda(), uniform=draw.cuda())
     assert torch.equal(mask, mask_gpu.cpu())
     assert loss_gpu.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+CUDA = torch.device('cuda', 0)
+
+
+@pytest.mark.parametrize('workers, on_device', [(0, False), (2, False), (0, True)])
+def test_batches_are_those_of_the_cpu(tiny_npz, workers, on_device):
+    """Copied ahead on another stream: slow work on the batches must find them whole, and nothing may wait for it."""
+    dataset, maker = SkeletonDataset(tiny_npz, 'train', 5), ClipMaker(16, 'joint', seed=0)
+    batches = TrainBatches(len(dataset), 2, 1, 0, 1, seed=0)
+    loader = make_loader(dataset, batches, workers, CUDA, on_device)
+    for epoch in (0, 1):
+        batches.start_at(epoch)
+        found = []
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            for step, batch in enumerate(read_batches(loader, CUDA)):
+                assert all(field.device == CUDA for field in batch)
+                torch.cuda._sleep(20_000_000)                       # some 10 ms in which later batches are copied
+                found.append([*batch[2:], batch.frames[batch.first], maker.train_view(batch, epoch, step)])
+                del batch
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+        assert len(found) == len(batches)
+        for step, (ours, places) in enumerate(zip(found, batches, strict=True)):
+            batch = dataset[places]
+            for one, other in zip(ours[:-1], [*batch[2:], batch.frames[batch.first]], strict=True):
+                assert torch.equal(one.cpu(), other)
+            torch.testing.assert_close(ours[-1].cpu(), maker.train_view(batch, epoch, step), rtol=0, atol=1e-5)
+
+
+def test_a_damaged_clip_ends_the_reading_on_a_gpu_too(tmp_path):
+    x, y = np.ones((8, 6, 15), np.float32), one_hot([0, 1] * 4, 2)
+    x[4, 3, 2] = np.nan
+    write_npz(tmp_path / 'f.npz', x_train=x, y_train=y, x_test=x, y_test=y)
+    dataset, batches, seen = SkeletonDataset(tmp_path / 'f.npz', 'train', 5), EvalBatches(8, 2, 0, 1), []
+    with pytest.raises(UserError, match='clip 4 of x_train'):
+        seen.extend(read_batches(make_loader(dataset, batches, 0, CUDA), CUDA))
+    assert len(seen) == 2
+    with pytest.raises(UserError, match='clip 4 of x_train'):
+        make_loader(dataset, batches, 0, CUDA, on_device=True)
+
+
+def test_a_split_larger_than_the_gpu_is_the_users_error(tiny_npz, monkeypatch):
+    dataset = SkeletonDataset(tiny_npz, 'train', 5)
+    too_many = torch.cuda.mem_get_info(CUDA)[1] // (2 * 5 * 3 * 4)
+    dataset.num_valid[:] = too_many                     # what the clips are said to hold
+    said = refusal(lambda: PackedDataset(dataset, CUDA), tiny_npz, 'cuda:0', 'are free', '--data_on_device')
+    assert f'needs {len(dataset) * too_many * 120 / 1e9:.2f} GB' in said
+
+
+def test_data_on_the_device_trains_the_same(tiny_pretrain, tmp_path):
+    losses = []
+    for name, options in (('usual', ['--num_workers', '2']), ('resident', ['--data_on_device'])):
+        main_pretrain.main([*tiny_pretrain, *options, '--device', 'cuda', '--precision', 'fp32', '--output_dir',
+                            str(tmp_path / name)])
+        losses.append(result_of(tmp_path / name)['train_loss'])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_every_stage_runs_in_bf16_by_default(tiny, tiny_pretrain, tmp_path):

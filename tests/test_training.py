@@ -10,12 +10,13 @@ import torch
 import main_finetune
 import main_linprobe
 import main_pretrain
+from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from tests.conftest import NUM_TEST, NUM_TRAIN, run
 from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
-from util.loop import NonFiniteLoss
+from util.loop import NonFiniteLoss, Trainer
 from util.optim import adamw, set_learning_rate
 
 
@@ -165,6 +166,57 @@ def test_resumed_after_a_kill_inside_an_epoch_it_ends_bit_for_bit_the_same(stage
     kept = ('epoch', 'train_loss', 'lr', 'test_top1', 'test_loss')
     first, second = ([[line.get(key) for key in kept] for line in lines_of(folder)] for folder in (whole, killed))
     assert first == second
+
+
+STAGE_OPTIONS = {'pretrain': [], 'linprobe': ['--random_encoder'], 'finetune': ['--drop_path_rate', '0.3']}
+KEPT = ('epoch', 'train_loss', 'lr', 'test_top1', 'test_top5', 'test_loss', 'test_samples')
+
+
+@pytest.mark.parametrize('stage', STAGE_OPTIONS)
+def test_data_on_the_device_changes_no_bit_of_a_run(stage, tiny, tiny_pretrain, tmp_path, monkeypatch, capsys):
+    """The same losses, scores and weights; also when it goes on, inside an epoch, with a run that was without."""
+    main = {'pretrain': main_pretrain, 'linprobe': main_linprobe, 'finetune': main_finetune}[stage].main
+    options = [*(tiny_pretrain if stage == 'pretrain' else tiny), *STAGE_OPTIONS[stage], '--accum_iter', '2',
+               '--save_steps', '1', '--log_steps', '1']
+    folders = usual, resident, resumed = [tmp_path / name for name in ('usual', 'resident', 'resumed')]
+    main([*options, '--output_dir', str(usual)])
+    main([*options, '--data_on_device', '--output_dir', str(resident)])
+
+    class Killed(Exception):
+        pass
+
+    def update_or_die(trainer, update=Trainer.update):
+        update(trainer)
+        updates.append(trainer)
+        if len(updates) == 8:
+            raise Killed
+
+    updates = []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, 'update', update_or_die)
+        main([*options, '--output_dir', str(resumed)])
+    state = checkpoint.load(resumed / 'checkpoint-last.pth')
+    assert (state['epoch'], state['step']) == (0, 2), 'the second epoch was under way'
+    capsys.readouterr()
+    main([*options, '--data_on_device', '--resume', 'auto', '--output_dir', str(resumed)])
+    said = capsys.readouterr().err
+    assert 'resumed' in said and 'GB of memory on cpu' in said and 'other settings' not in said
+
+    expected, lines = weights_of(usual), [[line.get(key) for key in KEPT] for line in lines_of(usual)]
+    for folder in folders[1:]:
+        assert [[line.get(key) for key in KEPT] for line in lines_of(folder)] == lines
+        got = weights_of(folder)
+        assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
+        assert result_of(folder)['config']['data_on_device']
+
+
+def test_data_on_the_device_is_read_from_there(tiny, tmp_path, monkeypatch):
+    """Once both splits are packed, nothing reads the file, neither to train nor to evaluate."""
+    packed, pack = [], SkeletonDataset.pack
+    monkeypatch.setattr(SkeletonDataset, 'pack', lambda split, index: packed.append(split.split) or pack(split, index))
+    monkeypatch.setattr(SkeletonDataset, '__getitem__', None)
+    main_finetune.main([*tiny, '--data_on_device', '--num_workers', '2', '--output_dir', str(tmp_path)])
+    assert sorted(packed) == ['test', 'train'] and result_of(tmp_path)['last']['samples'] == NUM_TEST
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):

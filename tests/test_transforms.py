@@ -33,7 +33,7 @@ def clips_like(num_joints, num_bodies, frames=30, clips=3, seed=0):
 
 
 def raw_like(num_joints, num_bodies, frames, clips=3, seed=0):
-    """(B, T, M, V, C) recorded clips: joints that wander some 5 cm a frame (float32 tells places to a millionth)."""
+    """(B, T, M, V, C) recorded clips, joints that wander some 5 cm a frame (float32 tells places to a millionth)."""
     steps = torch.randn(clips, frames, num_bodies, num_joints, 3, generator=torch.Generator().manual_seed(seed))
     return (steps * 0.05).cumsum(dim=1) + 1
 
@@ -78,7 +78,7 @@ def test_golden_streams(name, stream, tmp_path):
 def test_golden_train_clip(name, tmp_path):
     golden, batch = golden_batch(name, tmp_path)
     start, length = torch.from_numpy(golden['crop_start_length']).T
-    clips = transforms.resize_crops(batch.frames, start, length, 120)
+    clips = transforms.resize_crops(batch.frames, batch.first + start, length, 120)
     close(transforms.rotate(clips, torch.from_numpy(golden['angles'])), golden['train_clip'])
 
 
@@ -146,6 +146,12 @@ def test_random_crop_follows_its_interval(p_min, p_max):
 
 # --- resize ---------------------------------------------------------------------------------------------------------
 
+def resized(clips, start, length, window):
+    """resize_crops of clips (B, T, M, V, C), or of a list of (T_i, M, V, C), once they are packed."""
+    first = torch.tensor([0, *map(len, clips)]).cumsum(0)[:-1]
+    return transforms.resize_crops(torch.cat(list(clips)), first + start, length, window)
+
+
 def interpolated(frames, start, length, window):
     """One clip (T, M, V, C) by PyTorch's own interpolation, in double precision -> (C, W, V, M)."""
     crop = frames[start:start + length].double()
@@ -155,7 +161,7 @@ def interpolated(frames, start, length, window):
 
 
 def check_resize(frames, start, length, window):
-    ours = transforms.resize_crops(frames, start, length, window)
+    ours = resized(frames, start, length, window)
     assert ours.dtype == torch.float32
     for clip, raw, begin, size in zip(ours, frames, start.tolist(), length.tolist(), strict=True):
         torch.testing.assert_close(clip.double(), interpolated(raw, begin, size, window), rtol=0, atol=ATOL)
@@ -173,15 +179,36 @@ def test_resize_of_every_length():
     check_resize(frames, 150 - torch.arange(1, 151), torch.arange(1, 151), 120)     # each crop ends at the last frame
 
 
+@pytest.mark.parametrize('window', [120, 24, 1])
+def test_resize_of_packed_clips_of_different_lengths(window):
+    lengths = [1, 2, 90, 3, 300, 65, 1, 30]
+    clips = [raw_like(5, 2, n, clips=1, seed=n + i)[0] for i, n in enumerate(lengths)]
+    for start in ([0] * 8, [0, 1, 20, 1, 299, 64, 0, 13]):
+        start = integers(*start)
+        check_resize(clips, start, integers(*lengths) - start, window)               # each to its last frame
+        check_resize(clips, start, torch.ones(8, dtype=torch.long), window)
+    # clip for clip, bit by bit what each gives alone
+    together = resized(clips, torch.zeros(8).long(), integers(*lengths), window)
+    for clip, frames in zip(together, clips, strict=True):
+        assert torch.equal(clip, resized([frames], integers(0), integers(len(frames)), window)[0])
+
+
+def test_crops_may_be_taken_in_any_order_and_of_the_same_clip():
+    frames, begin, length = raw_like(5, 1, 50, clips=1)[0], integers(40, 0, 0, 13, 40), integers(10, 50, 7, 1, 9)
+    ours = transforms.resize_crops(frames, begin, length, 24)
+    for clip, at, size in zip(ours, begin.tolist(), length.tolist(), strict=True):
+        torch.testing.assert_close(clip.double(), interpolated(frames, at, size, 24), rtol=0, atol=ATOL)
+
+
 def test_resize_to_the_same_length_changes_nothing():
     frames = raw_like(20, 1, 120)
-    clips = transforms.resize_crops(frames, integers(0, 0, 0), integers(120, 120, 120), 120)
+    clips = resized(frames, integers(0, 0, 0), integers(120, 120, 120), 120)
     torch.testing.assert_close(clips, frames.permute(0, 4, 1, 3, 2), rtol=0, atol=ATOL)
 
 
 def test_crop_of_one_frame_is_that_frame_repeated():
     frames = raw_like(25, 2, 9)
-    clips = transforms.resize_crops(frames, integers(0, 4, 8), integers(1, 1, 1), 12)
+    clips = resized(frames, integers(0, 4, 8), integers(1, 1, 1), 12)
     for clip, raw, at in zip(clips, frames, (0, 4, 8), strict=True):
         torch.testing.assert_close(clip, raw[at].permute(2, 1, 0)[:, None].expand(-1, 12, -1, -1), rtol=0, atol=1e-6)
 
@@ -189,7 +216,7 @@ def test_crop_of_one_frame_is_that_frame_repeated():
 def test_resize_looks_at_nothing_outside_the_crop():
     frames = torch.full((2, 20, 1, 20, 3), torch.nan)
     frames[0, 5:9], frames[1, 19:] = 1., 2.
-    clips = transforms.resize_crops(frames, integers(5, 19), integers(4, 1), 33)
+    clips = resized(frames, integers(5, 19), integers(4, 1), 33)
     assert (clips[0] == 1).all() and (clips[1] == 2).all()
 
 
@@ -198,7 +225,7 @@ def test_one_frame_clips_go_through_every_view():
     start, length = transforms.center_crop(one, 0.95)
     assert start.tolist() == [0, 0, 0] and length.tolist() == [1, 1, 1]
     assert transforms.random_crop(one, 0.5, 1., torch.rand(3, 2))[1].tolist() == [1, 1, 1]
-    clips = transforms.resize_crops(frames, start, length, 120)
+    clips = resized(frames, start, length, 120)
     torch.testing.assert_close(clips, frames.permute(0, 4, 1, 3, 2).expand_as(clips), rtol=0, atol=1e-6)
     assert transforms.velocity(clips).abs().max() < 1e-6
 
@@ -273,15 +300,15 @@ def test_velocity_is_the_next_frame_minus_this_one(num_joints, num_bodies, frame
 # --- any memory layout ----------------------------------------------------------------------------------------------
 
 def test_transforms_leave_their_input_alone_and_take_any_memory_layout():
-    frames = raw_like(25, 2, 40)
-    strided = raw_like(25, 2, 80).mul(0)[:, ::2].permute(0, 1, 3, 2, 4).contiguous().permute(0, 1, 3, 2, 4)
+    frames = raw_like(25, 2, 40).flatten(0, 1)
+    strided = raw_like(25, 2, 80).mul(0)[:, ::2].flatten(0, 1).permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     strided.copy_(frames)
     assert not strided.is_contiguous()
-    start, length, angles = integers(0, 3, 5), integers(40, 20, 1), torch.tensor([[0.1, -0.2, 0.3]] * 3)
+    begin, length, angles = integers(0, 43, 85), integers(40, 20, 1), torch.tensor([[0.1, -0.2, 0.3]] * 3)
     parents = parents_of(25)
 
     def steps(raw):
-        clips = transforms.resize_crops(raw, start, length, 24)
+        clips = transforms.resize_crops(raw, begin, length, 24)
         return [clips, *(f(clips) for f in (lambda c: transforms.rotate(c, angles), transforms.velocity,
                                             lambda c: transforms.bone(c, parents)))]
 
@@ -289,7 +316,7 @@ def test_transforms_leave_their_input_alone_and_take_any_memory_layout():
     for plain, other in zip(steps(frames), steps(strided), strict=True):
         assert torch.equal(plain, other)
     assert torch.equal(strided, before)
-    clips = transforms.resize_crops(frames, start, length, 24)
+    clips = transforms.resize_crops(frames, begin, length, 24)
     assert not clips.is_contiguous()        # what rotate, bone and velocity get in training; compare with a packed copy
     for f in (lambda c: transforms.rotate(c, angles), transforms.velocity, lambda c: transforms.bone(c, parents)):
         assert torch.equal(f(clips), f(clips.contiguous()))

@@ -92,6 +92,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help='training crop, as a share of the clip')
     add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
     add('--num_workers', type=WHOLE, default=2, help='processes that read clips (0: the main one does)')
+    add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
+        help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +119,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
     add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
+    add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
+        help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,
@@ -144,6 +148,8 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
     add('--mask_ratio', type=Number(float, above=0, below=1), default=0.9, help='share of the tokens hidden')
     add('--motion_aware_tau', type=NOT_NEGATIVE, default=0.8, help='temperature of the mask; 0: plain random')
     add('--motion_stride', type=COUNT, default=1, help='frames between the two ends of a motion')
+    add('--skip_empty_bodies', action=argparse.BooleanOptionalAction, default=False,
+        help='leave all-zero bodies out of the batch and its loss; the authors train on them too')
     add('--target', type=text, choices=('motion', 'joint'), default='motion', help='what is predicted')
     add('--norm_skes_loss', action=argparse.BooleanOptionalAction, default=True,
         help="normalise each token's target over its own values")

@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from feeder.augment import ClipMaker
-from feeder.dataset import SkeletonDataset, TrainBatches, make_loader, read_batches
+from feeder.dataset import SkeletonDataset, TrainBatches
+from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.dist import World
 from util.errors import UserError
@@ -49,6 +50,20 @@ class Precision:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.name == 'bf16')
 
 
+def compile_blocks(model: nn.Module, wanted: str, device: torch.device) -> None:
+    """Compiles the transformer blocks in place, names unchanged; 'auto' does on a GPU, and runs on when it cannot.
+
+    A block is compiled once for all of its likes, and anew for each number of tokens and each drop path rate.
+    """
+    if wanted == 'off' or (wanted == 'auto' and device.type != 'cuda'):
+        return
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.suppress_errors = wanted == 'auto'
+    for blocks in (module for name, module in model.named_children() if name in ('blocks', 'decoder_blocks')):
+        for block in blocks:
+            block.compile()
+
+
 class Trainer:
     """One run's model, optimiser and place in the schedule.
 
@@ -62,12 +77,13 @@ class Trainer:
         self.args, self.world, self.facts = args, world, facts
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
+        compile_blocks(model, args.compile, world.device)
         self.model = world.wrap(model)
         self.optimizer = optimizer
         self.precision = Precision(args.precision, world.device)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
         self.batches = TrainBatches(len(dataset), args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
-        self.loader = make_loader(dataset, self.batches, args.num_workers, pin_memory=world.device.type == 'cuda')
+        self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
         # What a resumed run must know besides weights; plain numbers, so that safe loading works.
@@ -176,8 +192,8 @@ class Trainer:
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_settings(self, before: dict, path) -> None:
-        where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'batch_size', 'accum_iter',
-                 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval'}
+        where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
+                 'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval'}
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]
         if changed and self.first_step and (before.get('effective_batch_size') != self.args.effective_batch_size
