@@ -17,6 +17,7 @@ from util.errors import UserError
 
 JOINTS, BODY_FIELDS, JOINT_FIELDS = 25, 10, 12
 JOINT_LINE = np.dtype([('xyz', np.float64, 3), ('others', 'S1', JOINT_FIELDS - 3)])  # so that all fields must be there
+FARTHEST = 1e6  # metres; squares and their sums stay far within float32
 PLAIN = bytes(range(32, 127)) + b'\t\r\n'
 NAME = re.compile(r'S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})')
 LARGEST = (32, 3, 106, 2, 120)  # of NTU RGB+D 120: setups, cameras, performers, replications, actions
@@ -54,7 +55,7 @@ def facts_of(name: str) -> Facts:
 
 def split_lines(text: bytes) -> list[bytes]:
     """The lines of a raw text, without empty ones at its end; raises UserError naming a line that is not plain text."""
-    lines = text.rstrip().split(b'\n')
+    lines = text.rstrip(b' \t\r\n').split(b'\n')
     if text.translate(None, PLAIN):
         number = next(number for number, line in enumerate(lines, 1) if line.translate(None, PLAIN))
         raise UserError(f'line {number}: {lines[number - 1]!r:.60} is not plain text')
@@ -91,7 +92,7 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
     ids, frame_of, first_lines = [], [], []
     at, frames = 1, 0
     for _ in range(_count(lines, 0, 'frames')):
-        bodies, seen = _count(lines, at, 'bodies'), len(ids)
+        bodies, seen = _count(lines, at, 'bodies'), set()
         at += 1
         for _ in range(bodies):
             if at + 2 + JOINTS > len(lines):
@@ -102,8 +103,9 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
             if lines[at + 1].strip() != b'%d' % JOINTS:
                 raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, where a body has {JOINTS}')
             body = fields[0].decode('latin-1')
-            if body in ids[seen:]:
+            if body in seen:
                 raise UserError(f'line {at + 1}: body {body!r:.40} is twice in this frame')
+            seen.add(body)
             ids.append(body)
             frame_of.append(frames)
             first_lines.append(at + 2)
@@ -131,14 +133,14 @@ def _coordinates(rows: Sequence[bytes]) -> np.ndarray:
     """x y z of the joint lines `rows`, (K, 25, 3) float32; ValueError when a line among them is damaged."""
     if not any(map(bytes.strip, rows)):  # loadtxt would pass over empty lines, and warn when there is no other
         raise ValueError('empty lines')
-    text = b'\n'.join(rows) + b'\n'
+    text = b'\n'.join([b'', *rows, b''])
     blank = np.frombuffer(text, dtype=np.uint8) <= 32
     spaced = not (blank[1:] & blank[:-1]).any() and b'\t' not in text  # with single spaces: quicker to split
     with np.errstate(over='ignore'):
         xyz = np.loadtxt(rows, JOINT_LINE, comments=None, delimiter=' ' if spaced else None, ndmin=1)['xyz']
         xyz = xyz.astype(np.float32)
-    if len(xyz) != len(rows) or not np.isfinite(xyz).all():
-        raise ValueError('an empty line, or a coordinate that is not finite')
+    if len(xyz) != len(rows) or not (np.abs(xyz) <= FARTHEST).all():
+        raise ValueError('an empty line, or a coordinate that is not finite or far off')
     return xyz.reshape(-1, JOINTS, 3)
 
 

@@ -5,6 +5,7 @@ are known; `write_split` then writes a protocol's file from it.
 """
 
 import argparse
+import lzma
 import multiprocessing
 import os
 import resource
@@ -61,7 +62,7 @@ class Source(NamedTuple):
             return self.path.read_bytes() if self.member is None else _archive(self.path, os.getpid()).read(self.member)
         except OSError as error:
             raise UserError(f'cannot be read ({error.strerror or error})') from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
             raise UserError(f'a broken member of the zip ({error})') from error
 
 

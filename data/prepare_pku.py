@@ -98,12 +98,14 @@ def read_text(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f'cannot be read ({error.strerror})') from error
+        raise UserError(f'{path} cannot be read ({error.strerror})') from error
 
 
 def parse_skeleton(text: bytes) -> np.ndarray:
     """Frames (T, 150) float64 of a video, metres; raises UserError naming the first line that is not 150 numbers."""
     lines = split_lines(text)
+    if lines == [b'']:  # which NumPy would warn of
+        raise UserError('line 1: the file is empty')
     try:
         frames = np.loadtxt(lines, comments=None, ndmin=2)
         if frames.shape == (len(lines), WIDTH) and (np.abs(frames) < LARGEST).all():
