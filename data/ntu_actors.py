@@ -25,7 +25,7 @@ def to_rows(recording: Recording) -> np.ndarray:
     actors stay two when the second is empty.
 
     Raises:
-        UserError: all coordinates are zero.
+        UserError: all coordinates of actor 1 are zero.
     """
     if len(recording.bodies) == 1:
         body, = recording.bodies.values()
@@ -101,7 +101,7 @@ def _centre(rows: np.ndarray) -> np.ndarray:
     """Moves frames (T, 75) or (T, 150) so that joint 2 of actor 1 begins in the origin; absent actors stay zeros."""
     seen = rows[:, :WIDTH].any(axis=1)
     if not seen.any():
-        raise UserError('all coordinates are zero')
+        raise UserError('all coordinates of the first actor are zero')
     origin = rows[seen.argmax(), 3 * ORIGIN:3 * ORIGIN + 3]
     actors = rows.reshape(len(rows), -1, WIDTH)  # (T, 1 or 2, 75)
     centred = actors - np.tile(origin, JOINTS)

@@ -1,7 +1,7 @@
 """Raw files to interchange files, whatever their number: parsed once, by several processes, never all in memory.
 
 `convert` parses and yields in order; `Spool` keeps the samples on the disk until their number and the longest of them
-are known; `write_split` then writes a protocol's file from it.
+are known; `write_protocol` then writes a protocol's file from it.
 """
 
 import argparse
@@ -293,8 +293,11 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path) -> None:
     if damaged:
         with replacing(path) as temporary:
             temporary.write_text(''.join(f'{line}\n' for line in damaged))
-    else:
+        return
+    try:
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be removed ({error.strerror}), and there is nothing to list now') from error
 
 
 def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequence[int], classes: int, frames: int,
@@ -329,6 +332,8 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
             names = np.array([spool.names[index] for index in indices], dtype=np.str_)
             add(f'name_{part}', names.shape, names.dtype, [names])
     print(f'{path}: {len(train):,} train, {len(test):,} test')
+    if not train or not test:
+        print(f'note: {path.stem} has no {"test" if train else "training"} sample')
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -339,10 +344,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: give 1 or more')
+    return int(text)
 
 
 def chosen_protocols(asked: Sequence[str] | None, protocols: Mapping) -> list:

@@ -104,7 +104,7 @@ def read_text(path: Path) -> bytes:
 def parse_skeleton(text: bytes) -> np.ndarray:
     """Frames (T, 150) float64 of a video, metres; raises UserError naming the first line that is not 150 numbers."""
     lines = split_lines(text)
-    if lines == [b'']:  # which NumPy would warn of
+    if lines == ['']:  # which NumPy would warn of
         raise UserError('line 1: the file is empty')
     try:
         frames = np.loadtxt(lines, comments=None, ndmin=2)

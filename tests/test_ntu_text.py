@@ -271,7 +271,7 @@ def test_bytes_that_are_no_plain_text(odd):
 
 
 def test_split_lines():
-    assert split_lines(b'1\r\n\n 2\t\n\r\n\n') == [b'1\r', b'', b' 2'] and split_lines(b'') == [b'']
+    assert split_lines(b'1\r\n\n 2\t\n\r\n\n') == ['1\r', '', ' 2'] and split_lines(b'') == ['']
 
 
 def test_time_and_memory_are_bounded_by_the_text():

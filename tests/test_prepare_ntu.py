@@ -544,7 +544,7 @@ def test_many_damaged_files(raw, tmp_path, capsys):
     assert set(folder_of(tmp_path / 'out').values()) == {b'old'}
     assert prepare(raw, tmp_path / 'out', '--skip_damaged') == 0
     lines = (tmp_path / 'out/ntu60_damaged.txt').read_text().splitlines()
-    assert lines == [f'{raw}/S001C001P{number:03}R001A009.skeleton: line 1: b\'x\' is no number of frames'
+    assert lines == [f'{raw}/S001C001P{number:03}R001A009.skeleton: line 1: \'x\' is no number of frames'
                      for number in range(1, 31)]
 
 
