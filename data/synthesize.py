@@ -287,7 +287,7 @@ def with_faults(people: list[Track], frames: int, rng: np.random.Generator) -> l
     if rng.random() < .15:  # moments without anybody
         lost = rng.integers(5, frames - 5, rng.integers(1, 4))
         tracks = [part_of(track, ~np.isin(track.frames, lost)) for track in tracks]
-    return tracks
+    return [track for track in tracks if len(track.frames)]  # a glimpse may be lost, all of it
 
 
 def table(body: int, frames: int, rng: np.random.Generator) -> Track:

@@ -440,3 +440,10 @@ def test_runs_by_path_and_as_a_module(tmp_path, start, where):
     run = subprocess.run([sys.executable, *start, '--out', tmp_path / 'out', '--clips_per_class', '3'],
                          cwd=where, capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == '' and '36 clips, 12 classes' in run.stdout, run
+
+
+def test_a_glimpse_can_be_lost_altogether():
+    """This clip's falls into the very frames that show nobody."""
+    clip = synthesize.make_clip(582, 5, 0)
+    assert len(clip.tracks) == 2 and all(len(track.frames) for track in clip.tracks)
+    assert synthesize.ntu_text(clip.tracks, clip.frames).startswith(f'{clip.frames}\n')
