@@ -34,12 +34,12 @@ if not __package__:  # run by path: the repository's root is not on the search p
 
 from data.body import ARM_JOINTS, JOINTS, LEG_JOINTS, SPINE, TIPS, mirror, pose, quaternions, rotations, turn
 from data.pipeline import convert, open_pool
+from data.prepare_ntu import PERFORMERS_60
 from util.errors import UserError, run_main
 
 FPS, SHORTEST, LONGEST = 30, 55, 90  # frames a second and a clip
 PERFORMERS, CAMERAS, SETUPS, REPLICATIONS = 40, 3, 17, 2  # of NTU RGB+D 60
 MOST_CLIPS = PERFORMERS * CAMERAS * SETUPS * REPLICATIONS
-TRAIN_PERFORMERS = {1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38}  # as NTU-60 XSub
 CAMERA_YAW = (0, np.pi / 8, -np.pi / 8)  # cameras 1, 2, 3
 CAMERA_LETTERS = 'LMR'  # as PKU-MMD calls them; L is for testing
 BYSTANDERS = .6  # the share of single-person clips with somebody who stands by
@@ -393,7 +393,7 @@ def write_video(folder: Path, seed: int, task: tuple[int, int]) -> int:
 def write_splits(folder: Path, videos: int) -> None:
     """PKU's two split files; cross-view trains on M and R."""
     numbers = range(videos)
-    for kind, train in (('subject', [facts_of(number).performer in TRAIN_PERFORMERS for number in numbers]),
+    for kind, train in (('subject', [facts_of(number).performer in PERFORMERS_60 for number in numbers]),
                         ('view', [CAMERA_LETTERS[facts_of(number).camera - 1] != 'L' for number in numbers])):
         names = [[video_name(number) for number in numbers if train[number] == side] for side in (True, False)]
         (folder / f'cross-{kind}.txt').write_text(pku_split_text(*names))
@@ -406,6 +406,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: something is there already, or the disk does not take it.
     """
+    path = path.resolve()
+    if path == Path.cwd():
+        raise UserError(f'{path}: is where you stand; give --out a new folder')
     partial_path = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):

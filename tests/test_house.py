@@ -55,7 +55,8 @@ def test_scripts_stop_at_their_first_error():
 
 
 @pytest.mark.parametrize('command', ['main_pretrain.py', 'main_linprobe.py', 'main_finetune.py', 'main_report.py',
-                                     'main_visualize.py'])
+                                     'main_visualize.py', 'data/prepare_ntu.py', 'data/prepare_pku.py', 'data/check.py',
+                                     'data/prepare_nwucla.py', 'data/synthesize.py', 'data/benchmark.py'])
 def test_commands_explain_themselves_and_end_with_two_on_a_bad_option(command):
     explained = run(command, '--help')
     assert explained.returncode == 0 and 'usage' in explained.stdout
