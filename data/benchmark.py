@@ -7,10 +7,12 @@ The usual way, written out below as `usual_way`, reads a file line by line, spli
 arrays of it, stacks the joints of each frame, passes all samples through three pickles and pads all of them in memory
 before anything is written. Each way runs in a process of its own, turn by turn; seconds are medians, start of the
 process included, and memory is the largest sum over the processes of one run. All ways must write the same arrays.
+A generated file takes about a megabyte of $TMPDIR, pickles and output included. Linux only: memory is read from /proc.
 """
 
 import argparse
 import json
+import os
 import pickle
 import shutil
 import statistics
@@ -25,7 +27,7 @@ import numpy as np
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.common import one_hot, pad, split_members
+from data.common import one_hot, pad
 from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import Body, Recording, facts_of
 from data.pipeline import find_sources
@@ -46,11 +48,9 @@ def usual_way(raw: Path, out: Path) -> None:
     _dump([(name, np.concatenate([rows, np.zeros((len(rows), 2 * WIDTH - rows.shape[1]), dtype=np.float32)], axis=1))
            for name, rows in _load(out / 'denoised.pkl')], out / 'two_bodies.pkl')
     names, sequences = zip(*_load(out / 'two_bodies.pkl'), strict=True)
-    train, test = order(names, PROTOCOL)
     x, y = pad(sequences, 2 * WIDTH), one_hot([facts_of(name).action - 1 for name in names], DATASET.classes)
-    arranged, in_train = train + test, np.arange(len(names)) < len(train)
-    members = split_members(x[arranged], y[arranged], np.array(names)[arranged], in_train)
-    np.savez(out / f'{PROTOCOL.file}.npz', **members)
+    train, test = order(names, PROTOCOL)
+    np.savez(out / f'{PROTOCOL.file}.npz', x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
 
 
 def _read_by_line(path: Path) -> tuple[int, dict]:
@@ -109,7 +109,7 @@ def run(command: list[str]) -> tuple[float, float]:
 def _memory(pid: int) -> int:
     """Resident bytes of a process and all below it; 0 for one that has ended meanwhile."""
     try:
-        resident = int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * 4096
+        resident = int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
         children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     except (OSError, IndexError):
         return 0
@@ -122,6 +122,8 @@ def compare(raw: Path, repeats: int, workers: list[int], scratch: Path) -> list[
     Raises:
         UserError: a way fails, or does not write what the usual one does.
     """
+    if not raw.is_dir() or not Path('/proc/self/statm').exists():
+        raise UserError(f'{raw}: give a folder of .skeleton files, on Linux: memory is read from /proc')
     sources = find_sources([raw], '.skeleton')
     megabytes = sum(source.path.stat().st_size for source in sources) / 1e6
     prepare = [sys.executable, str(HERE / 'prepare_ntu.py'), '--dataset', 'synth', '--protocol', 'xsub',
@@ -175,8 +177,8 @@ def main(argv: list[str] | None = None) -> int:
             if samples:
                 generate(samples, raw)
             rows += compare(raw, args.repeats, args.workers, scratch)
-            for row in rows[-1 - len(args.workers):] if rows else ():
-                print(' | '.join(f'{key} {value}' for key, value in row.items()), flush=True)
+            if samples:
+                shutil.rmtree(raw)
     print('| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
     for row in rows:
         print('| ' + ' | '.join(map(str, row.values())) + ' |')

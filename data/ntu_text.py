@@ -17,6 +17,7 @@ from util.errors import UserError
 
 JOINTS, BODY_FIELDS, JOINT_FIELDS = 25, 10, 12
 JOINT_LINE = np.dtype([('xyz', np.float64, 3), ('others', 'S1', JOINT_FIELDS - 3)])  # so that all fields must be there
+FARTHEST = 1e6  # metres; squares and their sums stay far within float32
 PLAIN = bytes(range(32, 127)) + b'\t\r\n'
 NAME = re.compile(r'S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})')
 LARGEST = (32, 3, 106, 2, 120)  # of NTU RGB+D 120: setups, cameras, performers, replications, actions
@@ -52,12 +53,16 @@ def facts_of(name: str) -> Facts:
     return facts
 
 
-def split_lines(text: bytes) -> list[bytes]:
+def split_lines(text: bytes) -> list[str]:
     """The lines of a raw text, without empty ones at its end; raises UserError naming a line that is not plain text."""
-    lines = text.rstrip().split(b'\n')
     if text.translate(None, PLAIN):
-        number = next(number for number, line in enumerate(lines, 1) if line.translate(None, PLAIN))
-        raise UserError(f'line {number}: {lines[number - 1]!r:.60} is not plain text')
+        number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
+                            if line.translate(None, PLAIN))
+        raise UserError(f'line {number}: {line!r:.60} is not plain text')
+    lines = text.decode('ascii').split('\n')
+    while len(lines) > 1 and not lines[-1].strip():
+        lines.pop()
+    lines[-1] = lines[-1].rstrip()
     return lines
 
 
@@ -76,8 +81,10 @@ def parse_skeleton(text: bytes) -> Recording:
     if not ids:
         raise UserError('no frame shows a body')
     rows = [line for first in first_lines for line in lines[first:first + JOINTS]]
+    blank = np.frombuffer(text, dtype=np.uint8) <= 32
+    spaced = not (blank[1:] & blank[:-1]).any() and b'\t' not in text
     try:
-        joints = _coordinates(rows)
+        joints = _coordinates(rows, spaced)
     except ValueError:
         raise _blame(lines, first_lines) from None
     appearances: dict[str, list[int]] = {}
@@ -86,12 +93,12 @@ def parse_skeleton(text: bytes) -> Recording:
     return Recording(frames, {body: Body(frame_of[ks[0]], joints[ks]) for body, ks in appearances.items()})
 
 
-def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]:
+def _walk(lines: Sequence[str]) -> tuple[list[str], list[int], list[int], int]:
     """Follows the counts through a file: id, frame and first joint line (an index) of each of the K; the frames."""
     ids, frame_of, first_lines = [], [], []
     at, frames = 1, 0
     for _ in range(_count(lines, 0, 'frames')):
-        bodies, seen = _count(lines, at, 'bodies'), len(ids)
+        bodies, seen = _count(lines, at, 'bodies'), set()
         at += 1
         for _ in range(bodies):
             if at + 2 + JOINTS > len(lines):
@@ -99,11 +106,12 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
             fields = lines[at].split()
             if len(fields) != BODY_FIELDS:
                 raise UserError(f'line {at + 1}: {len(fields)} fields, where a body has {BODY_FIELDS}')
-            if lines[at + 1].strip() != b'%d' % JOINTS:
+            if lines[at + 1].strip() != str(JOINTS):
                 raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, where a body has {JOINTS}')
-            body = fields[0].decode('latin-1')
-            if body in ids[seen:]:
+            body = fields[0]
+            if body in seen:
                 raise UserError(f'line {at + 1}: body {body!r:.40} is twice in this frame')
+            seen.add(body)
             ids.append(body)
             frame_of.append(frames)
             first_lines.append(at + 2)
@@ -114,7 +122,7 @@ def _walk(lines: Sequence[bytes]) -> tuple[list[str], list[int], list[int], int]
     return ids, frame_of, first_lines, frames
 
 
-def _count(lines: Sequence[bytes], at: int, what: str) -> int:
+def _count(lines: Sequence[str], at: int, what: str) -> int:
     if at >= len(lines):
         raise _end_of(lines)
     text = lines[at].strip()
@@ -123,34 +131,33 @@ def _count(lines: Sequence[bytes], at: int, what: str) -> int:
     return int(text)
 
 
-def _end_of(lines: Sequence[bytes]) -> UserError:
+def _end_of(lines: Sequence[str]) -> UserError:
     return UserError(f'line {len(lines)}: the file ends inside a frame')
 
 
-def _coordinates(rows: Sequence[bytes]) -> np.ndarray:
-    """x y z of the joint lines `rows`, (K, 25, 3) float32; ValueError when a line among them is damaged."""
-    if not any(map(bytes.strip, rows)):  # loadtxt would pass over empty lines, and warn when there is no other
+def _coordinates(rows: Sequence[str], spaced: bool) -> np.ndarray:
+    """x y z of the joint lines `rows`, (K, 25, 3) float32; ValueError when a line among them is damaged.
+
+    `spaced`: between two fields there is one space, and none elsewhere; lines are quicker to split then.
+    """
+    if not any(map(str.strip, rows)):  # loadtxt would pass over empty lines, and warn when there is no other
         raise ValueError('empty lines')
-    text = b'\n'.join(rows) + b'\n'
-    blank = np.frombuffer(text, dtype=np.uint8) <= 32
-    spaced = not (blank[1:] & blank[:-1]).any() and b'\t' not in text  # with single spaces: quicker to split
     with np.errstate(over='ignore'):
         xyz = np.loadtxt(rows, JOINT_LINE, comments=None, delimiter=' ' if spaced else None, ndmin=1)['xyz']
         xyz = xyz.astype(np.float32)
-    if len(xyz) != len(rows) or not np.isfinite(xyz).all():
-        raise ValueError('an empty line, or a coordinate that is not finite')
+    if len(xyz) != len(rows) or not (np.abs(xyz) <= FARTHEST).all():
+        raise ValueError('an empty line, or a coordinate that is not finite or far off')
     return xyz.reshape(-1, JOINTS, 3)
 
 
-def _blame(lines: Sequence[bytes], first_lines: Sequence[int]) -> UserError:
+def _blame(lines: Sequence[str], first_lines: Sequence[int]) -> UserError:
     """The error for the first of the joint lines that `_coordinates` does not take by itself."""
     for at in (first + joint for first in first_lines for joint in range(JOINTS)):
         fields = lines[at].split()
         if len(fields) != JOINT_FIELDS:
             return UserError(f'line {at + 1}: {len(fields)} fields, where a joint has {JOINT_FIELDS}')
         try:
-            _coordinates([lines[at]] * JOINTS)
+            _coordinates([lines[at]] * JOINTS, spaced=False)
         except ValueError:
-            xyz = b' '.join(fields[:3]).decode('latin-1')
-            return UserError(f'line {at + 1}: {xyz!r:.60} is not x y z in metres')
+            return UserError(f'line {at + 1}: {" ".join(fields[:3])!r:.60} is not x y z in metres')
     raise AssertionError('every joint line is whole by itself')

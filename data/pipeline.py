@@ -1,10 +1,11 @@
 """Raw files to interchange files, whatever their number: parsed once, by several processes, never all in memory.
 
 `convert` parses and yields in order; `Spool` keeps the samples on the disk until their number and the longest of them
-are known; `write_split` then writes a protocol's file from it.
+are known; `write_protocol` then writes a protocol's file from it.
 """
 
 import argparse
+import lzma
 import multiprocessing
 import os
 import resource
@@ -32,7 +33,8 @@ from data.common import npz_writer, one_hot
 from util.errors import UserError
 from util.files import replacing
 
-CHUNK = 1024      # labels that become one-hot at a time
+ROWS = 1024        # labels that become one-hot at a time
+LARGEST = 1 << 26  # bytes of a raw file; real ones have ten million at most
 LISTED = 20       # damaged files that are shown; the list on the disk has all
 
 
@@ -56,12 +58,18 @@ class Source(NamedTuple):
         return f'{self.path}:{self.member}' if self.member else str(self.path)
 
     def read(self) -> bytes:
-        """The file's bytes; raises UserError when it cannot be read."""
+        """The file's bytes; raises UserError when it cannot be read, or is too large to be a raw file."""
         try:
-            return self.path.read_bytes() if self.member is None else _archive(self.path, os.getpid()).read(self.member)
+            archive = self.member and _archive(self.path, os.getpid())
+            size = archive.getinfo(self.member).file_size if archive else self.path.stat().st_size
+            if size > LARGEST:
+                raise UserError(f'{size / 1e6:,.0f} MB are too many for a raw file')
+            return archive.read(self.member) if archive else self.path.read_bytes()
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f'cannot be read ({error.strerror or error})') from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
             raise UserError(f'a broken member of the zip ({error})') from error
 
 
@@ -78,7 +86,7 @@ def find_sources(raw: Sequence[Path], suffix: str) -> list[Source]:
         UserError: a folder or zip cannot be read or has no such file, or a name is there twice.
     """
     found = []
-    for path in raw:
+    for path in {path.resolve(): path for path in raw}.values():  # each once
         sources = _in_folder(path, suffix) if path.is_dir() else _in_zip(path, suffix)
         if not sources:
             raise UserError(f'{path}: no {suffix} file in it; give --raw the folder or the zip that has them')
@@ -95,7 +103,7 @@ def _in_folder(folder: Path, suffix: str) -> list[Source]:
         raise UserError(f'{error.filename}: cannot be read ({error.strerror}); correct its permissions') from error
 
     return [Source(Path(root) / file) for root, _, files in os.walk(folder, onerror=refuse, followlinks=True)
-            for file in files if file.endswith(suffix) and not file.startswith('.')]
+            for file in files if file.lower().endswith(suffix) and not file.startswith('.')]
 
 
 def _in_zip(path: Path, suffix: str) -> list[Source]:
@@ -105,8 +113,10 @@ def _in_zip(path: Path, suffix: str) -> list[Source]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise UserError(f'{path}: neither a folder nor a whole zip ({error}); download it again') from error
-    return [Source(path, name) for name in names if name.endswith(suffix) and not Path(name).name.startswith('.')]
+        raise UserError(f'{path}: neither a folder nor a whole zip ({error}); give the folder that holds the files, or '
+                        'download the zip again') from error
+    return [Source(path, name) for name in names
+            if name.lower().endswith(suffix) and not Path(name).name.startswith('.')]
 
 
 @contextmanager
@@ -291,9 +301,12 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path) -> None:
                         f'--skip_damaged to go on without them and keep the list in {path}')
     if damaged:
         with replacing(path) as temporary:
-            temporary.write_text(''.join(f'{line}\n' for line in damaged))
-    else:
+            temporary.write_text(''.join(f'{line}\n' for line in damaged), encoding='utf-8', errors='backslashreplace')
+        return
+    try:
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be removed ({error.strerror}), and there is nothing to list now') from error
 
 
 def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequence[int], classes: int, frames: int,
@@ -323,11 +336,13 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
             labels = [spool.labels[index] for index in indices]
             add(f'x_{part}', (len(indices), frames, width), np.float32, rows(indices))
             add(f'y_{part}', (len(indices), classes), np.float64,
-                (one_hot(labels[at:at + CHUNK], classes) for at in range(0, len(labels), CHUNK)))
+                (one_hot(labels[at:at + ROWS], classes) for at in range(0, len(labels), ROWS)))
         for part, indices in (('train', train), ('test', test)):
             names = np.array([spool.names[index] for index in indices], dtype=np.str_)
             add(f'name_{part}', names.shape, names.dtype, [names])
     print(f'{path}: {len(train):,} train, {len(test):,} test')
+    if not train or not test:
+        print(f'note: {path.stem} has no {"test" if train else "training"} sample')
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -338,10 +353,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: give 1 or more')
+    return int(text)
 
 
 def chosen_protocols(asked: Sequence[str] | None, protocols: Mapping) -> list:

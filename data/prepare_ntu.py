@@ -135,7 +135,7 @@ def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='NTU RGB+D raw skeletons to NTU60_*.npz or NTU120_*.npz')
     parser.add_argument('--dataset', choices=DATASETS, required=True, help='synth: what data/synthesize.py wrote')
-    parser.add_argument('--raw', type=Path, nargs='+', help=f'folders or zips; default: those in {RAW}')
+    parser.add_argument('--raw', type=Path, nargs='+', help='folders or zips; default: those in data/nturgbd_raw')
     parser.add_argument('--out', type=Path, help='folder for the files; default: ntu, ntu120 or synthetic in data/')
     parser.add_argument('--protocol', nargs='+', help='xsub, xview (ntu60, synth), xset (ntu120); default: all')
     add_options(parser)
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
 def write_all(spool: Spool, dataset: DataSet, protocols: Sequence[Protocol], out: Path) -> None:
     """Writes the protocols' files, all as long as the longest sample of the whole set."""
     if not len(spool):
-        raise UserError('no sample to write: none of the files belongs to this set')
+        raise UserError('no sample to write: every file is damaged or belongs to another set')
     for protocol in protocols:
         train, test = order(spool.names, protocol)
         write_protocol(out / f'{protocol.file}.npz', spool, train, test, dataset.classes, max(spool.lengths),

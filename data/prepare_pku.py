@@ -20,7 +20,7 @@ import numpy as np
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.ntu_text import split_lines
+from data.ntu_text import FARTHEST, split_lines
 from data.pipeline import (
     Parsed,
     Sample,
@@ -35,7 +35,6 @@ from util.errors import UserError, run_main
 
 HERE = Path(__file__).resolve().parent
 CLASSES, FRAMES, WIDTH = 51, 300, 150
-LARGEST = np.finfo(np.float32).max
 PROTOCOLS = {'xsub': ('XSub', 'subject'), 'xview': ('XView', 'view')}  # in the file's name, in the split file's
 
 
@@ -53,23 +52,23 @@ def find_videos(raw: Path, tally: Tally) -> list[Video]:
     Raises:
         UserError: a folder is missing or empty.
     """
-    stems = {}
+    files = {}
     for kind in ('skeleton', 'label'):
         folder = raw / kind
         if not folder.is_dir():
             raise UserError(f'{folder}: no such folder; give --raw the one that has skeleton/, label/ and the splits')
         try:
-            stems[kind] = {path.stem for path in folder.iterdir()
-                           if path.suffix == '.txt' and not path.name.startswith('.')}
+            files[kind] = {path.stem: path for path in folder.iterdir()
+                           if path.suffix.lower() == '.txt' and not path.name.startswith('.')}
         except OSError as error:
             raise UserError(f'{folder}: cannot be read ({error.strerror}); correct its permissions') from error
-        if not stems[kind]:
+        if not files[kind]:
             raise UserError(f'{folder}: no .txt file in it; put the release\'s {kind} files there')
     for kind, other in (('skeleton', 'label'), ('label', 'skeleton')):
-        tally.damaged += [f'{raw / kind / stem}.txt: there is no {other}/{stem}.txt'
-                          for stem in sorted(stems[kind] - stems[other])]
-    return [Video(raw / 'skeleton' / f'{stem}.txt', raw / 'label' / f'{stem}.txt')
-            for stem in sorted(stems['skeleton'] & stems['label'])]
+        tally.damaged += [f'{files[kind][stem]}: there is no {other}/{stem}.txt'
+                          for stem in sorted(files[kind].keys() - files[other].keys())]
+    return [Video(files['skeleton'][stem], files['label'][stem])
+            for stem in sorted(files['skeleton'].keys() & files['label'].keys())]
 
 
 def find_split(raw: Path, kind: str) -> Path:
@@ -98,15 +97,17 @@ def read_text(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f'cannot be read ({error.strerror})') from error
+        raise UserError(f'{path} cannot be read ({error.strerror})') from error
 
 
 def parse_skeleton(text: bytes) -> np.ndarray:
     """Frames (T, 150) float64 of a video, metres; raises UserError naming the first line that is not 150 numbers."""
     lines = split_lines(text)
+    if lines == ['']:  # which NumPy would warn of
+        raise UserError('line 1: the file is empty')
     try:
         frames = np.loadtxt(lines, comments=None, ndmin=2)
-        if frames.shape == (len(lines), WIDTH) and (np.abs(frames) < LARGEST).all():
+        if frames.shape == (len(lines), WIDTH) and (np.abs(frames) <= FARTHEST).all():
             return frames
     except ValueError:
         pass
@@ -117,8 +118,8 @@ def parse_skeleton(text: bytes) -> np.ndarray:
             row = np.loadtxt([line], comments=None)
         except ValueError as error:
             raise UserError(f'line {number}: {error}') from None
-        if not (np.abs(row) < LARGEST).all():
-            raise UserError(f'line {number}: a coordinate is not finite')
+        if not (np.abs(row) <= FARTHEST).all():
+            raise UserError(f'line {number}: a coordinate is not finite or far off')
     raise AssertionError('every line is a frame by itself')
 
 
@@ -166,8 +167,8 @@ def parse(video: Video) -> Parsed:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='PKU-MMD raw skeletons to PKUv1_*.npz or PKUv2_*.npz')
     parser.add_argument('--phase', type=int, choices=(1, 2), required=True)
-    parser.add_argument('--raw', type=Path, help=f'default: {HERE}/pku_raw/v1 or v2')
-    parser.add_argument('--out', type=Path, help=f'folder for the files; default: {HERE}/pku_v1 or pku_v2')
+    parser.add_argument('--raw', type=Path, help='default: data/pku_raw/v1 or v2')
+    parser.add_argument('--out', type=Path, help='folder for the files; default: data/pku_v1 or pku_v2')
     parser.add_argument('--protocol', nargs='+', help='xsub, xview; default: both')
     add_options(parser)
     args = parser.parse_args(argv)
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     spool = collect(videos, parse, out, args.workers, 1, tally)
     settle_damaged(tally.damaged, args.skip_damaged, out / f'PKUv{args.phase}_damaged.txt')
     if not len(spool):
-        raise UserError(f'{raw}: no sample in it; label/ has no row that could be used')
+        raise UserError(f'{raw}: no sample in it that could be used')
     for file in splits:
         parts = [], []
         for index, name in enumerate(spool.names):
