@@ -63,6 +63,8 @@ class Turns:
         if len(dataset) < clips_a_turn:
             raise UserError(f'{data_path}: {len(dataset)} clips are fewer than --steps {options.steps} steps of '
                             f'{args.effective_batch_size}')
+        if stage != 'pretrain':
+            args.num_classes = dataset.num_classes
         model, optimizer = BUILD[stage](args, world.device)
         self.trainer = Trainer(args, world, model, optimizer, dataset, {})
         self.trainer.steps_per_epoch = options.steps

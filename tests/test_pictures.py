@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import main_benchmark
 import main_pretrain
 import main_report
 import main_visualize
@@ -77,16 +76,3 @@ def test_visualize_draws_a_clip_of_a_checkpoint(tmp_path, capsys):
     assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
     with pytest.raises(UserError, match='--clip 4'):
         main_visualize.main(['--checkpoint', checkpoint, '--clip', '4', '--out', str(picture)])
-
-
-def test_benchmark_reports_every_stage_and_mode(tmp_path, capsys):
-    config, rows = tmp_path / 'small.yaml', tmp_path / 'rows.json'
-    config.write_text('{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, '
-                      'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}')
-    main_benchmark.main(['--config', str(config), '--batch_size', '2', '--repeats', '2', '--device', 'cpu',
-                         '--modes', 'fused,plain', '--json', str(rows)])
-    rows = json.loads(rows.read_text())
-    assert [(row['stage'], row['mode']) for row in rows] == [
-        ('pretrain', 'plain'), ('pretrain', 'fused'), ('evaluate', 'plain'), ('evaluate', 'fused')]
-    assert all(row['clips_per_s'] > 0 and row['ratio_to_plain'] > 0 for row in rows)
-    assert rows[0]['ratio_to_plain'] == 1

@@ -1,10 +1,13 @@
 """What is not computed twice: the same numbers, and less work."""
 
+import shutil
+
 import pytest
 import torch
 
 from model_mamp import MAMP, motion_intensity, patchify
 from model_transformer import ActionTransformer, distinct_bodies
+from util.loop import compile_blocks
 
 SMALL = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 16, 'num_joints': 7}
 
@@ -111,3 +114,30 @@ def test_a_batch_of_empty_bodies_trains_as_it_is():
     losses = [model(x, .6, 1, .8, uniform, skip_empty_bodies=skip)[0] for skip in (False, True)]
     assert losses[0].isfinite() and losses[0] == losses[1]
     assert not motion_intensity(patchify(model.fold_bodies(x), 4)).any()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(monkeypatch):
+    """Compiling takes most of a minute, and a C++ compiler."""
+    if shutil.which('g++') is None:
+        pytest.skip('no C++ compiler')
+    monkeypatch.setattr(torch._dynamo.config, 'suppress_errors', False)
+    results = []
+    for wanted in ('off', 'on'):
+        torch.manual_seed(0)
+        model = MAMP(decoder_dim_feat=16, decoder_depth=1, **SMALL)
+        names = list(model.state_dict())
+        compile_blocks(model, wanted, torch.device('cpu'))
+        assert list(model.state_dict()) == names
+        assert (model.blocks[0]._compiled_call_impl is not None) == (wanted == 'on')
+        loss, pred, _ = model(mixed_batch(), .6, 1, .8, torch.rand(16, 28))
+        loss.backward()
+        results.append([loss, pred, *(p.grad for p in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_is_left_to_gpus():
+    model = MAMP(decoder_dim_feat=16, decoder_depth=1, **SMALL)
+    compile_blocks(model, 'auto', torch.device('cpu'))
+    assert all(block._compiled_call_impl is None for block in model.blocks)
