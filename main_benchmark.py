@@ -3,9 +3,10 @@
 python main_benchmark.py --stages pretrain,evaluate --modes plain,fused,bf16 --device cpu --json table.json
 
 Modes: `plain` is the authors' way of computing (util/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
-precision, `compiled` bf16 with torch.compile, `resident` that with the data set in the device's memory. A turn is
---steps steps of a stage; the first of each is warm-up. Without --data_path, clips as long and as often of one body as
-NTU RGB+D 60's are made up.
+precision, `nonempty` ours in fp32 with --skip_empty_bodies, `compiled` bf16 with torch.compile, `resident` that with
+the data set in the device's memory. A turn is --steps steps of a stage; the first of each is warm-up. Without
+--data_path, clips as long and as often of one body as NTU RGB+D 60's are made up. FLOPs count every body, also one that
+is passed over.
 """
 
 import argparse
@@ -42,6 +43,7 @@ MODES = {  # settings of each; precision first
     'fused': {'precision': 'fp32', 'compile': 'off'},
     'tf32': {'precision': 'tf32', 'compile': 'off'},
     'bf16': {'precision': 'bf16', 'compile': 'off'},
+    'nonempty': {'precision': 'fp32', 'compile': 'off', 'skip_empty_bodies': True},
     'compiled': {'precision': 'bf16', 'compile': 'on'},
     'resident': {'precision': 'bf16', 'compile': 'on', 'data_on_device': True},
 }
@@ -105,6 +107,13 @@ class Turns:
         else:
             engine_finetune.train_one_epoch(trainer, epoch)
 
+    def profile(self) -> str:
+        """The operations that took longest in a turn of its own, as PyTorch's profiler tells."""
+        with torch.profiler.profile() as profiler:
+            self._run_epoch(len(self.seconds))
+        on_gpu = self.world.device.type == 'cuda'
+        return profiler.key_averages().table(sort_by=f'self_{"cuda" if on_gpu else "cpu"}_time_total', row_limit=20)
+
     def row(self, plain: 'Turns | None', peak: float, train_clips: int) -> dict:
         """What is printed of it; the first turn was for warming up."""
         seconds, clips_per_s = self.seconds[1:], self.clips / median(self.seconds[1:])
@@ -132,6 +141,10 @@ def measure(stage: str, options: argparse.Namespace, data_path: str, world: Worl
     for _ in range(options.repeats + 1):
         for turn in turns.values():
             turn.run()
+    if options.profile:
+        with open(options.profile, 'a') as file:
+            for turn in turns.values():
+                file.write(f'{stage} {turn.mode}\n{turn.profile()}\n')
     return [turn.row(turns.get('plain'), peaks[turn.args.precision], options.train_clips) for turn in turns.values()]
 
 
@@ -158,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--num_workers', type=WHOLE, help='default: 8 on a GPU, 0 on a CPU')
     add('--train_clips', type=COUNT, default=40091, help="training clips of the recipe's projection; NTU-60 XSub's")
     add('--device', default='auto')
+    add('--profile', type=Path, help="append what PyTorch's profiler says of one more turn of each to this file")
     add('--json', type=Path, help='also write the rows into this file')
     options = parser.parse_args(argv)
 

@@ -63,6 +63,8 @@ class SkeletonEncoder(nn.Module):
     Raises ValueError when the frames do not divide into segments or the width into heads.
     """
 
+    equal_bodies_once = True    # see `features`
+
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
                  mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25, t_patch_size: int = 4,
                  drop_path_rate: float = 0.):
@@ -108,7 +110,7 @@ class SkeletonEncoder(nn.Module):
         a body that copies the first of its clip not again.
         """
         bodies = self.fold_bodies(x)
-        if self.norm.training:
+        if self.norm.training or not self.equal_bodies_once:
             tokens = self.encode(self.embed(bodies))
         else:
             distinct, place = distinct_bodies(x)

@@ -26,7 +26,9 @@ def test_every_stage_and_mode(stages, modes, tmp_path, capsys):
     config.write_text('{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, '
                       'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}')
     assert main_benchmark.main(['--config', str(config), '--batch_size', '4', '--steps', '2', '--repeats', '2',
-                                '--device', 'cpu', '--stages', stages, '--modes', modes, '--json', str(path)]) == 0
+                                '--device', 'cpu', '--stages', stages, '--modes', modes, '--json', str(path),
+                                '--profile', str(tmp_path / 'profile.txt')]) == 0
+    assert (tmp_path / 'profile.txt').read_text().count('Self CPU time total') == len(stages.split(',')) * 3
     rows = json.loads(path.read_text())
     assert [(row['stage'], row['mode']) for row in rows] == [
         (stage, mode) for stage in stages.split(',') for mode in modes.split(',')]

@@ -62,6 +62,8 @@ def test_eval_mode_encodes_each_body_once(protocol):
         alone = torch.cat([model.head(model.encode(model.embed(model.fold_bodies(clip[None]))).view(1, 2, 4, 7, 16))
                            for clip in x])
     torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-6)
+    model.equal_bodies_once = False
+    assert encoded(model, x)[1] == 16
     assert count == 12      # of 16: one for the four empty ones, none for the copy
 
 

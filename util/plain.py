@@ -1,8 +1,9 @@
 """The authors' way of computing, written out: what the benchmark's ratios are ratios to.
 
-fp32; attention step by step, the whole L × L matrix in memory; each clip cropped, resized and rotated by itself, on the
-CPU, in the loader's processes; an optimiser that goes from tensor to tensor; and one wait for the device every step, to
-read the loss. The numbers are the same: `tests/test_plain.py` holds it to those of the authors' program.
+fp32; attention step by step, the whole L × L matrix in memory; every body encoded, empty or not; each clip cropped,
+resized and rotated by itself, on the CPU, in the loader's processes; an optimiser that goes from tensor to tensor; and
+one wait for the device every step, to read the loss. The numbers are the same: `tests/test_plain.py` holds it to those
+of the authors' program.
 
 Axis letters: T raw frames, W frames after the resize, M bodies, V joints, C = 3 coordinates.
 """
@@ -94,6 +95,12 @@ def plain_loader(dataset: SkeletonDataset, batches: Sampler, clips: ClipMaker, t
                       pin_memory=device.type == 'cuda', collate_fn=collate, persistent_workers=num_workers > 0)
 
 
+def set_plain(model: nn.Module) -> None:
+    """Attention step by step, and every body encoded, empty or a copy."""
+    set_fused_attention(model, False)
+    model.equal_bodies_once = False
+
+
 def set_fused_attention(model: nn.Module, fused: bool) -> None:
     """Attention in one kernel, or its matrix products and softmax one by one."""
     for module in model.modules():
@@ -106,7 +113,7 @@ def make_plain(trainer: Trainer, dataset: SkeletonDataset) -> None:
     args, clips = trainer.args, trainer.clips
     trainer.clips = PlainClips(clips.num_frames, clips.stream, clips.seed, clips.p_interval, clips.max_angle)
     trainer.loader = plain_loader(dataset, trainer.batches, clips, True, args.num_workers, trainer.world.device)
-    set_fused_attention(trainer.raw_model, False)
+    set_plain(trainer.raw_model)
     for group in trainer.optimizer.param_groups:
         group['fused'], group['foreach'] = None, False
     backward = trainer.backward
