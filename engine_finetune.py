@@ -13,6 +13,7 @@ from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader, read_batches
 from model_transformer import ActionTransformer
 from util import checkpoint
+from util.attention import choose_kernel, shape_of
 from util.dist import World
 from util.errors import UserError
 from util.files import write_json
@@ -105,8 +106,9 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     checkpoint.load_model(model, state['model'], path, resize=False)
     if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {other}; give the same')
-    clips_of = ClipMaker(args.num_frames, args.stream, args.seed)
-    scores = evaluate(model, loader, clips_of, Precision(args.precision, world.device), world)
+    clips_of, precision = ClipMaker(args.num_frames, args.stream, args.seed), Precision(args.precision, world.device)
+    choose_kernel(args.attention, world, precision.dtype, shape_of(args, loader.dataset.num_bodies))
+    scores = evaluate(model, loader, clips_of, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])
     if world.is_main:

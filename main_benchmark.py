@@ -25,7 +25,8 @@ import main_pretrain
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
 from util.args import COUNT, WHOLE, parse_args, resolve_batch
-from util.bench import Watched, matmul_peak, peak_memory, table, write_clips
+from util.attention import shape_of, use_kernel
+from util.bench import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
 from util.dist import World, joined
 from util.errors import UserError, run_main
 from util.files import write_json
@@ -85,6 +86,7 @@ class Turns:
         """One turn; the device's work is over when it returns."""
         trainer, loader = self.trainer, self.trainer.loader
         trainer.precision = Precision(self.args.precision, self.world.device)   # sets what is global
+        use_kernel(trainer.attention)
         waited, began = loader.waited, time.perf_counter()
         with peak_memory(self.world.device) as peak:
             self._run_epoch(len(self.seconds))
@@ -184,6 +186,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f'{describe_machine(world.device)}; a turn is {options.steps} steps, median of {options.repeats} turns')
         rows = [row for stage in options.stages for row in measure(stage, options, data_path, world)]
         print(table(rows, FORMATS))
+        args = settings('pretrain', options, data_path)
+        args.batch_size = options.batch_size or args.effective_batch_size
+        shape = shape_of(args, num_bodies=2)
+        print(f'\nAttention of {" × ".join(map(str, shape))} (bodies, heads, tokens, width), forward and backward:\n')
+        print(table(attention_rows(world.device, shape), {'kernel': '', 'fp32_ms': '.2f', 'bf16_ms': '.2f'}))
         if options.json:
             write_json(options.json, rows)
     return 0

@@ -13,6 +13,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from util.attention import Attention
+
 LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 
 
@@ -20,8 +22,8 @@ def make_blocks(width: int, depth: int, num_heads: int, mlp_ratio: float,
                 drop_path_rate: float = 0.) -> nn.ModuleList:
     """`depth` pre-norm transformer blocks; stochastic depth grows linearly from 0 to `drop_path_rate`."""
     rates = torch.linspace(0, drop_path_rate, depth).tolist()
-    return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=LayerNorm)
-                         for rate in rates)
+    return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=LayerNorm,
+                               attn_layer=Attention) for rate in rates)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -121,6 +121,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
     add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
         help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
+    add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
+        help="kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process)")
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,

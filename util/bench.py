@@ -1,5 +1,6 @@
 """What the benchmark measures with: made-up clips, a loader that is watched, peaks of memory and of matrix products."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from data.common import npz_writer
+from util.attention import KERNELS, time_kernel
 
 EMPTY_SECOND = .82      # of NTU RGB+D 60's clips have no second body: 41 % of all bodies are empty
 FRAMES = 300
@@ -76,6 +78,17 @@ def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float
             torch.cuda.synchronize(device)
         best = min(best, (time.perf_counter() - began) / (10 if device.type == 'cuda' else 1))
     return 2 * size ** 3 / best
+
+
+def attention_rows(device: torch.device, shape: tuple[int, int, int, int]) -> list[dict]:
+    """What each attention kernel takes at `shape` (B, H, L, E), for `table`; those that do not run here have dashes."""
+    def ms(name: str, dtype: torch.dtype) -> float | None:
+        seconds = time_kernel(name, device, dtype, shape)
+        return 1000 * seconds if math.isfinite(seconds) else None
+
+    names = [*KERNELS, 'blocked'] if device.type == 'cpu' else KERNELS
+    return [{'kernel': name, 'fp32_ms': ms(name, torch.float32), 'bf16_ms': ms(name, torch.bfloat16)}
+            for name in names]
 
 
 def table(rows: Sequence[dict], formats: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
+from util.attention import choose_kernel, shape_of
 from util.dist import World
 from util.errors import UserError
 from util.files import write_json
@@ -42,6 +43,7 @@ class Precision:
         if name == 'tf32' and not on_gpu:
             raise UserError('--precision tf32 needs a CUDA GPU; use fp32 or bf16')
         self.name = name or ('bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32')
+        self.dtype = torch.bfloat16 if self.name == 'bf16' else torch.float32
         self.device_type = device.type
         torch.set_float32_matmul_precision('high' if self.name == 'tf32' else 'highest')
         torch.backends.cudnn.allow_tf32 = self.name == 'tf32'
@@ -81,6 +83,7 @@ class Trainer:
         self.model = world.wrap(model)
         self.optimizer = optimizer
         self.precision = Precision(args.precision, world.device)
+        self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies))
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
         self.batches = TrainBatches(len(dataset), args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
@@ -286,7 +289,8 @@ class Trainer:
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
                   'machine': describe_machine(self.world.device), 'precision': self.precision.name,
-                  'processes': self.world.size, 'code_version': self.version, 'config': vars(self.args)}
+                  'attention': self.attention, 'processes': self.world.size, 'code_version': self.version,
+                  'config': vars(self.args)}
         if self.world.is_main:
             write_json(self.output_dir / 'result.json', result)
         return result
