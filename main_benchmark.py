@@ -69,6 +69,7 @@ class Turns:
         if stage != 'pretrain':
             args.num_classes = dataset.num_classes
         model, optimizer = BUILD[stage](args, world.device)
+        resident, args.data_on_device = args.data_on_device, args.data_on_device and stage != 'evaluate'
         self.trainer = Trainer(args, world, model, optimizer, dataset, {})
         self.trainer.steps_per_epoch = options.steps
         if mode == 'plain':
@@ -78,7 +79,7 @@ class Turns:
             self.trainer.loader = (
                 plain_loader(dataset, batches, self.trainer.clips, False, args.num_workers, world.device)
                 if mode == 'plain' else make_loader(dataset, batches, args.num_workers, world.device,
-                                                    args.data_on_device))
+                                                    resident))
         self.trainer.loader = Watched(self.trainer.loader)
         self.clips = clips_a_turn
 
@@ -124,7 +125,7 @@ class Turns:
         return {'stage': self.stage, 'mode': self.mode, 'clips_per_s': clips_per_s,
                 'ms_per_step': 1000 * median(seconds) * self.args.effective_batch_size / self.clips,
                 'ratio_to_plain': plain and median(a / b for a, b in zip(plain.seconds[1:], seconds, strict=True)),
-                'tflops': flops / 1e12 or None, 'share_of_peak': flops / peak or None,
+                'tflops': flops / 1e12 or None, 'share_of_peak': flops / (peak * self.world.size) or None,
                 'waiting_for_data': median(self.waited[1:]) / median(seconds),
                 'memory_gb': self.memory and self.memory / 1e9,
                 'recipe_hours': self.args.epochs * train_clips / clips_per_s / 3600 if recipe else None}
@@ -148,6 +149,18 @@ def measure(stage: str, options: argparse.Namespace, data_path: str, world: Worl
             for turn in turns.values():
                 file.write(f'{stage} {turn.mode}\n{turn.profile()}\n')
     return [turn.row(turns.get('plain'), peaks[turn.args.precision], options.train_clips) for turn in turns.values()]
+
+
+def report(rows: list[dict], options: argparse.Namespace, data_path: str, world: World) -> None:
+    """Prints the machine, the table, and what each attention kernel takes at the shape pre-training has most of."""
+    args = settings('pretrain', options, data_path)
+    args.batch_size = options.batch_size or args.effective_batch_size
+    shape = shape_of(args, num_bodies=2)
+    print(f'{describe_machine(world.device)}, {world.size} processes; a turn is {options.steps} steps, median of '
+          f'{options.repeats} turns\n')
+    print(table(rows, FORMATS))
+    print(f'\nAttention of {" × ".join(map(str, shape))} (bodies, heads, tokens, width), forward and backward:\n')
+    print(table(attention_rows(world.device, shape), {'kernel': '', 'fp32_ms': '.2f', 'bf16_ms': '.2f'}))
 
 
 def names(allowed):
@@ -182,16 +195,11 @@ def main(argv: list[str] | None = None) -> int:
         options.steps = options.steps or (200 if on_gpu else 2)
         options.batch_size = options.batch_size or (None if on_gpu else 8)
         options.num_workers = options.num_workers if options.num_workers is not None else (8 if on_gpu else 0)
-        data_path = options.data_path or str(make_data(options, Path(scratch)))
-        print(f'{describe_machine(world.device)}; a turn is {options.steps} steps, median of {options.repeats} turns')
+        data_path = options.data_path or str(make_data(options, Path(scratch), world.size))
         rows = [row for stage in options.stages for row in measure(stage, options, data_path, world)]
-        print(table(rows, FORMATS))
-        args = settings('pretrain', options, data_path)
-        args.batch_size = options.batch_size or args.effective_batch_size
-        shape = shape_of(args, num_bodies=2)
-        print(f'\nAttention of {" × ".join(map(str, shape))} (bodies, heads, tokens, width), forward and backward:\n')
-        print(table(attention_rows(world.device, shape), {'kernel': '', 'fp32_ms': '.2f', 'bf16_ms': '.2f'}))
-        if options.json:
+        if world.is_main:
+            report(rows, options, data_path, world)
+        if options.json and world.is_main:
             write_json(options.json, rows)
     return 0
 
@@ -201,12 +209,13 @@ def settings(recipe: str, options: argparse.Namespace, data_path: str) -> argpar
     return parse_args(recipe, given + ['--random_encoder'] * (recipe == 'linprobe'))
 
 
-def make_data(options: argparse.Namespace, folder: Path) -> Path:
+def make_data(options: argparse.Namespace, folder: Path, processes: int) -> Path:
     """A file with clips enough for a turn of any stage."""
     path, most = folder / 'clips.npz', 0
     for recipe in ('pretrain', 'finetune', 'linprobe'):
         args = settings(recipe, options, str(path))
-        most = max(most, options.steps * (options.batch_size or args.effective_batch_size))
+        clips_a_step = options.batch_size * processes if options.batch_size else args.effective_batch_size
+        most = max(most, options.steps * clips_a_step)
     write_clips(path, most, args.num_joints, args.num_classes or 60)
     return path
 
