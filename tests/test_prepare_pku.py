@@ -824,7 +824,8 @@ def test_interruption_while_parsing(workers, number, raw, tmp_path):
     process = subprocess.Popen(
         [sys.executable, ROOT / 'data/prepare_pku.py', '--phase', '1', '--raw', raw, '--out', tmp_path / 'out',
          '--workers', str(workers)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        start_new_session=True, env=os.environ | {'OMP_NUM_THREADS': '1'},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))   # which a shell's & ignores
     try:
         with open_when_read(pipe, process):
             if number == signal.SIGKILL:
