@@ -7,8 +7,8 @@ where it has none, those that lie directly in it. Two protocols:
 
 - `NWUCLA_XView.npz`: views 1 and 2 train, view 3 test; the benchmark's own protocol.
 - `NWUCLA_XSub.npz`: odd subjects train, even subjects test; our own split, with no published numbers to compare with.
-- `NWUCLA_Validation.npz`: for choosing settings (`--protocol validation`; not written otherwise). Of views 1 and 2 subjects
-  3, 6 and 9 test, the others train; view 3, the benchmark's test split, is not in it.
+- `NWUCLA_Validation.npz`: for choosing settings (`--protocol validation`; not written otherwise). Of views 1 and 2,
+  subjects 3, 6 and 9 test, the others train; view 3, the test split of the benchmark, is not in it.
 
 In the release as it circulates the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
 of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them.
