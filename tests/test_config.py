@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from util.args import STAGES, parse_args, resolve_batch
+from util.args import parse_args, resolve_batch
+from util.options import STAGES
 
 CONFIG = ROOT / 'config'
 
