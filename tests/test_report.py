@@ -516,6 +516,14 @@ def test_curves_show_every_stage_and_method(tmp_path):
     refusal(lambda: main_report.main([str(tmp_path / 'retrieval'), '--figure', str(picture)]), 'none of these runs')
 
 
+def test_curves_of_different_settings_are_not_averaged(tmp_path):
+    for ratio in (0.9, 0.5):
+        write_run(tmp_path / 'runs' / str(ratio), pretraining=MAMP | {'mask_ratio': ratio}, top1=100 * ratio)
+    main_report.main([str(tmp_path / 'runs'), '--figure', str(tmp_path / 'curves.png')])
+    image = pixels(tmp_path / 'curves.png')
+    assert [count_near(image, figures.colour_of(i)) > 200 for i in range(3)] == [True, True, False]
+
+
 def test_the_mean_curve_is_that_of_all_runs():
     import matplotlib.pyplot as plt
     figure, axis = plt.subplots()

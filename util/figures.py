@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE  # noqa: E402
 
 from util.errors import UserError  # noqa: E402
 from util.files import replacing  # noqa: E402
-from util.results import experiment_of, place_of, read_log, stage_of  # noqa: E402
+from util.results import group_runs, place_of, read_log, stage_of  # noqa: E402
 from util.scores import Features, Scores, confusion_of, summarise  # noqa: E402
 
 TRAINED = ('pretrain', 'linprobe', 'finetune')      # the stages that leave a log
@@ -38,13 +38,16 @@ def draw_curves(results: list[dict], path: Path) -> None:
 
     Raises UserError when none of the runs was trained, or one has no log.jsonl.
     """
-    columns = defaultdict(lambda: defaultdict(list))        # stage -> what distinguishes its rows -> logs
-    for result in sorted(results, key=lambda result: place_of(experiment_of(result))):
-        if result['protocol'] in TRAINED:
-            stage, name = stage_of(result), experiment_of(result)
-            # Fine-tuning and training from scratch are there to be compared.
-            column, name = ('fine-tune', name) if stage == 'scratch' else (stage, name.removeprefix(f'{stage}, '))
-            columns[column][result['benchmark'], name].append(read_log(result['path'].parent / 'log.jsonl'))
+    columns = defaultdict(dict)         # stage -> {(benchmark, what tells its rows apart): logs}
+    for benchmark in sorted({result['benchmark'] for result in results}):
+        groups = group_runs([result for result in results if result['benchmark'] == benchmark])
+        for (experiment, note), runs in sorted(groups.items(), key=lambda group: place_of(group[0][0])):
+            if runs[0]['protocol'] in TRAINED:
+                stage = stage_of(runs[0])
+                # Fine-tuning and training from scratch are there to be compared.
+                column = 'fine-tune' if stage == 'scratch' else stage
+                name = experiment.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
+                columns[column][benchmark, name] = [read_log(run['path'].parent / 'log.jsonl') for run in runs]
     if not columns:
         raise UserError('--figure: none of these runs was trained, so there are no curves')
     lines = list(dict.fromkeys(key for runs in columns.values() for key in runs))

@@ -10,7 +10,7 @@ import yaml
 
 from util.errors import UserError
 from util.files import replacing
-from util.results import group_runs, place_of, read_results
+from util.results import group_runs, place_of, read_results, warn_of_twins
 
 PUBLISHED = Path(__file__).resolve().parents[1] / 'config' / 'published.yaml'
 EMPTY = '–'
@@ -58,6 +58,8 @@ def table_of(benchmark: str, results: list[dict], all_rows: bool = False) -> str
     """The table of one benchmark. Accuracies are top-1 % on its test split; top-5 is of the last epoch, too."""
     published = read_published()['figures'].get(benchmark, {})
     groups = group_runs(results)
+    for (experiment, _), runs in groups.items():
+        warn_of_twins(experiment, runs)
     rows = list(groups)
     if all_rows:
         done = {_published_name(experiment) for experiment, _ in groups}

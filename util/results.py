@@ -147,7 +147,7 @@ def place_of(experiment: str) -> tuple:
 
 
 def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Runs by (experiment, note), each group sorted by seed.
+    """Runs of one benchmark by (experiment, note), each group sorted by seed.
 
     Runs of one experiment that differ in a setting of the recipe (an ablation) are not averaged: the note, '' where
     there is none, says what tells them apart.
@@ -161,9 +161,8 @@ def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
         telling = sorted(key for key in shared if len({recipe[key] for recipe in recipes}) > 1)
         for run, recipe in zip(runs, recipes, strict=True):
             groups[experiment, ', '.join(f'{key} {recipe[key]}' for key in telling)].append(run)
-    for (experiment, _), runs in groups.items():
+    for runs in groups.values():
         runs.sort(key=lambda run: (run.get('seed') is None, run.get('seed') or 0, str(run['path'])))
-        _warn_of_twins(experiment, runs)
     return groups
 
 
@@ -173,7 +172,7 @@ def _recipe_of(result: dict) -> dict[str, str]:
                      if key not in ('benchmark', 'path', 'seed')}
 
 
-def _warn_of_twins(experiment: str, runs: list[dict]) -> None:
+def warn_of_twins(experiment: str, runs: list[dict]) -> None:
     """The same run twice, copied say, would make a deviation too small."""
     seen = {}
     for run in runs:
