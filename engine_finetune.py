@@ -17,10 +17,11 @@ from feeder.subset import draw_labelled, without_novel
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
+from util.checkpoint import LAST
 from util.dist import World
 from util.errors import UserError
 from util.files import replacing, write_json
-from util.loop import LAST, Precision, Trainer
+from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
 
 log = logging.getLogger(__name__)
