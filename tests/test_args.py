@@ -14,6 +14,7 @@ from util.args import STAGES, Number, build_parser, parse_args, read_config, res
 ENOUGH = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}
 ENOUGH['finetune'] = ENOUGH['pretrain']
 ENOUGH['linprobe'] = [*ENOUGH['pretrain'], '--random_encoder']
+ENOUGH['retrieval'] = ['--data_path', 'd/clips.npz', '--random_encoder', '--batch_size', '8']
 
 
 @pytest.fixture

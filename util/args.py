@@ -1,7 +1,8 @@
 """Settings: every one is a command-line option, may stand in YAML files, and is checked before anything starts.
 
 `--config A.yaml B.yaml`: later files win, the command line wins over all. In a file, keys at the top are common to
-all stages; a map `pretrain:`, `linprobe:` or `finetune:` holds what one stage does differently.
+all stages that know them; a map `pretrain:`, `linprobe:`, `finetune:` or `retrieval:` holds what one stage does
+differently.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import yaml
 
 from util.errors import UserError
 
-STAGES = ('pretrain', 'linprobe', 'finetune')
+STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
 
 
 class Number:
@@ -69,17 +70,21 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
                         help='settings files; later ones win, the command line wins over all')
     _add_data(parser)
     _add_model(parser)
-    _add_training(parser)
+    _add_computing(parser)
     _add_run(parser)
+    if stage != 'retrieval':
+        _add_training(parser)
+        _add_saving(parser)
     if stage == 'pretrain':
         _add_pretraining(parser)
-    else:
+    if stage in ('linprobe', 'finetune'):
         _add_classification(parser)
-    if stage == 'linprobe':
-        parser.add_argument('--random_encoder', action=argparse.BooleanOptionalAction, default=False,
-                            help='probe an encoder that was never trained')
     if stage == 'finetune':
         _add_finetuning(parser)
+    if stage in ('linprobe', 'retrieval'):
+        _add_encoder(parser)
+    if stage == 'retrieval':
+        _add_retrieval(parser)
     return parser
 
 
@@ -88,9 +93,6 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add('--data_path', type=text, help='npz with x_train, y_train, x_test, y_test')
     add('--benchmark', type=text, help='name in result.json (default: the name of the data file)')
     add('--stream', type=text, choices=('joint', 'bone', 'velocity'), default='joint', help='what the model sees')
-    add('--p_interval', type=Number(float, above=0, most=1), nargs=2, default=[0.5, 1.], metavar=('MIN', 'MAX'),
-        help='training crop, as a share of the clip')
-    add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
     add('--num_workers', type=WHOLE, default=2, help='processes that read clips (0: the main one does)')
     add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
         help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
@@ -107,18 +109,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--mlp_ratio', type=POSITIVE, default=4., help='hidden width of the MLP, in widths')
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('training').add_argument
-    add('--epochs', type=COUNT, help='passes over the training split')
-    add('--warmup_epochs', type=NOT_NEGATIVE, default=0., help='of linear warm-up')
-    add('--effective_batch_size', type=COUNT, help='clips an optimiser step: batch × accumulation × processes')
+def _add_computing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('computing').add_argument
+    add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
     add('--batch_size', type=COUNT, help='clips a process at once (default: what the effective batch leaves)')
-    add('--accum_iter', type=COUNT, help='micro-batches a step (default: what the effective batch leaves)')
-    add('--lr', type=POSITIVE, help='absolute peak learning rate')
-    add('--blr', type=POSITIVE, help='base learning rate: lr = blr × effective batch / 256')
-    add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
-    add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
-    add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
     add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
         help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
     add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
@@ -126,15 +120,34 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,
-        help='of weights, data order, crops, masks, dropout')
+        help='of weights, data order, crops, masks, dropout, labels drawn')
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('training').add_argument
+    add('--p_interval', type=Number(float, above=0, most=1), nargs=2, default=[0.5, 1.], metavar=('MIN', 'MAX'),
+        help='training crop, as a share of the clip')
+    add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
+    add('--epochs', type=COUNT, help='passes over the training split')
+    add('--warmup_epochs', type=NOT_NEGATIVE, default=0., help='of linear warm-up')
+    add('--effective_batch_size', type=COUNT, help='clips an optimiser step: batch × accumulation × processes')
+    add('--accum_iter', type=COUNT, help='micro-batches a step (default: what the effective batch leaves)')
+    add('--lr', type=POSITIVE, help='absolute peak learning rate')
+    add('--blr', type=POSITIVE, help='base learning rate: lr = blr × effective batch / 256')
+    add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
+    add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
+    add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('run').add_argument
     add('--output_dir', type=text, help='checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)')
+
+
+def _add_saving(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('logs and checkpoints').add_argument
     add('--log_dir', type=text, help='TensorBoard events (default: the output folder)')
     add('--resume', type=text, metavar='PATH|auto', help='go on from a checkpoint; auto: from this output folder')
-    add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
     add('--save_epochs', type=COUNT, default=20, help='epochs between the checkpoints that are kept')
     add('--save_steps', type=WHOLE, default=0, help='steps between writes of checkpoint-last.pth inside an epoch '
         '(0: by --save_minutes only)')
@@ -164,6 +177,33 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     add('--eval', action=argparse.BooleanOptionalAction, default=False,
         help='only evaluate the checkpoint given with --resume')
     add('--smoothing', type=SHARE, default=0., help='label smoothing')
+    add('--label_fraction', type=Number(float, above=0, most=1), default=1.,
+        help='share of the training clips whose labels are used, drawn by --seed (semi-supervised)')
+    add('--label_draw', type=text, choices=('random', 'balanced'), default='random',
+        help='of that share: any clips, as published, or as many of each class')
+    add('--novel_every', type=WHOLE, default=0, help='leave every so many-th class, from the first on, out of both '
+        'splits: what remains are the auxiliary classes of one-shot recognition (6 there; 0: none)')
+    add('--save_scores', action=argparse.BooleanOptionalAction, default=False,
+        help='at the end, write the probabilities of the test clips to scores.npz')
+    add('--save_features', action=argparse.BooleanOptionalAction, default=False,
+        help='at the end, write the mean features of the test clips to features.npz')
+
+
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--random_encoder', action=argparse.BooleanOptionalAction, default=False,
+                        help='take an encoder that was never trained')
+
+
+def _add_retrieval(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('retrieval').add_argument
+    add('--finetune', type=text, metavar='PATH', help='checkpoint of any stage, of which the encoder is taken')
+    add('--features', type=text, metavar='NPZ', help='features.npz of an earlier run, in place of an encoder')
+    add('--protocol', type=text, choices=('knn', 'oneshot'), default='knn',
+        help='knn: label of the nearest training clips; oneshot: of the nearest exemplar of the novel classes')
+    add('--k', type=COUNT, default=1, help='neighbours that vote (knn)')
+    add('--metric', type=text, choices=('cosine', 'euclidean', 'manhattan'), default='cosine',
+        help='distance between features')
+    add('--novel_every', type=COUNT, default=6, help='every so many-th class is novel (oneshot)')
 
 
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:
@@ -263,25 +303,44 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
 
 def _check(args: argparse.Namespace, stage: str) -> None:
     """What options must be to each other."""
+    if getattr(args, 'features', None) is None and args.data_path is None:
+        raise UserError(f'--data_path is not given; --config config/{stage}.yaml with a benchmark file holds it')
+    _check_model(args)
+    if stage == 'retrieval':
+        given = [args.finetune is not None, args.random_encoder, args.features is not None]
+        if sum(given) != 1:
+            raise UserError('give one of --finetune PATH, --random_encoder and --features NPZ')
+        args.batch_size = args.batch_size or 128
+    else:
+        _check_training(args, stage)
+    if args.benchmark is None:
+        args.benchmark = Path(args.data_path or args.features).stem
+    args.output_dir = args.output_dir or str(Path('runs') / args.benchmark / stage)
+    if stage != 'retrieval':
+        args.log_dir = args.log_dir or args.output_dir
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    if args.num_frames % args.t_patch_size:
+        raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
+    for width in ('dim_feat', 'decoder_dim_feat'):
+        if getattr(args, width, 0) % args.num_heads:
+            raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
+
+
+def _check_training(args: argparse.Namespace, stage: str) -> None:
     only_eval = getattr(args, 'eval', False)
-    needed = ['data_path'] if only_eval else ['data_path', 'epochs']
-    for name in needed:
-        if getattr(args, name) is None:
-            raise UserError(f'--{name} is not given; --config config/{stage}.yaml with a benchmark file holds it')
+    if args.epochs is None and not only_eval:
+        raise UserError(f'--epochs is not given; --config config/{stage}.yaml with a benchmark file holds it')
     if args.lr is None and args.blr is None and not only_eval:
         raise UserError(f'neither --lr nor --blr is given; --config config/{stage}.yaml holds it')
     if not only_eval and args.warmup_epochs >= args.epochs:
         raise UserError(f'--warmup_epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}')
     if args.p_interval[0] > args.p_interval[1]:
         raise UserError(f'--p_interval {args.p_interval[0]} {args.p_interval[1]}: the first exceeds the second')
-    if args.num_frames % args.t_patch_size:
-        raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
-    for width in ('dim_feat', 'decoder_dim_feat'):
-        if getattr(args, width, 0) % args.num_heads:
-            raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
-    if stage == 'pretrain' and args.motion_stride >= args.num_frames:
-        raise UserError(f'--motion_stride {args.motion_stride} is not below --num_frames {args.num_frames}')
     if stage == 'pretrain':
+        if args.motion_stride >= args.num_frames:
+            raise UserError(f'--motion_stride {args.motion_stride} is not below --num_frames {args.num_frames}')
         tokens = args.num_frames // args.t_patch_size * args.num_joints
         if not 0 < int(tokens * (1 - args.mask_ratio)) < tokens:
             raise UserError(f'--mask_ratio {args.mask_ratio} keeps none or all of {tokens} tokens')
@@ -289,10 +348,8 @@ def _check(args: argparse.Namespace, stage: str) -> None:
         raise UserError('--eval needs --resume PATH (or auto): the checkpoint to evaluate')
     if stage == 'linprobe' and not only_eval and (args.finetune is None) != args.random_encoder:
         raise UserError('a probe needs either --finetune PATH, a pre-trained checkpoint, or --random_encoder')
-    if args.benchmark is None:
-        args.benchmark = Path(args.data_path).stem
-    args.output_dir = args.output_dir or str(Path('runs') / args.benchmark / stage)
-    args.log_dir = args.log_dir or args.output_dir
+    if getattr(args, 'novel_every', 0) == 1:
+        raise UserError('--novel_every 1 leaves no class; give 0 or 2 and more')
 
 
 def resolve_batch(args: argparse.Namespace, world_size: int) -> None:

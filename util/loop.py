@@ -85,7 +85,8 @@ class Trainer:
         self.precision = Precision(args.precision, world.device)
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies))
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
-        self.batches = TrainBatches(len(dataset), args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
+        self.batches = TrainBatches(len(dataset.rows), args.batch_size, args.accum_iter, world.rank, world.size,
+                                    args.seed, dataset.rows)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
@@ -277,14 +278,14 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'version': self.version}
+                   'pretraining': self.facts.get('pretraining'), 'version': self.version}
         for name in names:
             checkpoint.save(self.output_dir / name, content)
 
     def _result(self) -> dict:
         """What result.json says of the run, written by the main process."""
         record = self.record
-        result = {'benchmark': self.args.benchmark, **self.facts, 'seed': self.args.seed,
+        result = {'benchmark': self.args.benchmark, **self.facts, 'stream': self.args.stream, 'seed': self.args.seed,
                   'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
