@@ -83,7 +83,7 @@ def one_shot(splits: dict[str, Features], num_classes: int, every: int, metric: 
     NTU RGB+D 120's one-shot protocol where the file is NTU120_OneShot.npz; the same idea on any other. The novel
     classes are every `every`-th one, from the first on.
     """
-    novel, test = novel_classes(num_classes, every), splits['test']
+    novel, test = novel_classes(num_classes, every) if every else [], splits['test']
     if len(novel) < 2:
         raise UserError(f'--novel_every {every} makes {len(novel)} of {num_classes} classes novel; 2 are the least')
     shown = exemplars(splits, novel)

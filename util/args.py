@@ -203,7 +203,7 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     add('--k', type=COUNT, default=1, help='neighbours that vote (knn)')
     add('--metric', type=text, choices=('cosine', 'euclidean', 'manhattan'), default='cosine',
         help='distance between features')
-    add('--novel_every', type=COUNT, default=6, help='every so many-th class is novel (oneshot)')
+    add('--novel_every', type=WHOLE, default=6, help='every so many-th class, from the first on, is novel (oneshot)')
 
 
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:
