@@ -76,7 +76,7 @@ run() {     # stage, name of the folder, 'pretrained' or 'fresh', options
 }
 
 if [ "${1:-}" = --help ]; then
-    sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0" "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+    awk 'FNR == 1 { head = 1 } /^#!/ { next } !/^#/ { head = 0 } head { sub(/^# ?/, ""); print }' "$0" "${BASH_SOURCE[0]}"
     exit
 fi
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
