@@ -9,8 +9,10 @@ set -euo pipefail
 fail() { echo "error: $*" >&2; exit 2; }
 
 check_benchmark() {
+    local files
     if [ -z "$1" ] || ! grep -qs '^benchmark:' "config/$1.yaml"; then
-        fail "no benchmark '$1'; give one of: $(grep -l '^benchmark:' config/*.yaml | xargs -n 1 basename -s .yaml | xargs)"
+        files="$(grep -l '^benchmark:' config/*.yaml | xargs -n 1 basename -s .yaml | xargs)"
+        fail "no benchmark '$1'; give one of: $files"
     fi
 }
 
@@ -26,7 +28,7 @@ folder_of() { echo "${2:-$OUT}/$1${STREAM_NAME}${SEED:+/seed_$SEED}"; }     # a 
 find_encoder() {    # stage
     local root="$OUT" folder file=checkpoint-last.pth maker=pretrain.sh
     if [ "$METHOD" = random ]; then
-        [ "$1" != finetune ] || fail "METHOD=random is for the probe and retrieval; scripts/scratch.sh trains from scratch"
+        [ "$1" != finetune ] || fail "METHOD=random is for probe and retrieval; scripts/scratch.sh trains from scratch"
         ENCODER=(--random_encoder)
         return
     fi
@@ -76,7 +78,8 @@ run() {     # stage, name of the folder, 'pretrained' or 'fresh', options
 }
 
 if [ "${1:-}" = --help ]; then
-    awk 'FNR == 1 { head = 1 } /^#!/ { next } !/^#/ { head = 0 } head { sub(/^# ?/, ""); print }' "$0" "${BASH_SOURCE[0]}"
+    awk 'FNR == 1 { head = 1 } /^#!/ { next } !/^#/ { head = 0 } head { sub(/^# ?/, ""); print }' \
+        "$0" "${BASH_SOURCE[0]}"
     exit
 fi
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac

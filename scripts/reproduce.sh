@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every published experiment of a benchmark and the table of them; what is finished is skipped, what was stopped goes on.
-#   bash scripts/reproduce.sh BENCHMARK [options of every stage]    for one stage only: --config FILE with that stage's map
-#   DRY=1 bash scripts/reproduce.sh BENCHMARK                       prints the commands
+# Every published experiment of a benchmark, then their table; what is finished is skipped, what was stopped goes on.
+#   bash scripts/reproduce.sh BENCHMARK [options of every stage]   of one stage: --config FILE with that stage's map
+#   DRY=1 bash scripts/reproduce.sh BENCHMARK                      prints the commands
 #   all benchmarks   pre-training, probe, fine-tuning, scratch, retrieval; MAE baseline and its probe
 #   ntu60_*          1 % and 10 % of the labels, five runs each: of MAMP, MAE, from scratch
 #   ntu120_*         one-shot (the published protocol is ntu120_oneshot, which has nothing else)
