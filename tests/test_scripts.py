@@ -480,7 +480,7 @@ def test_slurm_tells_the_processes_of_a_signal_and_requeues(bench, told, script)
 # ---- what is said of them --------------------------------------------------------------------------------------------
 
 def test_every_script_says_what_it_is_and_is_told_of():
-    told = (ROOT / 'docs' / 'experiments.md').read_text() + (ROOT / 'README.md').read_text()
+    told = ''.join(path.read_text() for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')))
     for path in [*SCRIPTS.glob('*.sh'), SCRIPTS / 'slurm' / 'job.sbatch']:
         lines = path.read_text().splitlines()
         assert all(len(line) <= 120 for line in lines), path
