@@ -387,12 +387,16 @@ def test_ablations_vary_one_option(bench, name, values, options):
 # ---- Slurm -----------------------------------------------------------------------------------------------------------
 
 SRUN = """#!/usr/bin/env bash
-# Each node's task, all on this machine; scancel finds them in a file.
+# Each node's task, all on this machine; scancel finds them in a file. A signal is for them, as with the real one.
+trap 'true' USR1 TERM
+echo "$PET_SIGNALS_TO_HANDLE" > "$STUB_RECORD.handled"
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do "$@" & pids+=($!); done
 echo "${pids[@]}" > "$STUB_RECORD.pids"
 code=0
-for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+for pid in "${pids[@]}"; do
+    while code=0; wait "$pid" || code=$?; kill -0 "$pid" 2> /dev/null; do :; done
+done
 exit $code
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -426,7 +430,7 @@ def slurm(bench: Bench, *args: str, nodes: int = 2, **env: str) -> subprocess.Po
                         'STUB_RECORD': str(bench.record), 'OUT': str(bench.out), 'SLURM_JOB_ID': '4321',
                         'SLURM_JOB_NUM_NODES': str(nodes), 'SLURM_JOB_NODELIST': 'localhost,other'} | env
     return subprocess.Popen(['bash', str(spool), *args], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+                            stderr=subprocess.PIPE, start_new_session=True)
 
 
 def said_to_slurm(bench: Bench) -> list[str]:
@@ -460,8 +464,10 @@ def test_slurm_passes_the_exit_code_on_and_does_not_requeue_a_failure(bench):
 
 
 @pytest.mark.parametrize('told', [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize('send', [os.kill, os.killpg])
 @pytest.mark.parametrize('script', ['pretrain', 'reproduce'])
-def test_slurm_tells_the_processes_of_a_signal_and_requeues(bench, told, script):
+def test_slurm_tells_the_processes_of_a_signal_and_requeues(bench, told, send, script):
+    """The signal comes to the job's own shell, or to everything that it started on its node."""
     write_command(Path(bench.python), PREEMPTIBLE)
     job = slurm(bench, script, 'ntu60_xsub')
     begun = bench.out / 'pretrain' / 'begun'
@@ -470,10 +476,11 @@ def test_slurm_tells_the_processes_of_a_signal_and_requeues(bench, told, script)
             break
         time.sleep(0.05)
     time.sleep(0.2)
-    job.send_signal(told)
+    send(job.pid, told)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 0, errors
     name = told.name.removeprefix('SIG')
+    assert told.name in Path(f'{bench.record}.handled').read_text().strip().split(',')
     assert said_to_slurm(bench)[1:] == [f'scancel --signal={name} 4321', 'scontrol requeue 4321']
 
 
@@ -487,7 +494,7 @@ def test_every_script_says_what_it_is_and_is_told_of():
         if path.name not in ('env.sh', 'launch.sh'):
             assert lines[0] == '#!/usr/bin/env bash' and lines[1].startswith('# ') and lines[2].startswith('#'), path
             assert path.name in told, path
-    for named in re.findall(r'scripts/[\w/]+\.(?:sh|sbatch)|(?:main|data/\w+)_?\w*\.py', told):
+    for named in re.findall(r'scripts/(?!X)[\w/]+\.(?:sh|sbatch)|(?:main|data/\w+)_?\w*\.py', told):
         assert (ROOT / named).exists(), named
     assert not re.search(r'/(tmp|home|work|root|Users)/', told)
 
