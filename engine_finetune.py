@@ -181,7 +181,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {other}; give the same')
     clips_of, precision = ClipMaker(args.num_frames, args.stream, args.seed), Precision(args.precision, world.device)
-    choose_kernel(args.attention, world, precision.dtype, shape_of(args, test.num_bodies))
+    choose_kernel(args.attention, world, precision.dtype, shape_of(args, test.num_bodies), backward=False)
     scores = evaluate(model, loader, clips_of, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])

@@ -3,10 +3,10 @@
 python main_benchmark.py --stages pretrain,evaluate --modes plain,fused,bf16 --device cpu --json table.json
 
 Modes: `plain` is the authors' way of computing (util/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
-precision, `nonempty` ours in fp32 with --skip_empty_bodies, `compiled` bf16 with torch.compile, `resident` that with
-the data set in the device's memory. A turn is --steps steps of a stage; the first of each is warm-up. Without
---data_path, clips as long and as often of one body as NTU RGB+D 60's are made up. FLOPs count every body, also one that
-is passed over.
+precision, `nonempty` ours in fp32 with --skip_empty_bodies (pre-training only), `compiled` bf16 with torch.compile,
+`resident` that with the data set in the device's memory. A turn is --steps steps of a stage; the first of each is
+warm-up. Without --data_path, clips as long and as often of one body as NTU RGB+D 60's are made up. FLOPs count every
+body, also one that is passed over. Device memory includes the weights of all modes that take turns.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import main_linprobe
 import main_pretrain
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
-from util.args import COUNT, WHOLE, parse_args, resolve_batch
+from util.args import parse_args, resolve_batch
 from util.attention import shape_of, use_kernel
 from util.bench import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
 from util.dist import World, joined
@@ -33,6 +33,7 @@ from util.files import write_json
 from util.flops import clip_flops
 from util.log import describe_machine
 from util.loop import Precision, Trainer
+from util.options import COUNT, WHOLE
 from util.plain import make_plain, plain_loader
 
 CONFIG = Path(__file__).parent / 'config'
@@ -83,11 +84,15 @@ class Turns:
         self.trainer.loader = Watched(self.trainer.loader)
         self.clips = clips_a_turn
 
+    def set_up(self) -> None:
+        """Sets what is global to what this mode has."""
+        self.trainer.precision = Precision(self.args.precision, self.world.device)
+        use_kernel(self.trainer.attention)
+
     def run(self) -> None:
         """One turn; the device's work is over when it returns."""
-        trainer, loader = self.trainer, self.trainer.loader
-        trainer.precision = Precision(self.args.precision, self.world.device)   # sets what is global
-        use_kernel(trainer.attention)
+        self.set_up()
+        loader = self.trainer.loader
         waited, began = loader.waited, time.perf_counter()
         with peak_memory(self.world.device) as peak:
             self._run_epoch(len(self.seconds))
@@ -110,25 +115,31 @@ class Turns:
         else:
             engine_finetune.train_one_epoch(trainer, epoch)
 
-    def profile(self) -> str:
-        """The operations that took longest in a turn of its own, as PyTorch's profiler tells."""
-        with torch.profiler.profile() as profiler:
+    def profile(self, steps: int = 3) -> str:
+        """The operations that took longest in a few steps of their own, as PyTorch's profiler tells."""
+        self.set_up()
+        trainer, on_gpu = self.trainer, self.world.device.type == 'cuda'
+        trainer.steps_per_epoch = trainer.loader.most = min(steps, trainer.steps_per_epoch)
+        with torch.profiler.profile(acc_events=True) as profiler:
             self._run_epoch(len(self.seconds))
-        on_gpu = self.world.device.type == 'cuda'
         return profiler.key_averages().table(sort_by=f'self_{"cuda" if on_gpu else "cpu"}_time_total', row_limit=20)
 
-    def row(self, plain: 'Turns | None', peak: float, train_clips: int) -> dict:
+    def row(self, plain: 'Turns | None', peak: float, train_clips: int, test_clips: int) -> dict:
         """What is printed of it; the first turn was for warming up."""
         seconds, clips_per_s = self.seconds[1:], self.clips / median(self.seconds[1:])
-        flops = clip_flops(self.stage, self.args) * clips_per_s
-        recipe = self.stage not in ('evaluate', 'data')
+        flops = clip_flops(self.stage, self.args)
+        hours = None
+        if self.stage not in ('evaluate', 'data'):
+            # Classifiers see the test split after every epoch; its clips are taken to cost as their FLOPs say.
+            tested = 0 if self.stage == 'pretrain' else test_clips * clip_flops('evaluate', self.args) / flops
+            hours = self.args.epochs * (train_clips + tested) / clips_per_s / 3600
         return {'stage': self.stage, 'mode': self.mode, 'clips_per_s': clips_per_s,
                 'ms_per_step': 1000 * median(seconds) * self.args.effective_batch_size / self.clips,
                 'ratio_to_plain': plain and median(a / b for a, b in zip(plain.seconds[1:], seconds, strict=True)),
-                'tflops': flops / 1e12 or None, 'share_of_peak': flops / (peak * self.world.size) or None,
+                'tflops': flops * clips_per_s / 1e12 or None,
+                'share_of_peak': flops * clips_per_s / (peak * self.world.size) or None,
                 'waiting_for_data': median(self.waited[1:]) / median(seconds),
-                'memory_gb': self.memory and self.memory / 1e9,
-                'recipe_hours': self.args.epochs * train_clips / clips_per_s / 3600 if recipe else None}
+                'memory_gb': self.memory and self.memory / 1e9, 'recipe_hours': hours}
 
 
 FORMATS = {'stage': '', 'mode': '', 'clips_per_s': ',.1f', 'ms_per_step': ',.1f', 'ratio_to_plain': '.2f',
@@ -138,29 +149,34 @@ FORMATS = {'stage': '', 'mode': '', 'clips_per_s': ',.1f', 'ms_per_step': ',.1f'
 
 def measure(stage: str, options: argparse.Namespace, data_path: str, world: World) -> list[dict]:
     """Rows of one stage. Its modes take turns, so that what slows the machine slows them all."""
-    turns = {mode: Turns(stage, mode, options, data_path, world) for mode in options.modes}
-    peaks = {precision: matmul_peak(world.device, precision)
-             for precision in {turn.args.precision for turn in turns.values()}}
+    modes = [mode for mode in options.modes if mode != 'nonempty' or stage == 'pretrain']
+    turns = {mode: Turns(stage, mode, options, data_path, world) for mode in modes}
+    peaks = {}
+    for turn in turns.values():
+        if turn.args.precision not in peaks:
+            turn.set_up()
+            peaks[turn.args.precision] = matmul_peak(world.device, turn.args.precision)
     for _ in range(options.repeats + 1):
         for turn in turns.values():
             turn.run()
     if options.profile:
-        with open(options.profile, 'a') as file:
-            for turn in turns.values():
-                file.write(f'{stage} {turn.mode}\n{turn.profile()}\n')
-    return [turn.row(turns.get('plain'), peaks[turn.args.precision], options.train_clips) for turn in turns.values()]
+        for turn in turns.values():
+            told = turn.profile()
+            if world.is_main:
+                with open(options.profile, 'a') as file:
+                    file.write(f'{stage} {turn.mode}\n{told}\n')
+    return [turn.row(turns.get('plain'), peaks[turn.args.precision], options.train_clips, options.test_clips)
+            for turn in turns.values()]
 
 
-def report(rows: list[dict], options: argparse.Namespace, data_path: str, world: World) -> None:
-    """Prints the machine, the table, and what each attention kernel takes at the shape pre-training has most of."""
+def report_attention(options: argparse.Namespace, data_path: str, device: torch.device) -> None:
+    """Prints what each attention kernel takes at the shape pre-training has most of."""
     args = settings('pretrain', options, data_path)
     args.batch_size = options.batch_size or args.effective_batch_size
     shape = shape_of(args, num_bodies=2)
-    print(f'{describe_machine(world.device)}, {world.size} processes; a turn is {options.steps} steps, median of '
-          f'{options.repeats} turns\n')
-    print(table(rows, FORMATS))
-    print(f'\nAttention of {" × ".join(map(str, shape))} (bodies, heads, tokens, width), forward and backward:\n')
-    print(table(attention_rows(world.device, shape), {'kernel': '', 'fp32_ms': '.2f', 'bf16_ms': '.2f'}))
+    Precision('fp32', device)
+    print(f'Attention of {" × ".join(map(str, shape))} (bodies, heads, tokens, width), forward and backward:\n')
+    print(table(attention_rows(device, shape), {'kernel': '', 'fp32_ms': '.2f', 'bf16_ms': '.2f'}))
 
 
 def names(allowed):
@@ -181,10 +197,11 @@ def main(argv: list[str] | None = None) -> int:
     add('--config', nargs='+', default=[str(CONFIG / 'ntu60_xsub.yaml')], help='benchmark files, after the recipe')
     add('--data_path', help='an npz file; default: clips are made up')
     add('--batch_size', type=COUNT, help="clips a process at once; default: the recipe's on a GPU, 8 on a CPU")
-    add('--steps', type=COUNT, help='a turn; default: 200 on a GPU, 2 on a CPU')
-    add('--repeats', type=COUNT, default=5, help='turns that count')
+    add('--steps', type=COUNT, help='a turn; default: 70 on a GPU, 2 on a CPU')
+    add('--repeats', type=COUNT, default=3, help='turns that count')
     add('--num_workers', type=WHOLE, help='default: 8 on a GPU, 0 on a CPU')
     add('--train_clips', type=COUNT, default=40091, help="training clips of the recipe's projection; NTU-60 XSub's")
+    add('--test_clips', type=WHOLE, default=16487, help='test clips, of which classifiers see all after every epoch')
     add('--device', default='auto')
     add('--profile', type=Path, help="append what PyTorch's profiler says of one more turn of each to this file")
     add('--json', type=Path, help='also write the rows into this file')
@@ -192,16 +209,38 @@ def main(argv: list[str] | None = None) -> int:
 
     with joined(options.device) as world, tempfile.TemporaryDirectory() as scratch:
         on_gpu = world.device.type == 'cuda'
-        options.steps = options.steps or (200 if on_gpu else 2)
+        options.steps = options.steps or (70 if on_gpu else 2)
         options.batch_size = options.batch_size or (None if on_gpu else 8)
         options.num_workers = options.num_workers if options.num_workers is not None else (8 if on_gpu else 0)
         data_path = options.data_path or str(make_data(options, Path(scratch), world.size))
-        rows = [row for stage in options.stages for row in measure(stage, options, data_path, world)]
+        check(options, on_gpu)
         if world.is_main:
-            report(rows, options, data_path, world)
-        if options.json and world.is_main:
-            write_json(options.json, rows)
+            print(f'{describe_machine(world.device)}, {world.size} processes; a turn is {options.steps} steps, median '
+                  f'of {options.repeats} turns', flush=True)
+        rows = []
+        for stage in options.stages:        # each is told as soon as it is known
+            found = measure(stage, options, data_path, world)
+            rows += found
+            if world.is_main:
+                print(f'\n{table(found, FORMATS)}\n', flush=True)
+            if options.json and world.is_main:
+                write_json(options.json, rows)
+        if world.is_main:
+            report_attention(options, data_path, world.device)
     return 0
+
+
+def check(options: argparse.Namespace, on_gpu: bool) -> None:
+    """Before anything is measured: raises UserError for what cannot be."""
+    if 'tf32' in options.modes and not on_gpu:
+        raise UserError('--modes tf32 needs a CUDA GPU; leave it out')
+    if options.batch_size == 1 and {'finetune', 'linprobe'} & set(options.stages):
+        raise UserError('--batch_size 1: the heads normalise over a batch; give 2 clips or more')
+    for path in filter(None, (options.profile, options.json)):
+        try:
+            path.open('a').close()
+        except OSError as error:
+            raise UserError(f'{path}: cannot be written ({error.strerror}); give another') from error
 
 
 def settings(recipe: str, options: argparse.Namespace, data_path: str) -> argparse.Namespace:

@@ -39,7 +39,7 @@ def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features]
     splits = {}
     for split in ('train', 'test'):
         dataset = SkeletonDataset(args.data_path, split, args.num_joints)
-        choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies))
+        choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)
         batches = EvalBatches(len(dataset), args.batch_size, world.rank, world.size)
         loader = make_loader(dataset, batches, args.num_workers, world.device, args.data_on_device)
         found = predict(model, loader, clips_of, precision, world, len(dataset))

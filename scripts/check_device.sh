@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks, times and tables of this machine's device in one go: the tests of the GPU path, the loss of bf16 against fp32
 # over 300 steps, and main_benchmark.py for every stage and mode. Everything is left in OUT.
-#   bash scripts/check_device.sh [OUT]      STEPS=200 REPEATS=3 PYTHON=…   STAGES=… MODES=…   MODEL="--num_frames 24 …"
+#   bash scripts/check_device.sh [OUT]      STEPS=70 REPEATS=3 PYTHON=…   STAGES=… MODES=…   MODEL="--num_frames 24 …"
 set -euo pipefail
 case "${1:-device}" in /*) OUT="${1:-device}" ;; *) OUT="$PWD/${1:-device}" ;; esac
 cd "$(dirname "$0")/.."
@@ -21,7 +21,8 @@ for precision in fp32 bf16; do      # 372 clips: an epoch is 20 steps of 18
     rm -rf "$OUT/$precision"
     "$PYTHON" main_pretrain.py --config config/pretrain.yaml config/synth_xsub.yaml config/demo.yaml ${MODEL:-} \
         --data_path "$OUT/data/SYNTH_XSub.npz" --output_dir "$OUT/$precision" --precision "$precision" \
-        --effective_batch_size 18 --epochs 15 --save_epochs 100 >> "$OUT/losses.log" 2>&1
+        --effective_batch_size 18 --epochs 15 --save_epochs 100 >> "$OUT/losses.log" 2>&1 \
+        || { tail -n 5 "$OUT/losses.log" >&2; exit 1; }
 done
 "$PYTHON" - "$OUT" <<'P' | tee "$OUT/losses.txt"
 import json, sys
@@ -33,5 +34,9 @@ P
 
 modes=plain,fused,bf16
 [ "$on_gpu" = 0 ] || modes=plain,fused,tf32,bf16,compiled,resident
-"$PYTHON" main_benchmark.py --stages "${STAGES:-pretrain,finetune,linprobe,evaluate,data}" --modes "${MODES:-$modes}" \
-    ${STEPS:+--steps "$STEPS"} --repeats "${REPEATS:-3}" --json "$OUT/benchmark.json" | tee "$OUT/benchmark.md"
+for stage in $(tr , ' ' <<< "${STAGES:-pretrain,evaluate,linprobe,finetune,data}"); do      # what is there is not done again
+    [ -e "$OUT/$stage.json" ] || "$PYTHON" main_benchmark.py --stages "$stage" --modes "${MODES:-$modes}" \
+        ${STEPS:+--steps "$STEPS"} --repeats "${REPEATS:-3}" --json "$OUT/$stage.json.part" --profile "$OUT/profile.txt" \
+        | tee "$OUT/$stage.md"
+    [ -e "$OUT/$stage.json" ] || mv "$OUT/$stage.json.part" "$OUT/$stage.json"
+done

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from tests.conftest import refusal
-from util.args import STAGES, Number, build_parser, parse_args, read_config, resolve_batch
+from util.args import parse_args, read_config, resolve_batch
+from util.options import STAGES, Number, build_parser
 
 # what every stage needs before anything else can be wrong
 ENOUGH = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}

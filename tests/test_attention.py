@@ -92,11 +92,29 @@ def test_a_bf16_model_without_autocast_takes_it_too(calls):
     assert calls == ['blocked_attention']
 
 
-def test_kernels_of_this_device_are_timed_and_others_are_infinitely_slow():
-    shape = (2, 2, 40, 8)
-    for name in ('flash', 'math', 'blocked'):
-        assert 0 < attention.time_kernel(name, CPU.device, torch.float32, shape) < math.inf
-    assert attention.time_kernel('cudnn', CPU.device, torch.float32, shape) == math.inf
+@pytest.mark.parametrize('backward', [True, False])
+def test_kernels_of_this_device_are_timed_and_others_are_infinitely_slow(backward):
+    names = ('flash', 'cudnn', 'math', 'blocked')
+    found = attention.time_kernels(names, CPU.device, torch.float32, (2, 2, 40, 8), backward)
+    assert list(found) == list(names) and found['cudnn'] == math.inf
+    assert all(0 < found[name] < 10 for name in ('flash', 'math', 'blocked'))
+
+
+def test_a_device_without_memory_is_no_reason_to_do_without_a_kernel(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError('full')
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', full)
+    with pytest.raises(torch.OutOfMemoryError):
+        attention.time_kernels(['flash'], CPU.device, torch.float32, (2, 2, 40, 8))
+
+
+def test_a_mask_is_not_forgotten():
+    torch.manual_seed(0)
+    layer, x = attention.Attention(16, 2), torch.randn(2, 6, 16)
+    reference = layer(x, is_causal=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        causal, free = layer(x, is_causal=True), layer(x)
+    assert (causal - reference).norm() < .03 * reference.norm() < (free - reference).norm()
 
 
 @pytest.fixture
@@ -115,20 +133,20 @@ def switches(monkeypatch) -> dict[str, bool]:
 def test_the_fastest_kernel_of_a_gpu_is_taken(seconds, chosen, switches, monkeypatch):
     asked = []
 
-    def time_kernel(name, *given):
+    def time_kernels(names, *given):
         asked.append(given)
-        return seconds[name]
-    monkeypatch.setattr(attention, 'time_kernel', time_kernel)
+        return {name: seconds[name] for name in names}
+    monkeypatch.setattr(attention, 'time_kernels', time_kernels)
     monkeypatch.setattr(torch, 'tensor', lambda values, dtype, device, make=torch.tensor: make(values, dtype=dtype))
     assert attention.choose_kernel('auto', CUDA, torch.bfloat16, (64, 8, 750, 32)) == chosen
-    assert set(asked) == {(CUDA.device, torch.bfloat16, (64, 8, 750, 32))} and len(asked) == 3
+    assert asked == [(CUDA.device, torch.bfloat16, (64, 8, 750, 32), True)]
     names = {'flash': 'flash', 'cudnn': 'cudnn', 'mem_efficient': 'efficient'}
     assert {name: on for name, on in switches.items() if on} == {
         name: True for name in switches if names.get(name) == chosen or name == 'math'}
 
 
 def test_a_kernel_that_does_not_run_is_refused(switches, monkeypatch):
-    monkeypatch.setattr(attention, 'time_kernel', lambda *_: math.inf)
+    monkeypatch.setattr(attention, 'time_kernels', lambda names, *_: dict.fromkeys(names, math.inf))
     monkeypatch.setattr(torch, 'tensor', lambda values, dtype, device, make=torch.tensor: make(values, dtype=dtype))
     refusal(lambda: attention.choose_kernel('flash', CUDA, torch.float32, (1, 1, 4, 8)), '--attention flash', 'auto')
     refusal(lambda: attention.choose_kernel('flash', CPU, torch.float32, (1, 1, 4, 8)), '--attention flash', 'CPU')

@@ -1,11 +1,13 @@
 """The benchmark runs every stage under every mode a CPU has, and counts right."""
 
 import json
+import time
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import main_benchmark
@@ -13,7 +15,8 @@ from model_mamp import MAMP
 from model_transformer import SkeletonEncoder
 from tests.conftest import refusal
 from util.bench import Watched, matmul_peak, table, write_clips
-from util.flops import clip_flops
+from util.dist import World
+from util.flops import block_bytes, clip_flops
 from util.plain import set_fused_attention
 
 SMALL = {'num_frames': 24, 'num_joints': 5, 't_patch_size': 4, 'dim_feat': 32, 'depth': 2, 'num_heads': 2,
@@ -41,18 +44,109 @@ def test_every_stage_and_mode(stages, modes, tmp_path, capsys):
     assert '| pretrain | plain |' in capsys.readouterr().out
 
 
-def test_too_few_clips_or_a_mode_that_needs_a_gpu_are_refused(tmp_path):
+def test_what_cannot_be_measured_is_refused_first(tmp_path):
     write_clips(tmp_path / 'few.npz', 3, 25, 60)
     given = ['--data_path', str(tmp_path / 'few.npz'), '--device', 'cpu', '--stages', 'pretrain', '--modes']
     refusal(lambda: main_benchmark.main([*given, 'fused']), '3 clips', '--steps 2')
+    refusal(lambda: main_benchmark.main([*given, 'fused,tf32']), '--modes tf32', 'GPU')
+    refusal(lambda: main_benchmark.main([*given, 'fused', '--json', str(tmp_path)]), str(tmp_path), 'cannot be written')
+    refusal(lambda: main_benchmark.main([*given, 'fused', '--profile', '/nowhere/p']), '/nowhere/p')
+    given += ['fused', '--stages', 'finetune', '--batch_size', '1']
+    refusal(lambda: main_benchmark.main(given), '--batch_size 1')
     with pytest.raises(SystemExit):
-        main_benchmark.main([*given, 'slow'])
+        main_benchmark.main(['--modes', 'slow'])
+
+
+@pytest.fixture
+def turns(tiny_npz, tmp_path):
+    """A mode of a stage at the tiny size, ready to run."""
+    config = tmp_path / 'small.yaml'
+    config.write_text('{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, '
+                      'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}')
+    options = Namespace(config=[str(config)], batch_size=4, steps=2, num_workers=0)
+    return lambda stage, mode: main_benchmark.Turns(stage, mode, options, str(tiny_npz),
+                                                    World(0, 1, torch.device('cpu')))
+
+
+def test_each_mode_computes_in_its_own_way(turns, monkeypatch):
+    """Whatever was set before: precision and kernel are set anew for each turn, and `plain` is plain."""
+    kernels = []
+    monkeypatch.setattr(main_benchmark, 'use_kernel', kernels.append)
+    fast, half, plain = (turns('pretrain', mode) for mode in ('fused', 'bf16', 'plain'))
+    for turn, name in ((half, 'bf16'), (fast, 'fp32'), (half, 'bf16'), (plain, 'fp32')):
+        turn.trainer.precision, turn.trainer.attention = None, f'kernel of {name}'
+        turn.run()
+        assert turn.trainer.precision.name == name and kernels[-1] == f'kernel of {name}'
+    assert not any(block.attn.fused_attn for block in plain.trainer.raw_model.blocks)
+    assert all(block.attn.fused_attn for block in fast.trainer.raw_model.blocks)
+    assert turns('pretrain', 'nonempty').args.skip_empty_bodies and not fast.args.skip_empty_bodies
+
+
+def test_rows_are_what_the_turns_say(turns):
+    """8 clips a turn of 2 steps; the first turn, warm-up, does not count, and ratios are of turns side by side."""
+    fast, plain = turns('linprobe', 'fused'), turns('linprobe', 'plain')
+    fast.seconds, plain.seconds = [100, 1., 2., 4.], [1, 6., 6., 6.]
+    fast.waited, fast.memory = [100, .5, .2, .4], 3e9
+    row = fast.row(plain, peak=1e12, train_clips=1000, test_clips=500)
+    flops = clip_flops('linprobe', fast.args)
+    assert row['clips_per_s'] == 4 and row['ms_per_step'] == 1000 and row['ratio_to_plain'] == 3
+    assert row['tflops'] == pytest.approx(4 * flops / 1e12) and row['share_of_peak'] == pytest.approx(4 * flops / 1e12)
+    assert row['waiting_for_data'] == .2 and row['memory_gb'] == 3
+    assert row['recipe_hours'] == pytest.approx(100 * (1000 + 500) / 4 / 3600)
+    fine = turns('finetune', 'fused')
+    fine.seconds, fine.waited = [0, 1.], [0, 0.]
+    assert fine.row(None, 1., 1000, 300)['recipe_hours'] == pytest.approx(100 * (1000 + 300 / 3) / 8 / 3600)
+    assert fine.row(None, 1., 1000, 300)['ratio_to_plain'] is None
+
+
+def test_waiting_is_noticed_and_a_reader_may_be_stopped():
+    loader = Watched(slowly(.02, 3))
+    assert list(loader) == [0, 1, 2] and .05 < loader.waited < 10
+    loader.most = 2
+    assert list(loader) == [0, 1]
+
+
+class slowly(list):
+    """Numbers that take their time."""
+
+    def __init__(self, seconds: float, count: int):
+        super().__init__(range(count))
+        self.seconds = seconds
+
+    def __iter__(self):
+        for value in super().__iter__():
+            time.sleep(self.seconds)
+            yield value
 
 
 def counted(forward) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward()
     return counter.get_total_flops()
+
+
+def test_bytes_are_those_of_the_tensors_that_pass():
+    """Against the sizes of what each operation of a block reads and writes, seen one by one."""
+    moved = 0
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal moved
+            out = function(*args, **(kwargs or {}))
+            if function.overloadpacket.__name__ in ('native_layer_norm', 'addmm', 'mm', 'gelu', 'add',
+                                                    '_scaled_dot_product_flash_attention_for_cpu'):
+                given = {id(arg): arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim > 1
+                         and not isinstance(arg, torch.nn.Parameter) and arg.shape[-2:] != (32, 32)}
+                given = [arg for arg in given.values() if arg.untyped_storage().data_ptr() not in weights]
+                made = out[0] if isinstance(out, tuple) else out
+                moved += sum(arg.numel() for arg in given) + made.numel()
+            return out
+
+    block = SkeletonEncoder(**SMALL).blocks[0]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    with torch.no_grad(), Seen():
+        block(torch.randn(1, 30, 32))
+    assert block_bytes(30, 32, 4) == 2 * moved
 
 
 def test_flops_are_those_that_pytorch_counts():

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import sdpa_kernel
 
+import main_benchmark
 import main_finetune
 import main_linprobe
 import main_pretrain
@@ -15,7 +18,10 @@ from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import PackedDataset, make_loader, read_batches
 from model_mamp import MAMP
 from tests.conftest import refusal
+from util import attention
+from util.dist import World
 from util.errors import UserError
+from util.loop import compile_blocks
 from util.rng import uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU')
@@ -116,3 +122,49 @@ def test_fp32_pretraining_follows_the_cpu(tiny_pretrain, tmp_path):
         main_pretrain.main([*tiny_pretrain, '--device', device, '--precision', 'fp32', '--output_dir', str(folder)])
         losses.append(result_of(folder)['train_loss'])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize('kernel', ['flash', 'cudnn', 'efficient', 'math'])
+def test_attention_kernels_agree(kernel):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 8, 750, 32, device=CUDA).unbind(0)
+    expected = (q.double() @ k.double().transpose(2, 3) / 32 ** .5).softmax(-1) @ v.double()
+    with sdpa_kernel(attention.KERNELS[kernel]):
+        found = F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert (found - expected).norm() < .02 * expected.norm()
+
+
+def test_the_fastest_kernel_is_found_and_used():
+    try:
+        chosen = attention.choose_kernel('auto', World(0, 1, CUDA), torch.bfloat16, (16, 8, 750, 32))
+        assert chosen in attention.KERNELS
+        q = torch.randn(2, 8, 750, 32, device=CUDA, dtype=torch.bfloat16)
+        assert F.scaled_dot_product_attention(q, q, q).isfinite().all()
+    finally:
+        attention.use_kernel('auto')
+
+
+def test_compiled_blocks_give_the_same_losses_and_gradients():
+    torch.manual_seed(0)
+    model = MAMP(dim_feat=64, decoder_dim_feat=64, depth=2, decoder_depth=2, num_heads=2, num_frames=24).cuda()
+    clips, draw = torch.randn(4, 3, 24, 25, 2, device=CUDA), torch.rand(8, 150, device=CUDA)
+
+    def losses() -> list[float]:
+        model.zero_grad()
+        loss, _, _ = model(clips, uniform=draw)
+        loss.backward()
+        return [loss.item(), model.blocks[0].attn.qkv.weight.grad.norm().item()]
+    eager = losses()
+    assert compile_blocks(model, 'on', CUDA)
+    assert losses() == pytest.approx(eager, rel=1e-3)
+
+
+def test_the_benchmark_measures_every_mode(tmp_path):
+    config, path = tmp_path / 'small.yaml', tmp_path / 'rows.json'
+    config.write_text('{num_frames: 24, dim_feat: 64, depth: 2, num_heads: 2, num_workers: 0, '
+                      'pretrain: {decoder_dim_feat: 64, decoder_depth: 1}}')
+    modes = 'plain,fused,tf32,bf16,compiled,resident'
+    assert main_benchmark.main(['--config', str(config), '--batch_size', '8', '--steps', '3', '--repeats', '1',
+                                '--num_workers', '0', '--stages', 'pretrain,finetune,linprobe,evaluate,data',
+                                '--modes', modes, '--json', str(path)]) == 0
+    assert len(json.loads(path.read_text())) == 5 * 6

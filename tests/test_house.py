@@ -10,12 +10,13 @@ from tests.conftest import ROOT, run
 FLOORS = {  # lower floors first; the two models stand on one floor, one above the other
     'util.errors': -2, 'util.files': -1, 'util.rng': -1,
     'util.dist': 0, 'util.log': 0, 'util.checkpoint': 0, 'util.optim': 0, 'util.metrics': 0, 'data.common': 0,
-    'util.attention': 0.5,
+    'util.attention': 0.5, 'util.options': 0.5,
     'data.ntu_text': 0.5, 'data.body': 0.5, 'data.pipeline': 0.5, 'data.ntu_actors': 0.6, 'data.prepare_ntu': 0.8,
     'data': 1,
     'model_transformer': 1, 'model_mamp': 1.5,
-    'feeder.npz': 0.5, 'feeder.layouts': 0.5, 'feeder.subset': 0.5, 'feeder.transforms': 0.5, 'feeder.dataset': 1,
-    'feeder.loader': 1.5, 'feeder.augment': 1.5,
+    'feeder.npz': 0.5, 'feeder.layouts': 0.5, 'feeder.subset': 0.5, 'feeder.classes': 0.5, 'feeder.transforms': 0.5,
+    'feeder.dataset': 1, 'feeder.loader': 1.5, 'feeder.augment': 1.5,
+    'util.results': 2, 'util.report': 2.5, 'util.scores': 2.6, 'util.figures': 2.7,
     'util.flops': 2, 'util.bench': 2, 'util.loop': 2, 'util.args': 2, 'util.plain': 2.5, 'engine_': 3, 'main_': 4,
     'main_benchmark': 5,
 }

@@ -14,8 +14,9 @@ from feeder.augment import ClipMaker
 from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import PackedDataset, make_loader, read_batches
 from tests.conftest import refusal
-from util.args import STAGES, parse_args
+from util.args import parse_args
 from util.errors import UserError
+from util.options import STAGES
 
 CPU = torch.device('cpu')
 V, M, T, CLIPS = 5, 2, 90, 23

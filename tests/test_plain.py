@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+import main_finetune
 from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from tests import golden_numbers
 from util import plain
+from util.args import parse_args, resolve_batch
+from util.dist import World
+from util.loop import Trainer
 
 
 @pytest.mark.parametrize('name', ['feeder_ntu', 'feeder_pku_long', 'feeder_gaps'])
@@ -46,3 +50,23 @@ def test_unfused_model_gives_the_authors_numbers():
     assert abs(loss.item() / golden['loss'] - 1) < golden_numbers.LOSS_RTOL
     np.testing.assert_allclose(pred.detach(), golden['pred'], atol=golden_numbers.ACTIVATION_ATOL)
     np.testing.assert_array_equal(mask, golden['mask'])
+
+
+def test_a_plain_trainer_computes_as_the_authors_do(tiny, tiny_npz, monkeypatch):
+    """Unfused attention, every body encoded, an optimiser tensor by tensor, clips made one by one, a wait a step."""
+    args = parse_args('finetune', [*tiny, '--num_classes', '3'])
+    resolve_batch(args, 1)
+    dataset = SkeletonDataset(tiny_npz, 'train', 5)
+    model, optimizer = main_finetune.build_model(args, torch.device('cpu'))
+    trainer = Trainer(args, World(0, 1, torch.device('cpu')), model, optimizer, dataset, {})
+    assert all(block.attn.fused_attn for block in model.blocks) and model.equal_bodies_once
+    assert all(group['fused'] for group in optimizer.param_groups)
+    plain.make_plain(trainer, dataset)
+    assert not any(block.attn.fused_attn for block in model.blocks) and not model.equal_bodies_once
+    assert not any(group['fused'] or group['foreach'] for group in optimizer.param_groups)
+    batch = next(iter(trainer.loader))
+    assert isinstance(batch, plain.PlainBatch) and trainer.clips.train_view(batch, 0, 0) is batch.clips
+    waits = []
+    monkeypatch.setattr(torch.Tensor, 'item', lambda self: waits.append(self.shape))
+    trainer.backward(model(batch.clips).sum())
+    assert waits == [torch.Size([])]

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Sequence
 
 import timm.layers
 import torch
@@ -76,7 +77,8 @@ class Attention(timm.layers.Attention):
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
         """(B, L, H·E) -> (B, L, H·E)"""
         half = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-        if x.device.type != 'cpu' or half != torch.bfloat16 or not self.fused_attn:
+        masked = attn_mask is not None or is_causal
+        if x.device.type != 'cpu' or half != torch.bfloat16 or masked or not self.fused_attn:
             return super().forward(x, attn_mask, is_causal)
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(blocked_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -89,7 +91,8 @@ def shape_of(args: argparse.Namespace, num_bodies: int) -> tuple[int, int, int, 
     return min(args.batch_size * num_bodies, 64), args.num_heads, tokens, width // args.num_heads
 
 
-def choose_kernel(wanted: str, world: World, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> str:
+def choose_kernel(wanted: str, world: World, dtype: torch.dtype, shape: tuple[int, int, int, int],
+                  backward: bool = True) -> str:
     """Which of PyTorch's attention kernels a GPU runs from now on: the one wanted, or for 'auto' the fastest.
 
     The fastest is found by timing them at `shape` (B, H, L, E) in `dtype`, some milliseconds; all processes take the
@@ -100,8 +103,9 @@ def choose_kernel(wanted: str, world: World, dtype: torch.dtype, shape: tuple[in
             raise UserError(f'--attention {wanted} chooses a kernel of a CUDA GPU; leave it out on a CPU')
         return wanted
     tried = [name for name in KERNELS if name != 'math'] if wanted == 'auto' else [wanted]
-    seconds = world.sum(torch.tensor([time_kernel(name, world.device, dtype, shape) for name in tried],
-                                     dtype=torch.float64, device=world.device)).tolist()
+    found = time_kernels(tried, world.device, dtype, shape, backward)
+    seconds = world.sum(torch.tensor([found[name] for name in tried], dtype=torch.float64,
+                                     device=world.device)).tolist()
     if not math.isfinite(min(seconds)):
         if wanted != 'auto':
             raise UserError(f'--attention {wanted} does not run on this GPU in {dtype}; use auto')
@@ -111,23 +115,33 @@ def choose_kernel(wanted: str, world: World, dtype: torch.dtype, shape: tuple[in
     return use_kernel(next(name for name, took in zip(tried, seconds, strict=True) if took <= TIE * min(seconds)))
 
 
-def time_kernel(name: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int],
-                repeats: int = 5) -> float:
-    """Seconds of a forward and a backward pass, the best of some; infinity when the kernel cannot do it."""
-    q, k, v = torch.zeros(shape[0], shape[2], 3, shape[1], shape[3], device=device, dtype=dtype,
-                          requires_grad=True).permute(2, 0, 3, 1, 4).unbind(0)
-    attend = blocked_attention if name == 'blocked' else F.scaled_dot_product_attention
-    best, streams = math.inf, torch.get_device_module(device)
-    try:
-        for _ in range(repeats):            # the first of which finds its plan
-            began = time.perf_counter()
-            with sdpa_kernel(KERNELS[name]) if name in KERNELS else contextlib.nullcontext():
-                out = attend(q, k, v)
+def time_kernels(names: Sequence[str], device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int],
+                 backward: bool = True, rounds: int = 5) -> dict[str, float]:
+    """Seconds of a forward (and backward) pass by each kernel, the best of some rounds that they take in turns, after
+    others that warm the device up; infinity for one that cannot do it."""
+    q, k, v = torch.randn(shape[0], shape[2], 3, shape[1], shape[3], device=device, dtype=dtype,
+                          requires_grad=backward).permute(2, 0, 3, 1, 4).unbind(0)
+    best, streams = dict.fromkeys(names, math.inf), torch.get_device_module(device)
+
+    def run(name: str) -> None:
+        attend = blocked_attention if name == 'blocked' else F.scaled_dot_product_attention
+        with sdpa_kernel(KERNELS[name]) if name in KERNELS else contextlib.nullcontext():
+            out = attend(q, k, v)
+            if backward:
                 torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
-            streams.synchronize(device)
-            best = min(best, time.perf_counter() - began)
-    except RuntimeError:                    # no such kernel for this device, type or width
-        return math.inf
+        streams.synchronize(device)
+
+    for turn in range(-2 if device.type == 'cuda' else -1, rounds):
+        for name in list(names):
+            began = time.perf_counter()
+            try:
+                run(name)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:            # no such kernel for this device, type or width
+                names = [other for other in names if other != name]
+            else:
+                best[name] = min(best[name], time.perf_counter() - began) if turn >= 0 else best[name]
     return best
 
 

@@ -1,5 +1,6 @@
 """What the benchmark measures with: made-up clips, a loader that is watched, peaks of memory and of matrix products."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from data.common import npz_writer
-from util.attention import KERNELS, time_kernel
+from util.attention import KERNELS, time_kernels
 
 EMPTY_SECOND = .82      # of NTU RGB+D 60's clips have no second body: 41 % of all bodies are empty
 FRAMES = 300
@@ -40,13 +41,13 @@ def write_clips(path: Path, clips: int, num_joints: int, num_classes: int, seed:
 
 
 class Watched:
-    """A loader, and how long its reader waited for batches: `waited`, in seconds."""
+    """A loader, how long its reader waited for batches (`waited`, in seconds), and how many it may have (`most`)."""
 
     def __init__(self, loader):
-        self.loader, self.waited = loader, 0.
+        self.loader, self.waited, self.most = loader, 0., None
 
     def __iter__(self) -> Iterator:
-        began, batches = time.perf_counter(), iter(self.loader)
+        began, batches = time.perf_counter(), itertools.islice(self.loader, self.most)
         for batch in batches:
             self.waited += time.perf_counter() - began
             yield batch
@@ -65,7 +66,10 @@ def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
 
 
 def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float:
-    """FLOP/s of a large matrix product in this precision, the best of several: what the device can do at most."""
+    """FLOP/s of a large matrix product, the best of several: what the device can do at most.
+
+    In `precision` bf16, or otherwise in fp32 as PyTorch is set to compute it (util.loop.Precision sets tf32).
+    """
     size = 8192 if device.type == 'cuda' else 1536
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32)
             for _ in range(2))
@@ -82,13 +86,11 @@ def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float
 
 def attention_rows(device: torch.device, shape: tuple[int, int, int, int]) -> list[dict]:
     """What each attention kernel takes at `shape` (B, H, L, E), for `table`; those that do not run here have dashes."""
-    def ms(name: str, dtype: torch.dtype) -> float | None:
-        seconds = time_kernel(name, device, dtype, shape)
-        return 1000 * seconds if math.isfinite(seconds) else None
-
-    names = [*KERNELS, 'blocked'] if device.type == 'cpu' else KERNELS
-    return [{'kernel': name, 'fp32_ms': ms(name, torch.float32), 'bf16_ms': ms(name, torch.bfloat16)}
-            for name in names]
+    names = [*KERNELS, 'blocked'] if device.type == 'cpu' else list(KERNELS)
+    seconds = {column: time_kernels(names, device, dtype, shape)
+               for column, dtype in (('fp32_ms', torch.float32), ('bf16_ms', torch.bfloat16))}
+    return [{'kernel': name, **{column: 1000 * took[name] if math.isfinite(took[name]) else None
+                                for column, took in seconds.items()}} for name in names]
 
 
 def table(rows: Sequence[dict], formats: dict[str, str]) -> str:

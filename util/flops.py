@@ -1,7 +1,7 @@
 """How much work a clip is, counted from the model's shapes: matrix products and convolutions, 2 FLOPs a multiply-add.
 
 L tokens a body, K of them kept, D encoder and D' decoder width, u frames a segment, C = 3 coordinates. What is not a
-matrix product (norms, softmax, GELU, the mask, the optimiser) is bound by memory and not counted.
+matrix product (norms, softmax, GELU, the mask, the optimiser) is bound by memory: that is what the bytes are for.
 """
 
 from argparse import Namespace
@@ -35,3 +35,25 @@ def clip_flops(stage: str, args: Namespace, bodies: int = 2) -> float:
     decoder = args.decoder_depth * block_flops(tokens, width, args.mlp_ratio)
     ends = 2 * kept * args.dim_feat * width + 2 * tokens * width * values
     return 3 * bodies * (encoder_flops(args, kept) + decoder + ends)
+
+
+def block_bytes(tokens: int, width: int, mlp_ratio: float, each: int = 2) -> float:
+    """Activations that one block's operations read and write in a forward pass on one body, `each` bytes a number.
+
+    Nothing fused but attention, weights and caches left out. In widths a token: two norms 4, qkv 4, attention 4, its
+    projection 2, the MLP's layers and GELU 2 + 4 · ratio, two sums 6.
+    """
+    return each * tokens * width * (4 + 4 + 4 + 2 + 2 + 4 * mlp_ratio + 6)
+
+
+def clip_bytes(stage: str, args: Namespace, bodies: int = 2) -> float:
+    """Bytes of activations a clip moves in the blocks of a stage in bf16; a backward pass twice a forward pass."""
+    tokens = args.num_frames // args.t_patch_size * args.num_joints
+    if stage == 'data':
+        return 0.
+    if stage != 'pretrain':
+        return (3 if stage == 'finetune' else 1) * bodies * args.depth * block_bytes(tokens, args.dim_feat,
+                                                                                     args.mlp_ratio)
+    kept = int(tokens * (1 - args.mask_ratio))
+    return 3 * bodies * (args.depth * block_bytes(kept, args.dim_feat, args.mlp_ratio)
+                         + args.decoder_depth * block_bytes(tokens, args.decoder_dim_feat, args.mlp_ratio))

@@ -52,18 +52,30 @@ class Precision:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.name == 'bf16')
 
 
-def compile_blocks(model: nn.Module, wanted: str, device: torch.device) -> None:
+def compile_blocks(model: nn.Module, wanted: str, device: torch.device) -> bool:
     """Compiles the transformer blocks in place, names unchanged; 'auto' does on a GPU, and runs on when it cannot.
 
-    A block is compiled once for all of its likes, and anew for each number of tokens and each drop path rate.
+    A block is compiled once for all of its likes, and anew for each number of tokens and each drop path rate; the
+    number of bodies may change. Returns whether it does.
     """
     if wanted == 'off' or (wanted == 'auto' and device.type != 'cuda'):
-        return
+        return False
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.suppress_errors = wanted == 'auto'
     for blocks in (module for name, module in model.named_children() if name in ('blocks', 'decoder_blocks')):
         for block in blocks:
-            block.compile()
+            block.forward = _compiled(block.forward)
+    return True
+
+
+def _compiled(forward):
+    """`forward` of tokens (B, L, D) through torch.compile, for each L by itself: a kernel for any L would be slower."""
+    compiled = torch.compile(forward)
+
+    def call(tokens: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.mark_static(tokens, 1)
+        return compiled(tokens)
+    return call
 
 
 class Trainer:
@@ -79,11 +91,12 @@ class Trainer:
         self.args, self.world, self.facts = args, world, facts
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
-        compile_blocks(model, args.compile, world.device)
+        self.compiled = compile_blocks(model, args.compile, world.device)
         self.model = world.wrap(model)
         self.optimizer = optimizer
         self.precision = Precision(args.precision, world.device)
-        self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies))
+        self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
+                                       backward=next(model.blocks.parameters()).requires_grad)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
         self.batches = TrainBatches(len(dataset.rows), args.batch_size, args.accum_iter, world.rank, world.size,
                                     args.seed, dataset.rows)
@@ -290,8 +303,8 @@ class Trainer:
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
                   'machine': describe_machine(self.world.device), 'precision': self.precision.name,
-                  'attention': self.attention, 'processes': self.world.size, 'code_version': self.version,
-                  'config': vars(self.args)}
+                  'attention': self.attention, 'compiled': self.compiled, 'processes': self.world.size,
+                  'code_version': self.version, 'config': vars(self.args)}
         if self.world.is_main:
             write_json(self.output_dir / 'result.json', result)
         return result
