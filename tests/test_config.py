@@ -187,6 +187,13 @@ def test_benchmark_files_hold_differences_only(benchmark):
             assert recipe.get(key) != value, f'{stage}: {key} is the same in the recipe'
 
 
+@pytest.mark.parametrize('benchmark', PUBLISHED)
+def test_headers_and_tables_name_the_same_published_figures(benchmark):
+    rows = yaml.safe_load((CONFIG / 'published.yaml').read_text())['figures'].get(benchmark, {})
+    figures = [f'{figure:.1f}' for sources in rows.values() for figure in sources.values()]
+    assert sorted(figures) == sorted(RESULTS[benchmark].split())
+
+
 @pytest.mark.parametrize('benchmark', BENCHMARKS)
 def test_headers_name_command_and_published_results(benchmark):
     text = (CONFIG / f'{benchmark}.yaml').read_text()
