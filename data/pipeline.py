@@ -131,12 +131,17 @@ def open_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         return
     # A forked worker starts at once. Elsewhere than on Linux libraries may have threads, and forking is not safe.
     context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _begin_worker)
     try:
         pool.submit(os.getpid).result()  # forks, while there is no other thread
         yield pool
     except BrokenProcessPool as error:
         raise UserError('a worker process was killed, perhaps for want of memory; give fewer --workers') from error
+    except BaseException:       # Ctrl-C above all: a worker may be waiting for a file that never comes
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
