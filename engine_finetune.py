@@ -4,20 +4,24 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from data.common import write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader, read_batches
-from model_transformer import ActionTransformer
+from feeder.subset import draw_labelled, without_novel
+from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
+from util.checkpoint import LAST
 from util.dist import World
 from util.errors import UserError
-from util.files import write_json
-from util.loop import LAST, Precision, Trainer
+from util.files import replacing, write_json
+from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
 
 log = logging.getLogger(__name__)
@@ -51,8 +55,32 @@ def evaluate(model: ActionTransformer, loader: DataLoader, clips_of: ClipMaker, 
     return summarise(world.sum(counts))
 
 
+@torch.inference_mode()
+def predict(model: SkeletonEncoder, loader: DataLoader, clips_of: ClipMaker, precision: Precision, world: World,
+            num_clips: int) -> dict[str, np.ndarray]:
+    """What the model makes of the loader's clips, by their rows: 'features' (num_clips, D), averaged over bodies,
+    segments and joints, and of a classifier 'scores' (num_clips, classes), probabilities; float32, on every process.
+    """
+    model.eval()
+    found = {}
+    for batch in read_batches(loader, world.device):
+        with precision.autocast():
+            features = model.features(clips_of.eval_view(batch))
+            made = {'features': features.float().mean(dim=(1, 2, 3))}
+            if isinstance(model, ActionTransformer):
+                made['scores'] = model.head(features).float().softmax(dim=1)
+        for name, values in made.items():
+            if name not in found:
+                found[name] = values.new_zeros(num_clips, values.shape[1])
+            found[name][batch.index] = values
+    return {name: world.sum(values).cpu().numpy() for name, values in found.items()}
+
+
 def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonDataset]:
-    """Training and test split; fills in --num_classes. Raises UserError when they contradict it or each other."""
+    """Training and test split, without what --novel_every and --label_fraction leave out; fills in --num_classes.
+
+    Raises UserError when the splits contradict it or each other, or nothing is left to train on.
+    """
     train, test = (SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test'))
     if args.num_classes is None:
         args.num_classes = train.num_classes
@@ -62,23 +90,32 @@ def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonData
                             f'{args.num_classes}')
     if train.num_bodies != test.num_bodies:
         raise UserError(f'{train.path}: x_train has {train.num_bodies} bodies, x_test {test.num_bodies}')
+    for split in (train, test):
+        split.rows = without_novel(split.label.numpy(), args.num_classes, args.novel_every)
+    if not len(train.rows):
+        raise UserError(f'{train.path}: --novel_every {args.novel_every} leaves no training clip')
+    if args.label_fraction < 1:
+        drawn = draw_labelled(train.label.numpy()[train.rows], args.label_fraction, args.seed,
+                              args.label_draw == 'balanced')
+        train.rows = train.rows[drawn]
     return train, test
 
 
-def start_encoder(model: ActionTransformer, args: argparse.Namespace) -> dict:
+def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     """Loads --finetune's encoder if there is one; returns what result.json says of where the encoder came from."""
-    if args.finetune is None or args.eval:
-        return {'method': 'random encoder' if model.frozen else 'scratch', 'pretraining': None}
+    if args.finetune is None or getattr(args, 'eval', False):
+        return {'method': 'random encoder' if hasattr(args, 'random_encoder') else 'scratch', 'pretraining': None}
     state = checkpoint.load(args.finetune)
     checkpoint.load_encoder(model, state['model'], args.finetune)
-    settings = state['args']
+    settings, method = state['args'], state.get('method', 'authors')
     if other := checkpoint.differences(settings, args, ('num_heads',)):
         raise UserError(f'{args.finetune}: pre-trained with {other}; give the same')
     if other := checkpoint.differences(settings, args, ('stream', 'num_frames')):
         log.warning('%s: pre-trained with %s', args.finetune, other)
+    if 'head.fc1.weight' in state['model']:     # fine-tuned: its encoder has seen labels
+        return {'method': f'{method} + supervised', 'pretraining': state.get('pretraining')}
     told = {name: settings.get(name) for name in ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
-    return {'method': state.get('method', 'authors'),
-            'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
+    return {'method': method, 'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
 
 
 def run_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,
@@ -89,28 +126,67 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         raise UserError('--batch_size 1: the head normalises over a micro-batch (BatchNorm); give a process 2 clips or '
                         'more at once')
     train, test = splits
-    batches = EvalBatches(len(test), args.batch_size, world.rank, world.size)
+    batches = EvalBatches(len(test.rows), args.batch_size, world.rank, world.size, test.rows)
     loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
-        return evaluate_checkpoint(args, world, model, loader)
-    trainer = Trainer(args, world, model, optimizer, train, facts)
+        return evaluate_checkpoint(args, world, model, test, loader)
+    trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train)})
     if args.resume:
         trainer.resume(args.resume)
-    return trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
+    if len(test.rows):
+        result = trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
+    else:
+        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
+        result = trainer.fit(train_one_epoch)
+    if world.is_main and args.label_fraction < 1:
+        with replacing(Path(args.output_dir) / 'labelled.txt') as partial:
+            partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
+    keep_predictions(args, world, model, test, loader, trainer.precision)
+    return result
 
 
-def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, loader: DataLoader) -> dict:
+def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:
+    """What result.json says where only a share of the labels is used."""
+    if args.label_fraction == 1:
+        return None
+    return {'fraction': args.label_fraction, 'clips': len(train.rows), 'draw': args.label_draw}
+
+
+def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
+                     loader: DataLoader, precision: Precision) -> None:
+    """Writes scores.npz and features.npz of the test clips, those of the two that are wanted."""
+    if not (args.save_scores or args.save_features) or not len(test.rows):
+        return
+    clips_of = ClipMaker(args.num_frames, args.stream, args.seed)
+    found = predict(model, loader, clips_of, precision, world, len(test))
+    if not world.is_main:
+        return
+    folder, rows = Path(args.output_dir), test.rows
+    name, label = test.names[rows], test.label.numpy()[rows]
+    of = {'benchmark': np.array(args.benchmark), 'stream': np.array(args.stream)}
+    if args.save_scores:
+        write_npz(folder / 'scores.npz', name=name, label=label, scores=found['scores'][rows], **of)
+    if args.save_features:
+        write_npz(folder / 'features.npz', features_test=found['features'][rows], name_test=name, label_test=label,
+                  **of)
+
+
+def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
+                        loader: DataLoader) -> dict:
     """The scores of --resume's checkpoint, logged and written to eval.json."""
+    if not len(test.rows):
+        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip')
     path = Path(args.output_dir) / LAST if args.resume == 'auto' else args.resume
     state = checkpoint.load(path)
     checkpoint.load_model(model, state['model'], path, resize=False)
     if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {other}; give the same')
     clips_of, precision = ClipMaker(args.num_frames, args.stream, args.seed), Precision(args.precision, world.device)
-    choose_kernel(args.attention, world, precision.dtype, shape_of(args, loader.dataset.num_bodies), backward=False)
+    choose_kernel(args.attention, world, precision.dtype, shape_of(args, test.num_bodies), backward=False)
     scores = evaluate(model, loader, clips_of, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])
     if world.is_main:
         write_json(Path(args.output_dir) / 'eval.json', {'checkpoint': str(path), **scores, 'config': vars(args)})
+    keep_predictions(args, world, model, test, loader, precision)
     return scores

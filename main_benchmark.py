@@ -24,7 +24,7 @@ import main_linprobe
 import main_pretrain
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
-from util.args import COUNT, WHOLE, parse_args, resolve_batch
+from util.args import parse_args, resolve_batch
 from util.attention import shape_of, use_kernel
 from util.bench import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
 from util.dist import World, joined
@@ -33,6 +33,7 @@ from util.files import write_json
 from util.flops import clip_flops
 from util.log import describe_machine
 from util.loop import Precision, Trainer
+from util.options import COUNT, WHOLE
 from util.plain import make_plain, plain_loader
 
 CONFIG = Path(__file__).parent / 'config'

@@ -67,7 +67,9 @@ DATASETS = {
         'xview': Protocol('NTU60_XView', 'camera', (2, 3))}),
     'ntu120': DataSet(32, 120, 113945, 'copy', (FIRST, LATER), 'ntu120', {
         'xsub': Protocol('NTU120_XSub', 'performer', PERFORMERS_120),
-        'xset': Protocol('NTU120_XSet', 'setup', tuple(range(2, 33, 2)))}),
+        'xset': Protocol('NTU120_XSet', 'setup', tuple(range(2, 33, 2))),
+        # The 100 auxiliary classes train; the 20 novel ones, every sixth, are for one-shot recognition.
+        'oneshot': Protocol('NTU120_OneShot', 'action', tuple(a for a in range(1, 121) if a % 6 != 1))}),
     'synth': DataSet(17, 12, None, 'zeros', (), 'synthetic', {
         'xsub': Protocol('SYNTH_XSub', 'performer', PERFORMERS_60),
         'xview': Protocol('SYNTH_XView', 'camera', (2, 3))}),
@@ -137,11 +139,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--dataset', choices=DATASETS, required=True, help='synth: what data/synthesize.py wrote')
     parser.add_argument('--raw', type=Path, nargs='+', help='folders or zips; default: those in data/nturgbd_raw')
     parser.add_argument('--out', type=Path, help='folder for the files; default: ntu, ntu120 or synthetic in data/')
-    parser.add_argument('--protocol', nargs='+', help='xsub, xview (ntu60, synth), xset (ntu120); default: all')
+    parser.add_argument('--protocol', nargs='+',
+                        help='xsub, xview (ntu60, synth), xset, oneshot (ntu120); default: all but oneshot')
     add_options(parser)
     args = parser.parse_args(argv)
     dataset = DATASETS[args.dataset]
-    protocols = chosen_protocols(args.protocol, dataset.protocols)
+    usual = [name for name in dataset.protocols if name != 'oneshot']
+    protocols = chosen_protocols(args.protocol or usual, dataset.protocols)
     out = args.out or HERE / dataset.out
 
     tally = Tally()

@@ -7,6 +7,8 @@ where it has none, those that lie directly in it. Two protocols:
 
 - `NWUCLA_XView.npz`: views 1 and 2 train, view 3 test; the benchmark's own protocol.
 - `NWUCLA_XSub.npz`: odd subjects train, even subjects test; our own split, with no published numbers to compare with.
+- `NWUCLA_Validation.npz`: for choosing settings (`--protocol validation`; not written otherwise). Of views 1 and 2,
+  subjects 3, 6 and 9 test, the others train; view 3, the test split of the benchmark, is not in it.
 
 In the release as it circulates the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
 of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them.
@@ -37,9 +39,10 @@ from util.errors import UserError, run_main
 CLIPS, CLASSES, JOINTS = 1484, 10, 20
 CENTRE = 1  # joint 2, the spine
 NAME = re.compile(r'a[0-9]{2}_s([0-9]{2})_e[0-9]{2}_v(0[123])')
-PROTOCOLS = {  # on the command line: name of the file, whether a subject and view train
+PROTOCOLS = {  # on the command line: name of the file, whether a subject and view train; None: they are left out
     'xview': ('NWUCLA_XView', lambda subject, view: view in (1, 2)),
     'xsub': ('NWUCLA_XSub', lambda subject, view: subject % 2 == 1),
+    'validation': ('NWUCLA_Validation', lambda subject, view: subject % 3 != 0 if view < 3 else None),
 }
 AGAIN = 'get this file from the release again'
 
@@ -170,17 +173,18 @@ def read_clips(raw: Path) -> dict[str, tuple[np.ndarray, int]]:
 
 
 def build(clips: dict[str, tuple[np.ndarray, int]], protocol: str) -> dict[str, np.ndarray]:
-    """The members of one protocol's file; T is the longest clip of the whole set.
+    """The members of one protocol's file; T is the longest clip in it.
 
     Raises:
         UserError: nothing to train or nothing to test on.
     """
-    frames, labels = zip(*clips.values(), strict=True)
     stem, trains = PROTOCOLS[protocol]
+    clips = {name: clip for name, clip in clips.items() if trains(*sample_facts(name)) is not None}
     train = [trains(*sample_facts(name)) for name in clips]
     if all(train) or not any(train):
         raise UserError(f'{stem}: none of the {len(clips)} clips found is for {"testing" if all(train) else "training"}'
                         f'; give --raw the whole release')
+    frames, labels = zip(*clips.values(), strict=True)
     x = pad(frames, JOINTS * 3)
     y = one_hot(np.array(labels) - 1, CLASSES)
     return split_members(x, y, list(clips), train)
@@ -196,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Northwestern-UCLA (all_sqe JSON) to NWUCLA_*.npz')
     parser.add_argument('--raw', type=Path, required=True, help='folder, .tar, .tar.xz or .tar.gz')
     parser.add_argument('--out', type=Path, required=True, help='folder for the files; made when missing')
-    parser.add_argument('--protocol', nargs='+', choices=PROTOCOLS, default=list(PROTOCOLS), help='default: both')
+    parser.add_argument('--protocol', nargs='+', choices=PROTOCOLS, default=['xview', 'xsub'],
+                        help='default: xview and xsub')
     args = parser.parse_args(argv)
 
     start = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from feeder.npz import open_member
+from feeder.npz import has_member, open_member
 from util.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class SkeletonDataset(Dataset):
-    """One split ('train' or 'test') of an npz file, memory-mapped.
+    """One split ('train' or 'test') of an npz file, memory-mapped; `rows` are those of its clips that take part.
 
     Indexed with a list of (row, position) pairs it returns their `Batch`. A clip with NaN makes it return, not raise,
     a UserError: what a worker process raises reaches the main one as a page of traceback.
@@ -57,6 +57,7 @@ class SkeletonDataset(Dataset):
         self.num_classes = y.shape[1]
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(1))
+        self.rows = np.arange(len(self.x))
         self.num_valid = np.zeros(len(self.x), dtype=np.int64)      # (N,) 0: not counted yet by this process
 
     def __reduce__(self):
@@ -65,6 +66,17 @@ class SkeletonDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def names(self) -> np.ndarray:
+        """The samples' names (N,), or split and row where the file has none."""
+        if has_member(self.path, f'name_{self.split}'):
+            names = np.asarray(open_member(self.path, f'name_{self.split}'))
+            if names.shape == (len(self),) and names.dtype.kind == 'U':
+                return names
+            raise UserError(f'{self.path}: name_{self.split} is {names.dtype} {names.shape}, not a name for each of '
+                            f'the {len(self)} clips; write the file again')
+        return np.array([f'{self.split}_{row}' for row in range(len(self))])
 
     def __getitem__(self, places: list[tuple[int, int]]) -> Batch | UserError:
         # Contiguous, as anything else goes to a GPU by way of a temporary.
@@ -103,11 +115,13 @@ class TrainBatches(Sampler):
     """This process's micro-batches of one epoch, from any step on; the last incomplete effective batch is dropped.
 
     An effective batch is `accum_iter` micro-batches of `batch_size` clips on each of `world_size` processes. Which
-    clips it holds, in which order, depends on (seed, epoch) only.
+    clips it holds, in which order, depends on (seed, epoch) only. `rows` are the clips' rows in the file.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int):
+    def __init__(self, num_clips: int, batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int,
+                 rows: np.ndarray | None = None):
         self.num_clips, self.batch_size, self.accum_iter = num_clips, batch_size, accum_iter
+        self.rows = np.arange(num_clips) if rows is None else rows
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.effective = batch_size * accum_iter * world_size
         if self.effective > num_clips:
@@ -126,7 +140,7 @@ class TrainBatches(Sampler):
         return (self.steps_per_epoch - self.first_step) * self.accum_iter
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
+        order = self.rows[np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)]
         for step in range(self.first_step, self.steps_per_epoch):
             for micro in range(self.accum_iter):
                 begin = (micro * self.world_size + self.rank) * self.batch_size
@@ -135,10 +149,13 @@ class TrainBatches(Sampler):
 
 
 class EvalBatches(Sampler):
-    """Every clip once: this process takes each `world_size`-th one; nothing is padded or repeated."""
+    """Every clip once: this process takes each `world_size`-th one; nothing is padded or repeated.
 
-    def __init__(self, num_clips: int, batch_size: int, rank: int, world_size: int):
-        self.rows = range(rank, num_clips, world_size)
+    `rows` are the clips' rows in the file.
+    """
+
+    def __init__(self, num_clips: int, batch_size: int, rank: int, world_size: int, rows: np.ndarray | None = None):
+        self.rows = (np.arange(num_clips) if rows is None else rows)[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

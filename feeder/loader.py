@@ -6,6 +6,7 @@ M bodies, V joints, C = 3 coordinates in metres.
 
 import functools
 import logging
+import signal
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
 
+GRACE = 20                  # seconds between SIGTERM and a worker's end
 BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
 
 
@@ -75,7 +77,14 @@ def make_loader(dataset: SkeletonDataset, batches: Sampler, num_workers: int, de
         dataset, num_workers = PackedDataset(dataset, device), 0
     seeds = torch.Generator().manual_seed(derive_seed(0))    # its own, so that the global one stays untouched
     return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers, generator=seeds,
-                      pin_memory=device.type == 'cuda' and not on_device, persistent_workers=num_workers > 0)
+                      pin_memory=device.type == 'cuda' and not on_device, persistent_workers=num_workers > 0,
+                      worker_init_fn=_begin_worker)
+
+
+def _begin_worker(_: int) -> None:
+    """Signals that tell a run to stop go to its workers too: they serve on for as long as the last step may take."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 @functools.cache

@@ -48,6 +48,12 @@ def open_member(path: str | Path, name: str) -> np.ndarray:
                         'again') from error
 
 
+def has_member(path: str | Path, name: str) -> bool:
+    """Whether an npz that opens has a member of this name."""
+    with zipfile.ZipFile(path) as archive:
+        return f'{name}.npy' in archive.namelist()
+
+
 def _find(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
     try:
         return archive.getinfo(f'{name}.npy')

@@ -9,7 +9,8 @@ source scripts/env.sh
 mkdir -p "$OUT"
 on_gpu="$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))')"
 
-"$PYTHON" -m pytest -q tests/test_gpu.py tests/test_model_mamp.py tests/test_shortcuts.py | tee "$OUT/tests.txt" | tail -n 3
+"$PYTHON" -m pytest -q tests/test_gpu.py tests/test_model_mamp.py tests/test_shortcuts.py \
+    | tee "$OUT/tests.txt" | tail -n 3
 
 if [ ! -e "$OUT/data/SYNTH_XSub.npz" ]; then
     rm -rf "$OUT/raw"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table and figures.
-#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without it, made-up recordings in NTU RGB+D's raw format
+#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without: made-up recordings, raw NTU text
 #   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
 set -euo pipefail
 here="$PWD"

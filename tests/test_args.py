@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from tests.conftest import refusal
-from util.args import STAGES, Number, build_parser, parse_args, read_config, resolve_batch
+from util.args import parse_args, read_config, resolve_batch
+from util.options import STAGES, Number, build_parser
 
 # what every stage needs before anything else can be wrong
 ENOUGH = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}
 ENOUGH['finetune'] = ENOUGH['pretrain']
 ENOUGH['linprobe'] = [*ENOUGH['pretrain'], '--random_encoder']
+ENOUGH['retrieval'] = ['--data_path', 'd/clips.npz', '--random_encoder', '--batch_size', '8']
 
 
 @pytest.fixture
@@ -77,9 +79,13 @@ def test_defaults(stage):
     args = parsed(stage)
     assert (args.num_frames, args.num_joints, args.t_patch_size, args.dim_feat, args.depth, args.num_heads) == (
         120, 25, 4, 256, 8, 8)
-    assert (args.stream, args.p_interval, args.max_angle, args.seed) == ('joint', [0.5, 1.], 0.3, 0)
-    assert (args.clip_grad, args.precision, args.device, args.resume) == (None, None, 'auto', None)
-    assert args.benchmark == 'clips' and args.output_dir == args.log_dir == f'runs/clips/{stage}'
+    assert (args.stream, args.seed, args.precision, args.device) == ('joint', 0, None, 'auto')
+    assert args.benchmark == 'clips' and args.output_dir == f'runs/clips/{stage}'
+    if stage == 'retrieval':
+        assert (args.protocol, args.k, args.metric, args.novel_every) == ('knn', 1, 'cosine', 6)
+    else:
+        assert (args.p_interval, args.max_angle, args.clip_grad, args.resume) == ([0.5, 1.], 0.3, None, None)
+        assert args.log_dir == args.output_dir
 
 
 def test_folders_follow_from_the_names_given():
@@ -179,8 +185,8 @@ def test_a_key_of_another_stage(write, key, value, owner):
 
 @pytest.mark.parametrize('stage,reader', list(itertools.product(STAGES, STAGES)))
 def test_unknown_key_in_a_stage_map(write, stage, reader):
-    (path,) = write({'seed': 1, stage: {'wieght_decay': 0.1}})
-    refusal(lambda: parsed(reader, files=[path]), path, f'{stage}: unknown setting', 'wieght_decay', 'weight_decay')
+    (path,) = write({'seed': 1, stage: {'percision': 'bf16'}})
+    refusal(lambda: parsed(reader, files=[path]), path, f'{stage}: unknown setting', 'percision', "'precision'")
 
 
 WRONG_TYPES = [     # stage, key, what YAML holds, what the message must hold
@@ -237,6 +243,7 @@ BOUNDS = {
     'decoder_dim_feat': COUNT, 'decoder_depth': COUNT,
     'mask_ratio': (['0', '1', '-0.1', '1.1', 'nan', 'x'], ['0.001', '0.999']), 'motion_aware_tau': NOT_NEGATIVE,
     'motion_stride': COUNT, 'num_classes': (['1', '0', '-3', '2.5', 'x'], ['2', '120']), 'smoothing': SHARE,
+    'label_fraction': (['0', '-0.1', '1.001', 'nan', 'x'], ['0.001', '1']), 'novel_every': WHOLE, 'k': COUNT,
     'layer_decay': (['0', '-0.1', '1.001', 'nan', 'x'], ['0.001', '1']), 'drop_path_rate': SHARE, 'head_dropout': SHARE,
 }
 
@@ -317,8 +324,9 @@ def test_abbreviations_are_refused(stage, short):
 
 # --- what must be there ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('stage', STAGES)
-@pytest.mark.parametrize('missing', ['data_path', 'epochs', 'lr'])
+@pytest.mark.parametrize('stage, missing', [
+    *itertools.product(('pretrain', 'linprobe', 'finetune'), ('data_path', 'epochs', 'lr')),
+    ('retrieval', 'data_path')])
 def test_missing_settings(stage, missing):
     words = list(ENOUGH[stage])
     at = words.index(f'--{missing}')
@@ -437,3 +445,16 @@ def test_every_option_is_explained(stage, capsys):
     assert end.value.code == 0
     for key, action in options_of(stage).items():
         assert f'--{key}' in shown and action.help
+
+
+def test_retrieval_takes_one_source_of_features_and_needs_no_recipe():
+    enough = ['--data_path', 'd/clips.npz']
+    for sources in ([], ['--random_encoder', '--features', 'f.npz'], ['--finetune', 'c.pth', '--random_encoder']):
+        refusal(lambda sources=sources: parse_args('retrieval', [*enough, *sources]), '--finetune', '--features')
+    assert parse_args('retrieval', [*enough, '--finetune', 'c.pth']).batch_size == 128
+    args = parse_args('retrieval', ['--features', 'x/features.npz'])        # and no data
+    assert args.benchmark == 'features' and args.output_dir == 'runs/features/retrieval'
+
+
+def test_leaving_out_every_class_is_refused():
+    refusal(lambda: parsed('finetune', '--novel_every', '1'), '--novel_every 1')

@@ -82,7 +82,7 @@ def test_ours_comes_back_as_it_was_saved(tmp_path, golden_weights):
     assert (content['epoch'], content['args']) == (3, {'lr': 0.1})
     assert content['model'].keys() == golden_weights.keys()
     assert all(torch.equal(value, golden_weights[key]) for key, value in content['model'].items())
-    assert os.listdir(path.parent) == ['checkpoint.pth']
+    assert sorted(os.listdir(path.parent)) == ['checkpoint.pth', 'checkpoint.pth.sha256']
 
 
 def test_bare_state_dict_is_taken_for_the_model(tmp_path, golden_weights):

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from util.args import STAGES, parse_args, resolve_batch
+from util.args import parse_args, resolve_batch
+from util.options import STAGES
 
 CONFIG = ROOT / 'config'
 
@@ -14,6 +15,7 @@ CONFIG = ROOT / 'config'
 BENCHMARKS = {
     'ntu60_xsub': ('data/ntu/NTU60_XSub.npz', 60, 25), 'ntu60_xview': ('data/ntu/NTU60_XView.npz', 60, 25),
     'ntu120_xsub': ('data/ntu120/NTU120_XSub.npz', 120, 25), 'ntu120_xset': ('data/ntu120/NTU120_XSet.npz', 120, 25),
+    'ntu120_oneshot': ('data/ntu120/NTU120_OneShot.npz', 120, 25),
     'pku1_xsub': ('data/pku_v1/PKUv1_XSub.npz', 51, 25), 'pku1_xview': ('data/pku_v1/PKUv1_XView.npz', 51, 25),
     'pku2_xsub': ('data/pku_v2/PKUv2_XSub.npz', 51, 25), 'pku2_xview': ('data/pku_v2/PKUv2_XView.npz', 51, 25),
     'nwucla_xview': ('data/nwucla/NWUCLA_XView.npz', 10, 20), 'nwucla_xsub': ('data/nwucla/NWUCLA_XSub.npz', 10, 20),
@@ -31,6 +33,8 @@ PRETRAIN = {'decoder_dim_feat': 256, 'mask_ratio': 0.9, 'motion_stride': 1, 'tar
 LINPROBE = {'weight_decay': 0, 'min_lr': 0, 'epochs': 100, 'warmup_epochs': 0, 'smoothing': 0}
 FINETUNE = {'weight_decay': 0.05, 'effective_batch_size': 48, 'lr': 3e-4, 'min_lr': 1e-5, 'epochs': 100,
             'warmup_epochs': 5, 'layer_decay': 0.8, 'drop_path_rate': 0.3, 'head_dropout': 0.3, 'smoothing': 0.1}
+RETRIEVAL = {'k': 1, 'metric': 'cosine', 'protocol': 'knn', 'novel_every': 6, 'batch_size': 128, 'finetune': None,
+             'features': None}
 # data set:      decoder blocks, tau; probe: effective batch, processes, clips a process, lr
 BY_DATA_SET = {
     'ntu60':  (3, 0.80, 256, 2, 128, 0.1),
@@ -38,11 +42,14 @@ BY_DATA_SET = {
     'pku1':   (5, 0.80, 128, 2, 64, 0.1),
     'pku2':   (5, 0.80, 32, 2, 16, 0.01),
 }
-# top-1 % that the benchmark files' headers must name: probe, fine-tuning, semi-supervised 1 % and 10 %, retrieval
+# top-1 % that the benchmark files' headers must name: probe, fine-tuning, semi-supervised 1 % and 10 %, retrieval;
+# of SkeletonMAE: probe, semi-supervised
 RESULTS = {
-    'ntu60_xsub': '84.9 85.0 93.1 93.0 66.0 88.0 62.0', 'ntu60_xview': '89.1 89.0 97.5 97.5 68.7 91.5 70.0',
-    'ntu120_xsub': '78.6 78.1 90.0 89.8', 'ntu120_xset': '79.1 79.5 91.3 91.5', 'pku1_xsub': '92.2',
-    'pku1_xview': '', 'pku2_xsub': '53.8', 'pku2_xview': '', 'nwucla_xview': '57.2 54.9 39.5',
+    'ntu60_xsub': '84.9 85.0 93.1 93.0 66.0 88.0 62.0 74.8 54.4 80.6',
+    'ntu60_xview': '89.1 89.0 97.5 97.5 68.7 91.5 70.0 77.7 54.6 83.5',
+    'ntu120_xsub': '78.6 78.1 90.0 89.8 72.5', 'ntu120_xset': '79.1 79.5 91.3 91.5 73.5', 'ntu120_oneshot': '',
+    'pku1_xsub': '92.2', 'pku1_xview': '', 'pku2_xsub': '53.8 36.1', 'pku2_xview': '',
+    'nwucla_xview': '57.2 54.9 39.5',
     'nwucla_xsub': '', 'synth_xsub': '65.8 67.0 66.7 16.4 16.7 13.2 12.9',
 }
 
@@ -50,9 +57,10 @@ RESULTS = {
 def settings_of(stage, benchmark, *options, world=1):
     """The final settings of a run of the recipe, as the command in the file's header would start it."""
     files = [str(CONFIG / f'{name}.yaml') for name in (stage, benchmark)]
-    encoder = ['--finetune', 'checkpoint.pth'] if stage == 'linprobe' else []
+    encoder = {'linprobe': ['--finetune', 'checkpoint.pth'], 'retrieval': ['--random_encoder']}.get(stage, [])
     args = parse_args(stage, ['--config', *files, *encoder, *options])
-    resolve_batch(args, world)
+    if stage != 'retrieval':
+        resolve_batch(args, world)
     return args
 
 
@@ -65,13 +73,14 @@ def check(args, expected):
 @pytest.mark.parametrize('stage', STAGES)
 def test_every_recipe_runs_every_benchmark(stage, benchmark):
     data_path, classes, joints = BENCHMARKS[benchmark]
-    for world in (1, 2, 4):
+    args = settings_of(stage, benchmark)
+    for world in (1, 2, 4) if stage != 'retrieval' else ():
         args = settings_of(stage, benchmark, world=world)
         assert args.batch_size * args.accum_iter * world == args.effective_batch_size
     check(args, {'data_path': data_path, 'num_joints': joints, 'benchmark': benchmark,
                  'output_dir': f'runs/{benchmark}/{stage}'})
     assert getattr(args, 'num_classes', classes) == classes
-    assert (stage == 'pretrain') != hasattr(args, 'num_classes')
+    assert (stage in ('linprobe', 'finetune')) == hasattr(args, 'num_classes')
 
 
 @pytest.mark.parametrize('benchmark', PUBLISHED)
@@ -95,6 +104,39 @@ def test_finetuning_recipe(benchmark):
     check(scratch, MODEL | FINETUNE | {'batch_size': 24, 'layer_decay': 1, 'finetune': None})
 
 
+@pytest.mark.parametrize('benchmark', BENCHMARKS)
+def test_retrieval_recipe(benchmark):
+    args = settings_of('retrieval', benchmark)
+    check(args, RETRIEVAL | {'num_joints': BENCHMARKS[benchmark][2]})
+    if benchmark in PUBLISHED:
+        check(args, {key: value for key, value in MODEL.items() if hasattr(args, key)})
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_recipe_holds_nothing_its_stage_does_not_know(stage):
+    """Keys common to all stages are passed over where a stage has no such setting; a recipe is for one stage only."""
+    content = yaml.safe_load((CONFIG / f'{stage}.yaml').read_text())
+    own = content.pop(stage, {})
+    known = vars(settings_of(stage, 'ntu60_xsub'))
+    assert {*content, *own} <= {*known} and not {*content} & {*STAGES}, 'a key that does nothing'
+    assert not {*content} & {*own}, 'a key that stands twice'
+
+
+@pytest.mark.parametrize('benchmark', BENCHMARKS)
+def test_every_key_of_a_benchmark_is_of_use(benchmark):
+    content = yaml.safe_load((CONFIG / f'{benchmark}.yaml').read_text())
+    used = {stage: vars(settings_of(stage, benchmark)) for stage in STAGES}
+    for key, value in content.items():
+        stages = [key] if key in STAGES else [stage for stage in STAGES if key in used[stage]]
+        assert stages, f'{key} is for no stage'
+        layer = value if key in STAGES else {key: value}
+        for stage in stages:
+            for name, given in layer.items():
+                expected = content.get(stage, {}).get(name, given)
+                assert used[stage][name] == expected, (stage, name)
+                assert isinstance(used[stage][name], bool) == isinstance(expected, bool), (stage, name)
+
+
 def test_the_masked_autoencoder_baseline_is_two_options():
     args = settings_of('pretrain', 'ntu60_xsub', '--target', 'joint', '--motion_aware_tau', '0')
     check(args, MODEL | PRETRAIN | {'decoder_depth': 3, 'motion_aware_tau': 0, 'target': 'joint'})
@@ -104,22 +146,35 @@ def test_the_masked_autoencoder_baseline_is_two_options():
 def test_the_two_nwucla_protocols_differ_in_their_data_only(stage):
     view, subject = (vars(settings_of(stage, f'nwucla_{name}')) for name in ('xview', 'xsub'))
     differing = {key for key in view if view[key] != subject[key]}
-    assert differing == {'config', 'data_path', 'benchmark', 'output_dir', 'log_dir'}
+    assert differing == {'config', 'data_path', 'benchmark', 'output_dir', 'log_dir'} & {*view}
 
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_the_demo_goes_over_recipe_and_benchmark(stage):
     files = [str(CONFIG / f'{name}.yaml') for name in (stage, 'synth_xsub', 'demo')]
-    encoder = ['--random_encoder'] if stage == 'linprobe' else []
+    encoder = ['--random_encoder'] if stage in ('linprobe', 'retrieval') else []
     args = parse_args(stage, ['--config', *files, *encoder])
-    resolve_batch(args, 1)
+    if stage != 'retrieval':
+        resolve_batch(args, 1)
     demo = yaml.safe_load((CONFIG / 'demo.yaml').read_text())
-    assert stage in demo
-    check(args, {key: value for key, value in demo.items() if key not in STAGES and key in vars(args)} | demo[stage])
+    assert stage in demo or stage == 'retrieval'
+    check(args, {key: value for key, value in demo.items() if key not in STAGES and key in vars(args)}
+          | demo.get(stage, {}))
 
 
 def test_every_file_is_looked_at_here():
-    assert {path.stem for path in CONFIG.glob('*')} == {*STAGES, *BENCHMARKS, 'demo'}
+    others = {'demo', 'published'}     # published figures: tests/test_report.py
+    assert {path.stem for path in CONFIG.glob('*')} == {*STAGES, *BENCHMARKS, *others}
+    for path in CONFIG.glob('*'):
+        assert all(len(line) <= 120 for line in path.read_text().splitlines()), path
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_recipes_name_their_script(stage):
+    header = (CONFIG / f'{stage}.yaml').read_text()
+    assert f'#   bash scripts/{stage}.sh BENCHMARK' in header
+    for named in re.findall(r'\w+\.sh', header):
+        assert (ROOT / 'scripts' / named).exists(), named
 
 
 @pytest.mark.parametrize('benchmark', PUBLISHED)
@@ -132,14 +187,21 @@ def test_benchmark_files_hold_differences_only(benchmark):
             assert recipe.get(key) != value, f'{stage}: {key} is the same in the recipe'
 
 
+@pytest.mark.parametrize('benchmark', PUBLISHED)
+def test_headers_and_tables_name_the_same_published_figures(benchmark):
+    rows = yaml.safe_load((CONFIG / 'published.yaml').read_text())['figures'].get(benchmark, {})
+    figures = [f'{figure:.1f}' for sources in rows.values() for figure in sources.values()]
+    assert sorted(figures) == sorted(RESULTS[benchmark].split())
+
+
 @pytest.mark.parametrize('benchmark', BENCHMARKS)
 def test_headers_name_command_and_published_results(benchmark):
     text = (CONFIG / f'{benchmark}.yaml').read_text()
     header = text[:text.index('benchmark:')]
     assert all(line.startswith('#') for line in header.splitlines())
-    assert all(len(line) <= 120 for line in text.splitlines())
     for named in re.findall(r'config/\w+\.yaml|main_\w+\.py|data/\w+\.py|scripts/\w+\.sh', header):
         assert (ROOT / named).exists(), named
-    assert set(re.findall(r'config/(\w+)\.yaml', header)) <= {*STAGES, benchmark}
+    assert set(re.findall(r'config/(\w+)\.yaml', header)) <= {*STAGES, benchmark, 'demo'}
+    assert f'bash scripts/reproduce.sh {benchmark}' in header and '\n# Hardware: ' in header
     percentages = re.findall(r'(?<![\d,])\d\d\.\d(?!\d)', header)
     assert sorted(percentages) == sorted(RESULTS[benchmark].split())

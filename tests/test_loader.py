@@ -14,8 +14,9 @@ from feeder.augment import ClipMaker
 from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import PackedDataset, make_loader, read_batches
 from tests.conftest import refusal
-from util.args import STAGES, parse_args
+from util.args import parse_args
 from util.errors import UserError
+from util.options import STAGES
 
 CPU = torch.device('cpu')
 V, M, T, CLIPS = 5, 2, 90, 23
@@ -253,8 +254,8 @@ def test_packed_batches_move_as_any(dataset):
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_the_option_stands_on_the_command_line_or_in_a_file(stage, tmp_path):
-    words = ['--data_path', 'd.npz', '--epochs', '2', '--lr', '0.1']
-    words += ['--random_encoder'] if stage == 'linprobe' else []
+    words = ['--data_path', 'd.npz', *([] if stage == 'retrieval' else ['--epochs', '2', '--lr', '0.1'])]
+    words += ['--random_encoder'] if stage in ('linprobe', 'retrieval') else []
     (tmp_path / 'on.yaml').write_text('data_on_device: true\n')
     on = ['--config', str(tmp_path / 'on.yaml')]
     assert [parse_args(stage, [*words, *more]).data_on_device

@@ -1,7 +1,4 @@
-"""The report and the picture: what they say and that they exist."""
-
-import json
-from statistics import mean, stdev
+"""The picture of a clip: what it says and that it exists."""
 
 import matplotlib.image
 import numpy as np
@@ -9,42 +6,9 @@ import pytest
 import torch
 
 import main_pretrain
-import main_report
 import main_visualize
 from model_mamp import MAMP
 from util.errors import UserError
-
-
-def write_run(folder, method: str, seed: int, top1: float) -> None:
-    folder.mkdir(parents=True)
-    scores = {'top1': top1, 'top5': 90., 'loss': 1., 'samples': 10, 'epoch': 1}
-    (folder / 'result.json').write_text(json.dumps({
-        'benchmark': 'B', 'protocol': 'linprobe', 'method': method, 'seed': seed, 'last': scores,
-        'best': scores | {'top1': top1 + 1}, 'wall_seconds': 120.}))
-    (folder / 'log.jsonl').write_text(json.dumps({'epoch': 0, 'train_loss': 2., 'test_top1': top1}) + '\n')
-
-
-def test_report_gives_mean_and_deviation_over_seeds(tmp_path, capsys):
-    values = [60.8, 48.9, 59.5]
-    for seed, value in enumerate(values):
-        write_run(tmp_path / f'mamp_{seed}', 'MAMP', seed, value)
-    write_run(tmp_path / 'random', 'random encoder', 0, 41.2)
-    figure = tmp_path / 'curves.png'
-    assert main_report.main([str(tmp_path), '--figure', str(figure)]) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 4 and rows[0].count('|') == rows[1].count('|') == rows[2].count('|')
-    mamp = next(row for row in rows if '| MAMP |' in row)
-    assert f'{mean(values):.1f} ± {stdev(values):.1f}' in mamp and '60.8, 48.9, 59.5' in mamp and '| 3 | 2.0 |' in mamp
-    assert '| 41.2 | 42.2 | 90.0 | 41.2 | 1 |' in next(row for row in rows if 'random' in row)
-    assert matplotlib.image.imread(figure).std() > 0
-
-
-def test_report_without_results_says_so(tmp_path):
-    with pytest.raises(UserError, match='no result.json'):
-        main_report.main([str(tmp_path)])
-    (tmp_path / 'result.json').write_text('{')
-    with pytest.raises(UserError, match='not JSON'):
-        main_report.main([str(tmp_path)])
 
 
 def test_a_perfect_prediction_is_drawn_as_the_truth():

@@ -136,6 +136,23 @@ def test_release_summary_counts_copies(release, tmp_path, capsys):
     assert (tmp_path / 'out/NWUCLA_XView.npz').read_bytes() == (release[0] / 'NWUCLA_XView.npz').read_bytes()
 
 
+@needs_release
+def test_validation_split_never_holds_the_test_view(release, tmp_path):
+    """Of views 1 and 2, subjects 3, 6 and 9 against the others; nothing of view 3."""
+    folder = write_folder(tmp_path / 'all_sqe', texts(release[1]))
+    assert prepare(folder, tmp_path / 'out', '--protocol', 'validation') == 0
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['NWUCLA_Validation.npz']
+    with np.load(tmp_path / 'out/NWUCLA_Validation.npz') as npz, np.load(release[0] / 'NWUCLA_XView.npz') as whole:
+        train, test = set(npz['name_train']), set(npz['name_test'])
+        assert train | test == set(whole['name_train']) and (len(train), len(test)) == (733, 287)
+        assert {name[4:7] for name in test} == {'s03', 's06', 's09'} and not {name[4:7] for name in train} & {
+            name[4:7] for name in test}
+        rows = dict(zip(whole['name_train'], whole['x_train'], strict=True))
+        for name, x in zip(npz['name_test'], npz['x_test'], strict=True):
+            np.testing.assert_array_equal(x, rows[name][:x.shape[0]])
+            assert not rows[name][x.shape[0]:].any()
+
+
 # ---- twelve clips of our own
 
 def test_folder_and_tars_give_the_same_files(clips, tmp_path, monkeypatch):

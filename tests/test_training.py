@@ -63,7 +63,8 @@ def test_a_run_leaves_log_result_and_checkpoints(pretrained):
     result = result_of(pretrained)
     assert result['method'] == 'MAMP' and result['train_loss'] == lines[-1]['train_loss'] and result['clips_per_s'] > 0
     assert {'benchmark', 'seed', 'wall_seconds', 'code_version', 'config'} <= result.keys()
-    assert sorted(path.name for path in pretrained.glob('*.pth')) == ['checkpoint-1.pth', 'checkpoint-last.pth']
+    assert sorted(path.name for path in pretrained.glob('*.pth')) == ['checkpoint-1.pth', 'checkpoint-last.pth',
+                                                                       'checkpoint-previous.pth']
     state = checkpoint.load(pretrained / 'checkpoint-1.pth')
     assert state['epoch'] == 1 and type(state['args']) is dict and state['args']['mask_ratio'] == 0.5
     assert list(pretrained.glob('events.out.tfevents*'))

@@ -1,176 +1,19 @@
 """Settings: every one is a command-line option, may stand in YAML files, and is checked before anything starts.
 
 `--config A.yaml B.yaml`: later files win, the command line wins over all. In a file, keys at the top are common to
-all stages; a map `pretrain:`, `linprobe:` or `finetune:` holds what one stage does differently.
+all stages that know them; a map `pretrain:`, `linprobe:`, `finetune:` or `retrieval:` holds what one stage does
+differently.
 """
 
 import argparse
 import difflib
 import inspect
-import math
 from pathlib import Path
 
 import yaml
 
 from util.errors import UserError
-
-STAGES = ('pretrain', 'linprobe', 'finetune')
-
-
-class Number:
-    """An option's type: an int or float within bounds, from a command-line word or a YAML value.
-
-    `above` and `below` exclude their bound, `least` and `most` include it.
-    """
-
-    def __init__(self, kind: type, least: float | None = None, most: float | None = None,
-                 above: float | None = None, below: float | None = None):
-        self.kind = kind
-        self.bounds = [(sign, holds, bound) for sign, holds, bound in (
-            ('>=', float.__ge__, least), ('<=', float.__le__, most), ('>', float.__gt__, above),
-            ('<', float.__lt__, below)) if bound is not None]
-
-    def __call__(self, value):
-        wanted = ' and '.join([{int: 'a whole number', float: 'a number'}[self.kind],
-                               *(f'{sign} {bound:g}' for sign, _, bound in self.bounds)])
-        if isinstance(value, bool) or (self.kind is int and isinstance(value, float)):
-            raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
-        try:
-            number = self.kind(value)
-            fits = math.isfinite(number) and all(holds(float(number), float(bound)) for _, holds, bound in self.bounds)
-        except (TypeError, ValueError, OverflowError):
-            fits = False
-        if not fits:
-            raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
-        return number
-
-
-def text(value) -> str:
-    if not isinstance(value, str):
-        raise argparse.ArgumentTypeError(f'{value!r} is not text')
-    return value
-
-
-COUNT, WHOLE = Number(int, least=1), Number(int, least=0)
-POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
-SHARE = Number(float, least=0, below=1)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f'{message}; {self.prog} --help lists the options')
-
-
-def build_parser(stage: str) -> argparse.ArgumentParser:
-    """The options of one stage, with their types and defaults."""
-    parser = _Parser(prog=f'main_{stage}.py', allow_abbrev=False,
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
-                        help='settings files; later ones win, the command line wins over all')
-    _add_data(parser)
-    _add_model(parser)
-    _add_training(parser)
-    _add_run(parser)
-    if stage == 'pretrain':
-        _add_pretraining(parser)
-    else:
-        _add_classification(parser)
-    if stage == 'linprobe':
-        parser.add_argument('--random_encoder', action=argparse.BooleanOptionalAction, default=False,
-                            help='probe an encoder that was never trained')
-    if stage == 'finetune':
-        _add_finetuning(parser)
-    return parser
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('data').add_argument
-    add('--data_path', type=text, help='npz with x_train, y_train, x_test, y_test')
-    add('--benchmark', type=text, help='name in result.json (default: the name of the data file)')
-    add('--stream', type=text, choices=('joint', 'bone', 'velocity'), default='joint', help='what the model sees')
-    add('--p_interval', type=Number(float, above=0, most=1), nargs=2, default=[0.5, 1.], metavar=('MIN', 'MAX'),
-        help='training crop, as a share of the clip')
-    add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
-    add('--num_workers', type=WHOLE, default=2, help='processes that read clips (0: the main one does)')
-    add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
-        help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('model').add_argument
-    add('--num_frames', type=COUNT, default=120, help='frames after the resize')
-    add('--num_joints', type=COUNT, default=25, help='joints of one body')
-    add('--t_patch_size', type=COUNT, default=4, help='frames a segment')
-    add('--dim_feat', type=COUNT, default=256, help='width')
-    add('--depth', type=COUNT, default=8, help='encoder blocks')
-    add('--num_heads', type=COUNT, default=8, help='attention heads')
-    add('--mlp_ratio', type=POSITIVE, default=4., help='hidden width of the MLP, in widths')
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('training').add_argument
-    add('--epochs', type=COUNT, help='passes over the training split')
-    add('--warmup_epochs', type=NOT_NEGATIVE, default=0., help='of linear warm-up')
-    add('--effective_batch_size', type=COUNT, help='clips an optimiser step: batch × accumulation × processes')
-    add('--batch_size', type=COUNT, help='clips a process at once (default: what the effective batch leaves)')
-    add('--accum_iter', type=COUNT, help='micro-batches a step (default: what the effective batch leaves)')
-    add('--lr', type=POSITIVE, help='absolute peak learning rate')
-    add('--blr', type=POSITIVE, help='base learning rate: lr = blr × effective batch / 256')
-    add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
-    add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
-    add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
-    add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
-        help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
-    add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
-        help="kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process)")
-    add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
-        help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
-    add('--seed', type=Number(int, least=0, most=2**62), default=0,
-        help='of weights, data order, crops, masks, dropout')
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('run').add_argument
-    add('--output_dir', type=text, help='checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)')
-    add('--log_dir', type=text, help='TensorBoard events (default: the output folder)')
-    add('--resume', type=text, metavar='PATH|auto', help='go on from a checkpoint; auto: from this output folder')
-    add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
-    add('--save_epochs', type=COUNT, default=20, help='epochs between the checkpoints that are kept')
-    add('--save_steps', type=WHOLE, default=0, help='steps between writes of checkpoint-last.pth inside an epoch '
-        '(0: by --save_minutes only)')
-    add('--save_minutes', type=NOT_NEGATIVE, default=10., help='minutes after which checkpoint-last.pth is written '
-        'inside an epoch (0: at its end only)')
-    add('--log_steps', type=COUNT, default=20, help='steps between readings of the loss')
-
-
-def _add_pretraining(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('pre-training').add_argument
-    add('--decoder_dim_feat', type=COUNT, default=256, help='decoder width')
-    add('--decoder_depth', type=COUNT, default=5, help='decoder blocks')
-    add('--mask_ratio', type=Number(float, above=0, below=1), default=0.9, help='share of the tokens hidden')
-    add('--motion_aware_tau', type=NOT_NEGATIVE, default=0.8, help='temperature of the mask; 0: plain random')
-    add('--motion_stride', type=COUNT, default=1, help='frames between the two ends of a motion')
-    add('--skip_empty_bodies', action=argparse.BooleanOptionalAction, default=False,
-        help='leave all-zero bodies out of the batch and its loss; the authors train on them too')
-    add('--target', type=text, choices=('motion', 'joint'), default='motion', help='what is predicted')
-    add('--norm_skes_loss', action=argparse.BooleanOptionalAction, default=True,
-        help="normalise each token's target over its own values")
-
-
-def _add_classification(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('classification').add_argument
-    add('--num_classes', type=Number(int, least=2), help='must be what the data file holds (default: just that)')
-    add('--finetune', type=text, metavar='PATH', help='pre-trained checkpoint to start from')
-    add('--eval', action=argparse.BooleanOptionalAction, default=False,
-        help='only evaluate the checkpoint given with --resume')
-    add('--smoothing', type=SHARE, default=0., help='label smoothing')
-
-
-def _add_finetuning(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('fine-tuning').add_argument
-    add('--layer_decay', type=Number(float, above=0, most=1), default=1., help='factor of lr from a layer to the next')
-    add('--drop_path_rate', type=SHARE, default=0., help='stochastic depth of the last block')
-    add('--head_dropout', type=SHARE, default=0.3, help='dropout before the head')
+from util.options import STAGES, build_parser
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -263,25 +106,44 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
 
 def _check(args: argparse.Namespace, stage: str) -> None:
     """What options must be to each other."""
+    if getattr(args, 'features', None) is None and args.data_path is None:
+        raise UserError(f'--data_path is not given; --config config/{stage}.yaml with a benchmark file holds it')
+    _check_model(args)
+    if stage == 'retrieval':
+        given = [args.finetune is not None, args.random_encoder, args.features is not None]
+        if sum(given) != 1:
+            raise UserError('give one of --finetune PATH, --random_encoder and --features NPZ')
+        args.batch_size = args.batch_size or 128
+    else:
+        _check_training(args, stage)
+    if args.benchmark is None:
+        args.benchmark = Path(args.data_path or args.features).stem
+    args.output_dir = args.output_dir or str(Path('runs') / args.benchmark / stage)
+    if stage != 'retrieval':
+        args.log_dir = args.log_dir or args.output_dir
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    if args.num_frames % args.t_patch_size:
+        raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
+    for width in ('dim_feat', 'decoder_dim_feat'):
+        if getattr(args, width, 0) % args.num_heads:
+            raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
+
+
+def _check_training(args: argparse.Namespace, stage: str) -> None:
     only_eval = getattr(args, 'eval', False)
-    needed = ['data_path'] if only_eval else ['data_path', 'epochs']
-    for name in needed:
-        if getattr(args, name) is None:
-            raise UserError(f'--{name} is not given; --config config/{stage}.yaml with a benchmark file holds it')
+    if args.epochs is None and not only_eval:
+        raise UserError(f'--epochs is not given; --config config/{stage}.yaml with a benchmark file holds it')
     if args.lr is None and args.blr is None and not only_eval:
         raise UserError(f'neither --lr nor --blr is given; --config config/{stage}.yaml holds it')
     if not only_eval and args.warmup_epochs >= args.epochs:
         raise UserError(f'--warmup_epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}')
     if args.p_interval[0] > args.p_interval[1]:
         raise UserError(f'--p_interval {args.p_interval[0]} {args.p_interval[1]}: the first exceeds the second')
-    if args.num_frames % args.t_patch_size:
-        raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
-    for width in ('dim_feat', 'decoder_dim_feat'):
-        if getattr(args, width, 0) % args.num_heads:
-            raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
-    if stage == 'pretrain' and args.motion_stride >= args.num_frames:
-        raise UserError(f'--motion_stride {args.motion_stride} is not below --num_frames {args.num_frames}')
     if stage == 'pretrain':
+        if args.motion_stride >= args.num_frames:
+            raise UserError(f'--motion_stride {args.motion_stride} is not below --num_frames {args.num_frames}')
         tokens = args.num_frames // args.t_patch_size * args.num_joints
         if not 0 < int(tokens * (1 - args.mask_ratio)) < tokens:
             raise UserError(f'--mask_ratio {args.mask_ratio} keeps none or all of {tokens} tokens')
@@ -289,10 +151,8 @@ def _check(args: argparse.Namespace, stage: str) -> None:
         raise UserError('--eval needs --resume PATH (or auto): the checkpoint to evaluate')
     if stage == 'linprobe' and not only_eval and (args.finetune is None) != args.random_encoder:
         raise UserError('a probe needs either --finetune PATH, a pre-trained checkpoint, or --random_encoder')
-    if args.benchmark is None:
-        args.benchmark = Path(args.data_path).stem
-    args.output_dir = args.output_dir or str(Path('runs') / args.benchmark / stage)
-    args.log_dir = args.log_dir or args.output_dir
+    if getattr(args, 'novel_every', 0) == 1:
+        raise UserError('--novel_every 1 leaves no class; give 0 or 2 and more')
 
 
 def resolve_batch(args: argparse.Namespace, world_size: int) -> None:

@@ -2,9 +2,12 @@
 
 import argparse
 import errno
+import hashlib
 import logging
+import os
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,27 +19,79 @@ from util.files import replacing
 
 log = logging.getLogger(__name__)
 
+LAST, PREVIOUS, BEST = 'checkpoint-last.pth', 'checkpoint-previous.pth', 'checkpoint-best.pth'
+
 
 def save(path: str | Path, content: dict) -> None:
-    """Writes tensors and plain values atomically; UserError when the disk will not take them."""
+    """Writes tensors and plain values atomically, and their SHA-256 beside them (PATH.sha256).
+
+    UserError when the disk will not take them. Killed at any moment, it leaves a file whose sum is noted.
+    """
     with replacing(path) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError as error:       # what PyTorch's writer makes of a full disk
             raise OSError(errno.EIO, f'PyTorch: {_one_line(error)}') from error
+        digest = digest_of(partial)
+        _note(path, [digest, *noted(path)])     # the old file's too, until the new one has its name
+    _note(path, [digest])
+
+
+def keep(path: str | Path, name: str) -> None:
+    """Keeps the file at `path` under another name in its folder too, in place of what had it; nothing is copied."""
+    path, kept = Path(path), Path(path).with_name(name)
+    if not path.exists():
+        return
+    _note(kept, [*noted(path), *noted(kept)])
+    partial = kept.with_name(f'.{name}.{os.getpid()}.tmp')
+    try:
+        partial.unlink(missing_ok=True)
+        os.link(path, partial)
+        os.replace(partial, kept)
+    except OSError:                             # a file system without links: it moves
+        os.replace(path, kept)
+    _note(kept, noted(path))
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _sum_file(path: str | Path) -> Path:
+    return Path(path).with_name(f'{Path(path).name}.sha256')
+
+
+def noted(path: str | Path) -> list[str]:
+    """Sums one of which the file must have; none where nothing is noted."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _sum_file(path).read_text().split()
+    return []
+
+
+def _note(path: str | Path, digests: list[str]) -> None:
+    with replacing(_sum_file(path)) as partial:
+        partial.write_text('\n'.join(digests) + '\n')
 
 
 def load(path: str | Path) -> dict:
     """Reads a checkpoint of ours or of the authors' ({model, optimizer, epoch, args, …}) on the CPU.
 
     Only tensors, plain values and argparse.Namespace are accepted; a Namespace comes back as a dict. Raises UserError
-    for a file that is missing, damaged, holds any other class, or has no weights.
+    for a file that is missing, damaged, not what its PATH.sha256 says, holds any other class, or has no weights.
     """
+    sums = noted(path)
     try:
+        if sums and digest_of(path) not in sums:
+            raise UserError(f'{path}: altered since it was written ({_sum_file(path).name} says otherwise); take '
+                            'another one, or remove that note if the change was yours')
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'{path}: no such checkpoint') from None
+    except UserError:
+        raise
     except Exception as error:      # a damaged pickle may fail in any way
         foreign = re.search(r'GLOBAL (\S+)', str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
@@ -53,6 +108,29 @@ def load(path: str | Path) -> dict:
     settings = content.get('args')
     content['args'] = vars(settings) if isinstance(settings, argparse.Namespace) else settings or {}
     return content
+
+
+def newest(folder: str | Path) -> tuple[Path, dict] | None:
+    """The latest checkpoint in a run's folder that is whole, and its content; others are named in a warning.
+
+    None where there is none at all; UserError when there are some and none is whole.
+    """
+    names = [LAST, PREVIOUS, *sorted(path.name for path in Path(folder).glob('checkpoint-[0-9]*.pth'))]
+    found, bad = [], 0
+    for path in (Path(folder) / name for name in names):
+        if not path.exists():
+            continue
+        try:
+            found.append((path, load(path)))
+        except UserError as error:
+            bad += 1
+            log.warning('passed over: %s', error)
+        if found and path.name == LAST:
+            break
+    if bad and not found:
+        raise UserError(f'{folder}: none of its checkpoints is whole; start anew in another --output_dir')
+    # A run's own ones say where they stand; max takes the first of equals.
+    return max(found, key=lambda item: (item[1].get('epoch', -1), item[1].get('step', 0)), default=None)
 
 
 def differences(settings: dict, args: argparse.Namespace, names: tuple[str, ...]) -> str:

@@ -3,12 +3,15 @@
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from util.errors import UserError
+
+PATIENCE = timedelta(minutes=10)        # for the others, at the start and in every exchange
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    hosts: dist.ProcessGroup | None = None      # the same processes, talking without their GPUs
 
     @property
     def is_main(self) -> bool:
@@ -28,6 +32,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on some process; the hosts ask each other, no GPU is waited for."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(float(flag))
+        dist.all_reduce(told, group=self.hosts)
+        return told.item() > 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model whose gradients are averaged over all processes."""
@@ -54,12 +66,26 @@ def joined(device: str):
     chosen = _choose_device(device, local_rank, size)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
+    hosts = None
     if size > 1:
-        ids = {'device_id': chosen} if chosen.type == 'cuda' else {}
-        dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', rank=rank, world_size=size, **ids)
-    yield World(rank, size, chosen)
+        _meet(rank, size, chosen)
+        hosts = dist.new_group(backend='gloo') if chosen.type == 'cuda' else None
+    yield World(rank, size, chosen, hosts)
     if size > 1:        # not after a failure of this process alone: its peers would not take part (see run_main)
         dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int, device: torch.device) -> None:
+    """Joins the other processes; UserError when they do not come."""
+    ids = {'device_id': device} if device.type == 'cuda' else {}
+    place = f'{os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}'
+    try:
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=size,
+                                timeout=PATIENCE, **ids)
+    except (dist.DistError, RuntimeError, ValueError) as error:     # no peers, no such host, a port that is taken
+        raise UserError(f'process {rank} of {size} cannot meet the others at {place} '
+                        f'({" ".join(str(error).split())[:200]}); start them all, with torchrun, and check that '
+                        'address and port can be reached') from error
 
 
 def _choose_device(name: str, local_rank: int, size: int) -> torch.device:

@@ -9,6 +9,7 @@ class UserError(ValueError):
     """Something the user can put right. The message is one line: what is wrong, where, and what to do."""
 
     exit_code = 2
+    label = 'error'
 
 
 def run_main(main) -> None:
@@ -20,7 +21,7 @@ def run_main(main) -> None:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr, flush=True)
+        print(f'{error.label}: {error}', file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr, flush=True)

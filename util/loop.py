@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -17,16 +18,16 @@ from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
+from util.checkpoint import BEST, LAST, PREVIOUS
 from util.dist import World
 from util.errors import UserError
-from util.files import write_json
+from util.files import replacing, write_json
 from util.log import EpochLog, NoLog, code_version, describe_machine
 from util.optim import learning_rate, set_learning_rate
+from util.preempt import MARKER, Preempted, listening
 from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = 'checkpoint-last.pth', 'checkpoint-best.pth'
 
 
 class NonFiniteLoss(UserError):
@@ -98,7 +99,8 @@ class Trainer:
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
                                        backward=next(model.blocks.parameters()).requires_grad)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
-        self.batches = TrainBatches(len(dataset), args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
+        self.batches = TrainBatches(len(dataset.rows), args.batch_size, args.accum_iter, world.rank, world.size,
+                                    args.seed, dataset.rows)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
@@ -109,6 +111,7 @@ class Trainer:
         self.log = NoLog()
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
+        self.told = SimpleNamespace(signal=None)        # to stop; see `fit`
 
     # ---- one epoch -------------------------------------------------------------------------------------------------
 
@@ -136,9 +139,12 @@ class Trainer:
                 bar.set_postfix_str(f'loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} clips/s')
                 self.log.scalars({'train/loss': loss, 'train/lr': lr}, epoch * self.steps_per_epoch + done)
                 due = due or self.save_is_due()
-            if due and done < self.steps_per_epoch:
+            stop = self.world.any(self.told.signal is not None)
+            if (due or stop) and done < self.steps_per_epoch:
                 seconds = time.perf_counter() - began
                 self.save(epoch, done, [LAST], seconds, (done - self.first_step) * args.effective_batch_size)
+                if stop:
+                    self.leave(f'in epoch {epoch}, after step {done}')
 
     def synced_at_last(self, micro: int):
         """Context of a micro-batch: processes exchange gradients in the last one of a step only."""
@@ -180,11 +186,13 @@ class Trainer:
     def resume(self, path: str) -> None:
         """Goes on from a checkpoint file; 'auto' takes the output folder's last one, or starts anew without one."""
         if path == 'auto':
-            path = self.output_dir / LAST
-            if not path.exists():
+            found = checkpoint.newest(self.output_dir)
+            if found is None:
                 log.info('%s: nothing to resume, starting anew', self.output_dir)
                 return
-        state = checkpoint.load(path)
+            path, state = found
+        else:
+            state = checkpoint.load(path)
         if other := checkpoint.differences(state['args'], self.args, ('num_heads', 'stream')):
             raise UserError(f'{path}: trained with {other}; give the same')     # neither shows in the weights' shapes
         checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
@@ -233,6 +241,7 @@ class Trainer:
             log.info('%s: finished before, nothing to do', self.output_dir)
             return json.loads(result.read_text())
         if self.world.is_main:
+            (self.output_dir / MARKER).unlink(missing_ok=True)
             self.log = EpochLog(self.output_dir, Path(self.args.log_dir), self.epoch,
                                 self.epoch * self.steps_per_epoch + self.first_step)
             log.info('%s | %s | %s | %d clips, %d steps an epoch of %d × %d × %d clips | %s', self.facts['method'],
@@ -240,8 +249,11 @@ class Trainer:
                      self.steps_per_epoch, self.args.batch_size, self.args.accum_iter, self.world.size,
                      self.output_dir)
         try:
-            for epoch in range(self.epoch, self.args.epochs):
-                self._run_epoch(epoch, train_one_epoch, evaluate)
+            with listening() as self.told:
+                for epoch in range(self.epoch, self.args.epochs):
+                    self._run_epoch(epoch, train_one_epoch, evaluate)
+                    if epoch + 1 < self.args.epochs and self.world.any(self.told.signal is not None):
+                        self.leave(f'after epoch {epoch}')
         finally:
             self.log.close()
         return self._result()
@@ -276,6 +288,15 @@ class Trainer:
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
+    def leave(self, where: str) -> None:
+        """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for."""
+        if self.world.is_main:
+            with replacing(self.output_dir / MARKER) as partial:
+                partial.write_text(f'{where}\n')
+        self.world.any(False)       # nobody leaves before the main process has written
+        raise Preempted(f'told to ({self.told.signal or "by another process"}) {where}; everything is saved, go on '
+                        'with --resume auto')
+
     def save(self, epoch: int, step: int, names: list[str], seconds: float = 0., clips: int = 0) -> None:
         """Writes a checkpoint that goes on at `step` of `epoch`, under each of the names; never a poisoned one."""
         for parameter in self.raw_model.parameters():
@@ -290,14 +311,16 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'version': self.version}
+                   'pretraining': self.facts.get('pretraining'), 'version': self.version}
         for name in names:
+            if name == LAST:
+                checkpoint.keep(self.output_dir / LAST, PREVIOUS)
             checkpoint.save(self.output_dir / name, content)
 
     def _result(self) -> dict:
         """What result.json says of the run, written by the main process."""
         record = self.record
-        result = {'benchmark': self.args.benchmark, **self.facts, 'seed': self.args.seed,
+        result = {'benchmark': self.args.benchmark, **self.facts, 'stream': self.args.stream, 'seed': self.args.seed,
                   'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),

@@ -1,0 +1,93 @@
+"""Recognition without training: labels of the nearest clips in the space of a frozen encoder's features.
+
+Axis letters: N clips, D width of a feature.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+from data.common import write_npz
+from feeder.npz import has_member, open_member
+from feeder.subset import novel_classes
+from util.errors import UserError
+
+
+class Features(NamedTuple):
+    """One split's mean features, with what names them."""
+
+    features: np.ndarray        # (N, D) float32
+    name: np.ndarray            # (N,)
+    label: np.ndarray           # (N,)
+
+
+def write_features(path: Path, splits: dict[str, Features], **facts: str) -> None:
+    """Splits 'train' and 'test' as members features_train, name_train, label_train, …, and `facts`, of an npz file."""
+    write_npz(path, **{f'{field}_{split}': np.asarray(value) for split, held in splits.items()
+                       for field, value in held._asdict().items()},
+              **{name: np.array(value) for name, value in facts.items()})
+
+
+def read_features(path: str | Path) -> tuple[dict[str, Features], str]:
+    """The splits that `write_features` wrote and the method they come from; UserError when the file is no such file."""
+    splits = {split: Features(*(np.asarray(open_member(path, f'{field}_{split}')) for field in Features._fields))
+              for split in ('train', 'test')}
+    for split, (features, name, label) in splits.items():
+        if features.ndim != 2 or name.shape != label.shape or len(features) != len(label) \
+                or features.dtype.kind != 'f' or label.dtype.kind not in 'iu':
+            raise UserError(f'{path}: features_{split} {features.dtype} {features.shape}, name_{split} {name.shape} '
+                            f'and label_{split} {label.dtype} {label.shape} do not belong together; write it again')
+        if not np.isfinite(features).all():
+            raise UserError(f'{path}: features_{split} are not all finite; write the file again')
+    if splits['train'].features.shape[1] != splits['test'].features.shape[1]:
+        raise UserError(f'{path}: features of the two splits differ in width; write the file again')
+    return splits, str(open_member(path, 'method')) if has_member(path, 'method') else 'features'
+
+
+def knn(splits: dict[str, Features], k: int, metric: str) -> np.ndarray:
+    """Labels (N,) for the test split: the majority among the k nearest training clips; of a tie the lowest."""
+    train, test = splits['train'], splits['test']
+    if k > len(train.label):
+        raise UserError(f'--k {k} exceeds the {len(train.label)} training clips')
+    classifier = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(train.features, train.label)
+    return classifier.predict(test.features)
+
+
+def exemplars(splits: dict[str, Features], novel: np.ndarray) -> Features:
+    """One clip of each novel class (in the order of `novel`), after which the others are named.
+
+    Where they are, NTU RGB+D 120's published ones (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx), else the
+    first by name of the class's training clips, or of its test clips where it has none in training. Raises UserError
+    for a class without any clip.
+    """
+    chosen = []
+    for one in novel:
+        published = f'S{1 if one < 60 else 18:03}C003P008R001A{one + 1:03}'
+        for held, names in ((held, names) for names in ({published}, None) for held in splits.values()):
+            rows = np.flatnonzero(held.label == one)
+            rows = rows[np.isin(held.name[rows], list(names))] if names else rows
+            if len(rows):
+                row = rows[held.name[rows].argmin()]
+                chosen.append((held.features[row], held.name[row], one))
+                break
+        else:
+            raise UserError(f'no clip of novel class {one} (counted from 0): choose others with --novel_every')
+    return Features(*(np.array(column) for column in zip(*chosen, strict=True)))
+
+
+def one_shot(splits: dict[str, Features], num_classes: int, every: int, metric: str) -> tuple[np.ndarray, Features]:
+    """Labels of the novel classes' test clips by their nearest exemplar, and those clips without the exemplars.
+
+    NTU RGB+D 120's one-shot protocol where the file is NTU120_OneShot.npz; the same idea on any other. The novel
+    classes are every `every`-th one, from the first on.
+    """
+    novel, test = novel_classes(num_classes, every) if every else [], splits['test']
+    if len(novel) < 2:
+        raise UserError(f'--novel_every {every} makes {len(novel)} of {num_classes} classes novel; 2 are the least')
+    shown = exemplars(splits, novel)
+    asked = Features(*(field[np.isin(test.label, novel) & ~np.isin(test.name, shown.name)] for field in test))
+    if not len(asked.label):
+        raise UserError(f'--novel_every {every}: no test clip of a novel class but the exemplars')
+    return knn({'train': shown, 'test': asked}, 1, metric), asked

@@ -1,0 +1,31 @@
+"""What the actions of each benchmark are called, in the order of their labels."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+# Beginning of a benchmark's name: its list in classes.yaml, and how many names of it there are.
+SETS = {'ntu120': ('ntu', 120), 'ntu60': ('ntu', 60), 'pku': ('pku', 51), 'nwucla': ('nwucla', 10),
+        'synth': ('synth', 12)}
+TELLING = {120: 'ntu120', 60: 'ntu60', 51: 'pku'}     # any data set may have 10 or 12 classes
+
+
+@cache
+def _lists() -> dict[str, list[str]]:
+    return yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))
+
+
+def names_of(benchmark: str | None, num_classes: int | None) -> list[str] | None:
+    """The class names of a benchmark, label 0 first; None where they are not known.
+
+    The benchmark is told by the beginning of its name, in capitals or not ('ntu60_xsub', 'PKUv1_XSub'); only when that
+    says nothing, by the number of classes, and only by one that no other set is likely to have. A known benchmark with
+    another number of classes than it should have is no longer known: its labels may have been counted anew.
+    `num_classes` None: as many as the benchmark has.
+    """
+    start = next((start for start in SETS if (benchmark or '').lower().startswith(start)), None)
+    name, count = SETS.get(start or TELLING.get(num_classes), (None, None))
+    if name is None or num_classes not in (None, count):
+        return None
+    return _lists()[name][:count]

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# One-shot recognition: every sixth class is novel, one exemplar each, the nearest one names a clip.
+#   bash scripts/oneshot.sh BENCHMARK [options of main_retrieval.py and main_finetune.py]
+# Features from pre-training alone -> OUT/oneshot; after supervised training on the other classes
+# (OUT/finetune_auxiliary) -> OUT/oneshot_supervised. What is for one stage only: --config FILE with that stage's map.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+shift
+run retrieval "oneshot$METHOD_NAME" pretrained --protocol oneshot --novel_every 6 "$@"
+[ "$METHOD" != random ] || exit 0
+run finetune "finetune_auxiliary$METHOD_NAME" pretrained --novel_every 6 "$@"
+run retrieval "oneshot_supervised$METHOD_NAME" fresh --protocol oneshot --novel_every 6 "$@" \
+    --finetune "$(folder_of "finetune_auxiliary$METHOD_NAME")/checkpoint-last.pth"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Joints, bones and velocities, each pre-trained and probed; then their scores added -> OUT/ensemble_linprobe.
+#   bash scripts/streams.sh BENCHMARK [options of both stages]      STAGE=finetune: fine-tuned -> OUT/ensemble_finetune
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+shift
+stage="${STAGE:-linprobe}" scores=()
+case "$stage" in linprobe | finetune) ;; *) fail "STAGE=$stage is not linprobe or finetune" ;; esac
+export SKIP_FINISHED=1
+for stream in joint bone velocity; do
+    STREAM="$stream" bash scripts/pretrain.sh "$BENCHMARK" "$@"
+    STREAM="$stream" bash "scripts/$stage.sh" "$BENCHMARK" "$@"
+    STREAM_NAME="_$stream"
+    [ "$stream" != joint ] || STREAM_NAME=
+    scores+=("$(folder_of "$stage$METHOD_NAME")/scores.npz")
+done
+STREAM_NAME=
+execute "$PYTHON" main_report.py --ensemble "${scores[@]}" --out "$(folder_of "ensemble_$stage$METHOD_NAME")"

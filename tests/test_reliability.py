@@ -1,0 +1,238 @@
+"""Faults done to runs on purpose: what is damaged is noticed and passed over, what is told to stop loses nothing."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import main_pretrain
+from tests.conftest import ROOT, refusal, run
+from util import checkpoint
+from util.checkpoint import LAST, PREVIOUS
+from util.loop import Trainer
+from util.preempt import MARKER, Preempted
+
+
+def content(epoch: int, step: int = 0) -> dict:
+    return {'model': {'weight': torch.full((4,), float(10 * epoch + step))}, 'epoch': epoch, 'step': step}
+
+
+def spoil(path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == 'flipped bit':
+        place = data.index(torch.load(path)['model']['weight'].numpy().tobytes())     # of a weight: it would load
+        data[place + 1] ^= 1
+    elif how == 'truncated':
+        del data[len(data) // 2:]
+    elif how == 'empty':
+        data.clear()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('how', ['flipped bit', 'truncated', 'empty'])
+def test_a_checkpoint_that_was_altered_is_refused(how, tmp_path):
+    path = tmp_path / 'c.pth'
+    checkpoint.save(path, content(3))
+    assert checkpoint.load(path)['epoch'] == 3
+    spoil(path, how)
+    refusal(lambda: checkpoint.load(path), path)
+
+
+def test_without_its_note_a_flipped_bit_would_load(tmp_path):
+    """The reason for the notes: PyTorch itself says nothing."""
+    path = tmp_path / 'c.pth'
+    checkpoint.save(path, content(3))
+    spoil(path, 'flipped bit')
+    (tmp_path / 'c.pth.sha256').unlink()
+    assert not torch.equal(checkpoint.load(path)['model']['weight'], content(3)['model']['weight'])
+
+
+@pytest.mark.parametrize('how', ['flipped bit', 'truncated', 'empty', 'removed'])
+@pytest.mark.parametrize('spoiled, expected', [([LAST], (2, 0)), ([LAST, PREVIOUS], (1, 0)), ([PREVIOUS], (2, 7))])
+def test_auto_takes_the_newest_that_is_whole_and_names_the_others(how, spoiled, expected, tmp_path, caplog):
+    checkpoint.save(tmp_path / 'checkpoint-1.pth', content(1))
+    checkpoint.save(tmp_path / LAST, content(2))
+    checkpoint.keep(tmp_path / LAST, PREVIOUS)
+    checkpoint.save(tmp_path / LAST, content(2, 7))
+    for name in spoiled:
+        (tmp_path / name).unlink() if how == 'removed' else spoil(tmp_path / name, how)
+    path, state = checkpoint.newest(tmp_path)
+    assert (state['epoch'], state['step']) == expected
+    named = [record.message for record in caplog.records if record.levelname == 'WARNING']
+    looked_at = [] if how == 'removed' or LAST not in spoiled else spoiled
+    assert len(named) == len(looked_at) and all(name in line for name, line in zip(looked_at, named, strict=True))
+
+
+def test_when_none_is_whole_nothing_starts_anew_by_itself(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save(tmp_path / LAST, content(0))
+    spoil(tmp_path / LAST, 'truncated')
+    refusal(lambda: checkpoint.newest(tmp_path), tmp_path, 'none of its checkpoints is whole', '--output_dir')
+
+
+def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_path, monkeypatch):
+    """Each `os.replace` of saving is once the last thing that is done."""
+    class Killed(BaseException):
+        pass
+
+    real, seen = os.replace, []
+    for last in range(12):
+        folder = tmp_path / str(last)
+        checkpoint.save(folder / LAST, content(0))
+        checkpoint.keep(folder / LAST, PREVIOUS)
+        checkpoint.save(folder / LAST, content(1))
+        left = [last]
+
+        def replace(source, target, left=left):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            real(source, target)
+        monkeypatch.setattr(os, 'replace', replace)
+        try:
+            checkpoint.keep(folder / LAST, PREVIOUS)
+            checkpoint.save(folder / LAST, content(2))
+        except Killed:
+            ended = False
+        else:
+            ended = True
+        monkeypatch.setattr(os, 'replace', real)
+        state = checkpoint.newest(folder)[1]
+        checkpoint.load(folder / LAST)
+        checkpoint.load(folder / PREVIOUS)
+        seen.append(state['epoch'])
+        if ended:
+            break
+    assert ended and set(seen) == {1, 2} and seen == sorted(seen)
+
+
+def test_no_links_no_harm(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError('no links here')
+    monkeypatch.setattr(os, 'link', link)
+    checkpoint.save(tmp_path / LAST, content(0))
+    checkpoint.keep(tmp_path / LAST, PREVIOUS)
+    assert checkpoint.newest(tmp_path)[0].name == PREVIOUS
+    checkpoint.save(tmp_path / LAST, content(1))
+    assert checkpoint.newest(tmp_path)[1]['epoch'] == 1 and checkpoint.load(tmp_path / PREVIOUS)['epoch'] == 0
+
+
+@pytest.mark.parametrize('told', [signal.SIGTERM, signal.SIGUSR1], ids=['TERM', 'USR1'])
+@pytest.mark.parametrize('after, where', [(3, 'in epoch 0, after step 3'), (5, 'after epoch 0')])
+def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where, tiny_pretrain, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
+    update, done = Trainer.update, []
+
+    def update_and_tell(trainer):
+        update(trainer)
+        done.append(1)
+        if len(done) == after:
+            os.kill(os.getpid(), told)
+    monkeypatch.setattr(Trainer, 'update', update_and_tell)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(Preempted) as error:
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
+    assert where in str(error.value) and told.name in str(error.value) and error.value.exit_code == 75
+    assert (stopped / MARKER).read_text() == where + '\n' and not (stopped / 'result.json').exists()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
+    assert not (stopped / MARKER).exists()
+    expected, got = (checkpoint.load(folder / LAST)['model'] for folder in (whole, stopped))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def start(*command: str) -> subprocess.Popen:
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def until(condition, process, seconds: float = 120) -> None:
+    for _ in range(int(seconds * 50)):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(.02)
+    pytest.fail('it did not come to that')
+
+
+def test_a_signal_to_the_whole_group_kills_no_worker_first(tiny_pretrain, tmp_path):
+    """As a cluster sends it: to the processes that read clips too."""
+    process = start('main_pretrain.py', *tiny_pretrain, '--epochs', '100000', '--num_workers', '2', '--save_epochs',
+                    '100000', '--output_dir', str(tmp_path))
+    try:
+        until((tmp_path / LAST).exists, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    assert said.strip().splitlines()[-1].startswith('stopped: told to (SIGTERM)') and 'Traceback' not in said
+    assert (tmp_path / MARKER).exists()
+
+
+def test_all_processes_leave_together(tiny_pretrain, tmp_path):
+    """One of two is told; torchrun hides the code, the marker stays, and the run goes on alone."""
+    options = [*tiny_pretrain, '--save_epochs', '100000', '--save_steps', '1', '--output_dir', str(tmp_path)]
+    process = start('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+                    'main_pretrain.py', *options, '--epochs', '100000')
+    try:
+        until((tmp_path / LAST).exists, process)
+        children = subprocess.run(['pgrep', '-P', str(process.pid), '-f', 'main_pretrain'], capture_output=True,
+                                  text=True, check=True).stdout.split()
+        assert len(children) == 2
+        os.kill(int(children[1]), signal.SIGUSR1)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and (tmp_path / MARKER).exists(), said
+    assert said.count('stopped: told to') == 2, said
+    state = checkpoint.newest(tmp_path)[1]
+    epochs = state['epoch'] + 3
+    done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')
+    assert done.returncode == 0, done.stderr
+
+
+# What a run executes that is killed at a moment somebody draws: in a step, while saving, while evaluating.
+AT_ANY_TIME = """
+import os, signal, sys, threading, time
+threading.Thread(target=lambda: (time.sleep({after}), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+import {main}
+{main}.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize('stage, kills', [
+    ('pretrain', 1), ('linprobe', 1), ('finetune', 1),
+    *(pytest.param(stage, 20, marks=pytest.mark.slow) for stage in ('pretrain', 'linprobe', 'finetune'))])
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tiny, tiny_pretrain, tmp_path):
+    options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
+               'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
+    options = [*options, '--epochs', str(4 * kills), '--num_workers', '1', '--accum_iter', '2', '--save_steps', '2']
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    began = time.perf_counter()
+    assert run(f'main_{stage}.py', *options, '--output_dir', str(whole)).returncode == 0
+    took, draw, died = time.perf_counter() - began, random.Random(kills), 0
+    for _ in range(10 * kills):
+        after = draw.uniform(.3, 1.) * took / (1 + kills * .2)
+        end = run('-c', AT_ANY_TIME.format(main=f'main_{stage}', after=after), *options, '--output_dir', str(killed),
+                  '--resume', 'auto').returncode
+        died += end == -9
+        if end == 0 or died == kills:
+            break
+        assert end == -9
+    assert died, 'it was never killed'
+    assert run(f'main_{stage}.py', *options, '--output_dir', str(killed), '--resume', 'auto').returncode == 0
+    expected, got = (checkpoint.load(folder / LAST) for folder in (whole, killed))
+    assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
+    assert expected['record']['last_loss'] == got['record']['last_loss']
+    shutil.rmtree(killed)

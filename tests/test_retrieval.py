@@ -1,0 +1,181 @@
+"""Nearest neighbours and one-shot recognition against brute force, and what is kept of a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import main_finetune
+import main_linprobe
+import main_pretrain
+import main_retrieval
+from engine_finetune import predict
+from engine_retrieval import Features, exemplars, knn, one_shot, read_features, write_features
+from feeder.augment import ClipMaker
+from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.loader import make_loader
+from model_transformer import ActionTransformer
+from tests.conftest import refusal
+from util.dist import World
+from util.loop import Precision
+
+CPU = torch.device('cpu')
+
+
+def made(seed: int, train: int = 40, test: int = 25, classes: int = 4) -> dict[str, Features]:
+    rng = np.random.default_rng(seed)
+    return {split: Features(rng.normal(size=(count, 6)).astype(np.float32),
+                            np.array([f'{split}_{i:02}' for i in rng.permutation(count)]),
+                            rng.integers(0, classes, count)) for split, count in (('train', train), ('test', test))}
+
+
+def distances(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
+    a, b = a.astype(float), b.astype(float)
+    if metric == 'cosine':
+        return 1 - (a / np.linalg.norm(a, axis=1)[:, None]) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
+    return np.linalg.norm(a[:, None] - b[None], axis=2, ord={'euclidean': 2, 'manhattan': 1}[metric])
+
+
+@pytest.mark.parametrize('k', [1, 3, 8, 40])
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean', 'manhattan'])
+def test_neighbours_vote(k, metric):
+    splits = made(k)
+    far = distances(splits['test'].features, splits['train'].features, metric)
+    nearest = splits['train'].label[np.argsort(far, axis=1)[:, :k]]
+    expected = [np.bincount(row, minlength=4).argmax() for row in nearest]
+    assert (knn(splits, k, metric) == expected).all()
+
+
+def test_more_neighbours_than_clips_are_refused():
+    refusal(lambda: knn(made(0), 41, 'cosine'), '--k 41', '40')
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_one_shot_is_the_nearest_exemplar(metric):
+    splits = made(7, 60, 80, classes=9)
+    found, asked = one_shot(splits, 9, 3, metric)
+    train, test = splits['train'], splits['test']
+    shown = {one: min((name, i) for i, name in enumerate(train.name) if train.label[i] == one)[1] for one in (0, 3, 6)}
+    queries = [i for i in range(80) if test.label[i] in (0, 3, 6)]
+    far = distances(test.features[queries], train.features[list(shown.values())], metric)
+    assert (found == np.array([0, 3, 6])[far.argmin(axis=1)]).all()
+    assert (asked.name == test.name[queries]).all() and (asked.label == test.label[queries]).all()
+
+
+def test_the_published_exemplars_are_taken_where_they_are():
+    """A001 from setup 1, A061 from setup 18, in whichever split; a class without one shows its first training clip."""
+    def split(*names):
+        label = np.array([int(name[-3:]) - 1 for name in names])
+        return Features(np.arange(6. * len(names)).reshape(-1, 6), np.array(names), label)
+    splits = {'train': split('S001C001P001R001A001', 'S001C003P008R001A001', 'S003C001P001R001A007',
+                             'S002C001P001R001A007', 'S019C003P008R001A061'),
+              'test': split('S018C003P008R001A061', 'S001C003P008R001A061', 'S002C002P001R001A013',
+                            'S002C001P009R001A013')}
+    shown = exemplars(splits, np.array([0, 6, 60, 12]))
+    assert shown.name.tolist() == ['S001C003P008R001A001', 'S002C001P001R001A007', 'S018C003P008R001A061',
+                                   'S002C001P009R001A013']
+    assert shown.label.tolist() == [0, 6, 60, 12] and (shown.features[2] == splits['test'].features[0]).all()
+    refusal(lambda: exemplars(splits, np.array([0, 18])), '18', '--novel_every')
+
+
+def test_too_few_novel_classes_are_refused():
+    refusal(lambda: one_shot(made(0), 4, 6, 'cosine'), '--novel_every 6', '1 of 4')
+    refusal(lambda: one_shot(made(0), 4, 0, 'cosine'), '--novel_every 0')
+
+
+def test_features_come_back(tmp_path):
+    splits = made(1)
+    write_features(tmp_path / 'f.npz', splits, benchmark='b', stream='joint', method='MAMP')
+    back, method = read_features(tmp_path / 'f.npz')
+    assert method == 'MAMP'
+    assert all((one == other).all() for split in splits for one, other in zip(splits[split], back[split], strict=True))
+
+
+@pytest.mark.parametrize('split, field, value', [
+    ('train', 'label', np.zeros(39, int)), ('test', 'features', np.full((25, 6), np.nan, np.float32)),
+    ('test', 'features', np.zeros((25, 5), np.float32)), ('train', 'features', np.zeros((40, 6), int)),
+    ('test', 'name', np.array(['a'])), ('train', 'label', np.zeros(40))])
+def test_features_that_do_not_fit_are_refused(split, field, value, tmp_path):
+    splits = made(2)
+    splits[split] = splits[split]._replace(**{field: value})
+    write_features(tmp_path / 'f.npz', splits)
+    refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'features')
+
+
+@pytest.fixture(scope='module')
+def pretrained(tiny_pretrain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pretrained')
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(folder)])
+    return folder / 'checkpoint-last.pth'
+
+
+def size_of(tiny: list[str]) -> list[str]:
+    """Of a training's options those that retrieval has."""
+    pairs = zip(tiny[::2], tiny[1::2], strict=True)
+    left = ('--effective_batch_size', '--lr', '--epochs')
+    return [word for name, value in pairs if name not in left for word in (name, value)]
+
+
+def result_of(folder) -> dict:
+    return json.loads((folder / 'result.json').read_text())
+
+
+def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_path):
+    options = [*size_of(tiny), '--finetune', str(pretrained), '--batch_size', '4']
+    main_retrieval.main([*options, '--output_dir', str(tmp_path / 'a')])
+    result, (splits, _) = result_of(tmp_path / 'a'), read_features(tmp_path / 'a' / 'features.npz')
+    assert result['method'] == 'MAMP' and result['protocol'] == 'retrieval' and result['stream'] == 'joint'
+    test = SkeletonDataset(tiny_npz, 'test', 5)
+    assert splits['test'].label.tolist() == test.label.tolist() and splits['test'].name.tolist() == list(test.names)
+    far = distances(splits['test'].features, splits['train'].features, 'cosine')
+    expected = 100 * (splits['train'].label[far.argmin(axis=1)] == splits['test'].label).mean()
+    assert result['last'] == {'top1': pytest.approx(expected), 'samples': len(test), 'metric': 'cosine', 'k': 1}
+
+    main_retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
+    again = result_of(tmp_path / 'b')
+    assert again['last'] == result['last'] and again['method'] == 'MAMP'
+    assert not (tmp_path / 'b' / 'features.npz').exists()
+
+
+def test_one_shot_before_and_after_supervised_training(tiny, pretrained, tmp_path):
+    size, shot = size_of(tiny), ['--protocol', 'oneshot', '--novel_every', '2', '--batch_size', '4']
+    main_finetune.main([*tiny, '--finetune', str(pretrained), '--novel_every', '2', '--output_dir',
+                        str(tmp_path / 'ft')])
+    methods = []
+    for source in (pretrained, tmp_path / 'ft' / 'checkpoint-last.pth'):
+        main_retrieval.main([*size, *shot, '--finetune', str(source), '--output_dir', str(tmp_path / 'out')])
+        result = result_of(tmp_path / 'out')
+        assert result['protocol'] == 'oneshot' and 0 <= result['last']['top1'] <= 100
+        assert result['pretraining']['target'] == 'motion'
+        methods.append(result['method'])
+    assert methods == ['MAMP', 'MAMP + supervised']
+
+
+def test_scores_are_those_that_were_evaluated(tiny, tiny_npz, pretrained, tmp_path):
+    options = [*tiny, '--finetune', str(pretrained), '--save_scores', '--save_features', '--output_dir', str(tmp_path)]
+    main_linprobe.main(options)
+    result, scores, kept = result_of(tmp_path), np.load(tmp_path / 'scores.npz'), np.load(tmp_path / 'features.npz')
+    assert 100 * (scores['scores'].argmax(axis=1) == scores['label']).mean() == pytest.approx(result['last']['top1'])
+    loss = -np.log(scores['scores'][np.arange(len(scores['label'])), scores['label']]).mean()
+    assert loss == pytest.approx(result['last']['loss'], rel=1e-4)
+    np.testing.assert_allclose(scores['scores'].sum(axis=1), 1, rtol=1e-5)
+    assert str(scores['stream']) == 'joint' and kept['features_test'].shape == (len(scores['label']), 16)
+    (tmp_path / 'scores.npz').unlink()
+    main_linprobe.main([*tiny, '--eval', '--resume', 'auto', '--save_scores', '--output_dir', str(tmp_path)])
+    np.testing.assert_allclose(np.load(tmp_path / 'scores.npz')['scores'], scores['scores'], atol=1e-6)
+
+
+def test_predictions_of_several_processes_come_together(tiny_npz):
+    """Each of two fills in its rows; what `World.sum` adds up is what one process finds."""
+    torch.manual_seed(0)
+    model = ActionTransformer(3, 'linprobe', dim_feat=16, depth=1, num_heads=2, num_frames=16, num_joints=5)
+    dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
+
+    def found(rank, size):
+        loader = make_loader(dataset, EvalBatches(len(dataset), 4, rank, size), 0, CPU)
+        return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
+    one, parts = found(0, 1), [found(rank, 2) for rank in (0, 1)]
+    for name in ('features', 'scores'):
+        np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
+        assert (one[name] != 0).any(axis=1).all()

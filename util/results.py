@@ -1,0 +1,183 @@
+"""Finished runs: reading what they left, and which experiment of the paper each one is.
+
+An experiment's name, 'semi 10 %, MAMP, bone' say, says what was done, with which method, on which stream where that is
+not the joints. It names a row of the tables and, in config/published.yaml, the published figures of that row.
+"""
+
+import json
+import logging
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from util.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine-tune', 'retrieval': 'retrieval',
+             'oneshot': 'one-shot', 'ensemble': 'ensemble'}
+# The rows' order: what was done, with which method, on which stream.
+KINDS = ('pre-training', 'linear', 'fine-tune', 'scratch', 'semi', 'transfer', 'retrieval', 'one-shot', 'ensemble')
+METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
+STREAMS = ('joint', 'bone', 'velocity')
+# Settings that say where and how a run was computed, or that stand in its name anyway: runs that differ in these only
+# are the same experiment. Of lr and blr it is lr that was used.
+NOT_THE_RECIPE = {
+    'config', 'data_path', 'benchmark', 'output_dir', 'log_dir', 'resume', 'finetune', 'features', 'device', 'seed',
+    'num_workers', 'data_on_device', 'compile', 'attention', 'precision', 'batch_size', 'accum_iter', 'blr', 'eval',
+    'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features', 'random_encoder',
+    'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric'}
+
+
+def read_results(folder: Path, may_be_empty: bool = False) -> list[dict]:
+    """Every result.json below `folder`, with its path; UserError when there is none or one is damaged."""
+    results = [read_result(path) for path in sorted(folder.rglob('result.json'))]
+    if not results and not (may_be_empty and folder.is_dir()):
+        raise UserError(f'{folder}: no result.json below it; give the folder of finished runs')
+    return results
+
+
+def read_result(path: Path) -> dict:
+    """A run's result.json, with its path; UserError when it is missing or damaged."""
+    try:
+        result = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: not JSON of a run ({error}); remove it or run that stage again') from error
+    if fault := _fault_of(result):
+        raise UserError(f'{path}: {fault}; remove it or run that stage again')
+    return result | {'path': path}
+
+
+def _fault_of(result) -> str | None:
+    """What is wrong with the content of a result.json, None where nothing is."""
+    def is_number(value) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    if not isinstance(result, dict):
+        return 'not JSON of a run (no map)'
+    if lacking := {'benchmark', 'protocol', 'method', 'last', 'best', 'wall_seconds'} - result.keys():
+        return f'no {", ".join(sorted(lacking))}'
+    for key in ('benchmark', 'method'):
+        if not isinstance(result[key], str) or not result[key].isprintable():
+            return f'{key} {result[key]!r} is no name'
+    for protocol in (result['protocol'], result.get('of') or 'pretrain'):
+        if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+            return f'protocol {protocol!r} is none of {", ".join(PROTOCOLS)}'
+    for key in ('last', 'best', 'labels', 'pretraining', 'config'):
+        if not isinstance(result.get(key), dict | None):
+            return f'{key} is neither a map nor null'
+    for key in ('last', 'best'):
+        if result[key] and not all(is_number(result[key].get(score, 0 if score == 'top5' else None))
+                                   for score in ('top1', 'top5')):
+            return f'{key} has no top1 or one that is no number'
+    if result['wall_seconds'] is not None and not is_number(result['wall_seconds']):
+        return f'wall_seconds {result["wall_seconds"]!r} is no number'
+    if result.get('labels') and not is_number(result['labels'].get('fraction')):
+        return 'labels has no fraction'
+    return None
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a run's log.jsonl; UserError when it is missing or damaged."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        if not all(isinstance(line, dict) and 'epoch' in line and 'train_loss' in line for line in lines):
+            raise ValueError('a line without epoch and train_loss')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); leave out --figure or run that stage again') from error
+    return lines
+
+
+def stage_of(result: dict) -> str:
+    """What was done, without method and stream: 'linear', 'semi 10 %', 'transfer from ntu60_xsub', …"""
+    protocol, labels, config = result['protocol'], result.get('labels'), result.get('config') or {}
+    if protocol == 'ensemble':
+        of = f', {stage_of(result | {"protocol": result["of"]})}' if result.get('of') else ''
+        return f'ensemble of {stream_of(result)}{of}'
+    if protocol in ('retrieval', 'oneshot'):        # without a note: the published protocol, k = 1 by cosine
+        scores = result['last'] or {}
+        notes = [f'k = {scores["k"]}'] if protocol == 'retrieval' and scores.get('k', 1) != 1 else []
+        notes += [scores['metric']] if scores.get('metric', 'cosine') != 'cosine' else []
+        return PROTOCOLS[protocol] + (f' ({", ".join(notes)})' if notes else '')
+    if labels:
+        draw = '' if labels.get('draw', 'random') == 'random' else f' ({labels["draw"]})'
+        return f'semi {100 * labels["fraction"]:g} %{draw}'
+    if protocol == 'finetune' and result['method'] == 'scratch':
+        name = 'scratch'
+    elif protocol == 'finetune' and source_of(result):
+        name = f'transfer from {source_of(result)}'
+    else:
+        name = PROTOCOLS[protocol]
+    return name + (' (auxiliary classes)' if config.get('novel_every') else '')
+
+
+def source_of(result: dict) -> str | None:
+    """The benchmark whose clips the encoder was pre-trained on, where that is another than the run's own."""
+    source = (result.get('pretraining') or {}).get('benchmark')
+    return source if source and source.lower() != result['benchmark'].lower() else None
+
+
+def stream_of(result: dict) -> str:
+    return result.get('stream') or (result.get('config') or {}).get('stream') or 'joint'
+
+
+def experiment_of(result: dict) -> str:
+    """The row of the tables that a run belongs to."""
+    stage, method, stream = stage_of(result), result['method'], stream_of(result)
+    if method == 'authors':
+        method = "authors' weights"
+    # From scratch is both what was done and with which method.
+    parts = [stage] if method == 'scratch' and stage.split(' (')[0].endswith('scratch') else [stage, method]
+    if source_of(result) and 'transfer' not in stage:
+        parts[-1] += f' from {source_of(result)}'
+    if stream != 'joint' and result['protocol'] != 'ensemble':
+        parts.append(stream)
+    return ', '.join(parts)
+
+
+def place_of(experiment: str) -> tuple:
+    """Sorts the rows: by kind, share of labels and method, the plain protocol before its variants, then by stream."""
+    kind = next(i for i, kind in enumerate(KINDS) if experiment.startswith(kind))
+    share = re.match(r'semi (\S+) %', experiment)
+    method = next((i for i, method in enumerate(METHODS) if f', {method}' in experiment), len(METHODS))
+    stream = next((i for i, stream in enumerate(STREAMS) if experiment.endswith(f', {stream}')), 0)
+    name = experiment.removesuffix(f', {STREAMS[stream]}')
+    return kind, float(share[1]) if share else 0., method, '(' in name, name, stream
+
+
+def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Runs of one benchmark by (experiment, note), each group sorted by seed.
+
+    Runs of one experiment that differ in a setting of the recipe (an ablation) are not averaged: the note, '' where
+    there is none, says what tells them apart.
+    """
+    experiments, groups = defaultdict(list), defaultdict(list)
+    for result in results:
+        experiments[experiment_of(result)].append(result)
+    for experiment, runs in experiments.items():
+        recipes = [_recipe_of(run) for run in runs]
+        shared = set.intersection(*(set(recipe) for recipe in recipes))     # an older run may lack newer settings
+        telling = sorted(key for key in shared if len({recipe[key] for recipe in recipes}) > 1)
+        for run, recipe in zip(runs, recipes, strict=True):
+            groups[experiment, ', '.join(f'{key} {recipe[key]}' for key in telling)].append(run)
+    for runs in groups.values():
+        runs.sort(key=lambda run: (run.get('seed') is None, run.get('seed') or 0, str(run['path'])))
+    return groups
+
+
+def _recipe_of(result: dict) -> dict[str, str]:
+    recipe = {key: str(value) for key, value in (result.get('config') or {}).items() if key not in NOT_THE_RECIPE}
+    return recipe | {f'pre-training {key}': str(value) for key, value in (result.get('pretraining') or {}).items()
+                     if key not in ('benchmark', 'path', 'seed')}
+
+
+def warn_of_twins(experiment: str, runs: list[dict]) -> None:
+    """The same run twice, copied say, would make a deviation too small."""
+    seen = {}
+    for run in runs:
+        seeds = run.get('seed'), (run.get('pretraining') or {}).get('seed')
+        if seeds[0] is not None and seeds in seen:
+            log.warning('%s, %s: seed %s counts twice, in %s and in %s', run['benchmark'], experiment, seeds[0],
+                        seen[seeds], run['path'])
+        seen[seeds] = run['path']
