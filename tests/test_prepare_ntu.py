@@ -43,8 +43,11 @@ TRAIN = {  # as the release's papers have it
     'NTU120_XSub': [1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38, 45, 46, 47, 49, 50, 52,
                     53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98,
                     100, 103],
-    'NTU120_XSet': [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32]}
-DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4)}  # of a name, which decide
+    'NTU120_XSet': [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32],
+    'NTU120_OneShot': sorted(set(range(1, 121)) - {1, 7, 13, 19, 25, 31, 37, 43, 49, 55, 61, 67, 73, 79, 85, 91, 97,
+                                                   103, 109, 115})}
+DIGITS = {  # of a name, which decide
+    'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4), 'OneShot': slice(17, 20)}
 
 
 def prepare(raw, out, *more, dataset='ntu60', workers=1):
@@ -338,6 +341,17 @@ def test_both_sets_of_the_same_files(raw, tmp_path):
             assert one.any() and not other.any()
         else:
             assert one.any() and np.array_equal(one, other)
+
+
+def test_the_one_shot_split_is_written_when_asked_for(raw, tmp_path):
+    """Auxiliary classes train, novel ones test; the other protocols' files are not touched."""
+    write_raw(raw, {'S018C001P001R001A061': text_of(9), 'S032C003P106R002A120': text_of(10)})
+    assert prepare(raw, tmp_path, '--protocol', 'oneshot', dataset='ntu120') == 0
+    assert [path.name for path in tmp_path.glob('*.npz')] == ['NTU120_OneShot.npz']
+    got = contents(tmp_path / 'NTU120_OneShot.npz')
+    assert got['name_test'].tolist() == ['S001C001P001R001A001', 'S001C001P001R002A001', 'S018C001P001R001A061']
+    assert [name[-3:] for name in got['name_train']] == ['002', '050', '060', '120']
+    assert got['y_train'].shape == (4, 120) and got['y_train'].argmax(1).tolist() == [1, 49, 59, 119]
 
 
 def test_all_files_are_as_long_as_the_longest_sample_of_the_set(raw, tmp_path):
