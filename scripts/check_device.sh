@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks, times and tables of this machine's device in one go: the tests of the GPU path, the loss of bf16 against fp32
 # over 300 steps, and main_benchmark.py for every stage and mode. Everything is left in OUT.
-#   bash scripts/check_device.sh [OUT]      STEPS=70 REPEATS=3 PYTHON=…   STAGES=… MODES=…   MODEL="--num_frames 24 …"
+#   bash scripts/check_device.sh [OUT]
+#   STEPS=70 REPEATS=3 PYTHON=…   STAGES=… MODES=…   MODEL="--num_frames 24 …"
 set -euo pipefail
 case "${1:-device}" in /*) OUT="${1:-device}" ;; *) OUT="$PWD/${1:-device}" ;; esac
 cd "$(dirname "$0")/.."
@@ -34,9 +35,9 @@ P
 
 modes=plain,fused,bf16
 [ "$on_gpu" = 0 ] || modes=plain,fused,tf32,bf16,compiled,resident
-for stage in $(tr , ' ' <<< "${STAGES:-pretrain,evaluate,linprobe,finetune,data}"); do      # what is there is not done again
+for stage in $(tr , ' ' <<< "${STAGES:-pretrain,evaluate,linprobe,finetune,data}"); do  # what is there is left
     [ -e "$OUT/$stage.json" ] || "$PYTHON" main_benchmark.py --stages "$stage" --modes "${MODES:-$modes}" \
-        ${STEPS:+--steps "$STEPS"} --repeats "${REPEATS:-3}" --json "$OUT/$stage.json.part" --profile "$OUT/profile.txt" \
-        | tee "$OUT/$stage.md"
+        ${STEPS:+--steps "$STEPS"} --repeats "${REPEATS:-3}" --json "$OUT/$stage.json.part" \
+        --profile "$OUT/profile.txt" | tee "$OUT/$stage.md"
     [ -e "$OUT/$stage.json" ] || mv "$OUT/$stage.json.part" "$OUT/$stage.json"
 done
