@@ -49,6 +49,33 @@ def _overlay(settings: dict, layer: dict) -> None:
     settings.update(layer)
 
 
+class _Unclear(yaml.YAMLError):
+    """YAML that is none for settings."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: nothing in it is run, no key stands twice, and no value refers to another place.
+
+    Of references a few lines can stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise _Unclear(f'line {event.start_mark.line + 1}: *{event.anchor} refers to another place; write the '
+                           'values out')
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        marks = {}
+        for key, _ in node.value:
+            here = key.start_mark
+            if isinstance(key, yaml.ScalarNode) and (first := marks.setdefault((key.tag, key.value), here)) is not here:
+                raise _Unclear(f'line {here.line + 1}: {key.value!r} stands there twice, first in line '
+                               f'{first.line + 1}; keep one')
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: str | Path, stage: str) -> list[dict]:
     """A YAML file's layers for `stage`: its common keys this stage knows, then the stage's own map, values typed.
 
@@ -56,11 +83,13 @@ def read_config(path: str | Path, stage: str) -> list[dict]:
     knows, and a value of the wrong type.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: not YAML ({" ".join(str(error).split())})') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror}); correct --config') from error
+    except _Unclear as error:
+        raise UserError(f'{path}: {error}') from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of ValueError: no UTF-8, no such date
+        raise UserError(f'{path}: not YAML ({" ".join(str(error).split())}); correct it') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: not a map of settings')
     known = {name: {action.dest: action for action in _options(build_parser(name)) if action.dest != 'config'}

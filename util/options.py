@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from util.errors import UserError
+from util.errors import Parser
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
 
@@ -39,6 +39,8 @@ class Number:
 def text(value) -> str:
     if not isinstance(value, str):
         raise argparse.ArgumentTypeError(f'{value!r} is not text')
+    if '\0' in value:
+        raise argparse.ArgumentTypeError(f'{value!r} holds a zero byte')
     return value
 
 
@@ -47,15 +49,10 @@ POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
 SHARE = Number(float, least=0, below=1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f'{message}; {self.prog} --help lists the options')
-
-
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """The options of one stage, with their types and defaults."""
-    parser = _Parser(prog=f'main_{stage}.py', allow_abbrev=False,
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog=f'main_{stage}.py', allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
                         help='settings files; later ones win, the command line wins over all')
     _add_data(parser)
