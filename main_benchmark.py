@@ -239,8 +239,8 @@ def check(options: argparse.Namespace, on_gpu: bool) -> None:
     if options.modes == ['nonempty'] and 'pretrain' not in options.stages:
         raise UserError('--modes nonempty is one of pre-training only; give another, or --stages pretrain')
     for path in filter(None, (options.profile, options.json)):
-        if path.is_dir():
-            raise UserError(f'{path}: cannot be written (is a folder); give another')
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f'{path}: cannot be written (it is a folder, or in none); give another')
         check_writable(path.parent)
     if options.data_path:
         for recipe in ('pretrain', 'finetune', 'linprobe'):

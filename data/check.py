@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', type=Path, metavar='FILE.json', help='the facts as JSON as well')
     args = parser.parse_args(argv)
     if args.json and args.json.suffix != '.json':
-        parser.error(f'--json {args.json}: give it a name that ends with .json')
+        raise UserError(f'--json {args.json}: give it a name that ends with .json')
     if args.json:
         check_writable(args.json.parent)
 
