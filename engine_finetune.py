@@ -119,8 +119,8 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     if 'head.fc1.weight' in state['model']:     # fine-tuned: its encoder has seen labels
         return {'method': f'{method} + supervised', 'pretraining': state.get('pretraining')}
     told = {name: settings.get(name) for name in ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
-    if not all(isinstance(value, str | int | float | None) for value in told.values()):
-        raise UserError(f'{args.finetune}: not settings of a pre-training: {told!r:.100}; take another checkpoint')
+    if odd := [name for name, value in told.items() if not isinstance(value, str | int | float | None)]:
+        raise UserError(f'{args.finetune}: its settings are none of a pre-training ({odd[0]}); take another checkpoint')
     return {'method': method, 'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
 
 

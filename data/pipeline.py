@@ -62,11 +62,17 @@ class Source(NamedTuple):
         try:
             archive = self.member and _archive(self.path, os.getpid())
             size = archive.getinfo(self.member).file_size if archive else self.path.stat().st_size
-            if not archive and self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-                raise UserError('is a pipe or a device, not a file')
             if size > LARGEST:
                 raise UserError(f'{size / 1e6:,.0f} MB are too many for a raw file')
-            return archive.read(self.member) if archive else self.path.read_bytes()
+            if archive:
+                return archive.read(self.member)
+            with open(self.path, 'rb') as file:
+                if self.path.is_file():
+                    return file.read()
+                text = file.read(LARGEST + 1)       # of a device or a pipe, whose size nobody tells
+            if len(text) > LARGEST:
+                raise UserError('is a device without an end, not a raw file')
+            return text
         except UserError:
             raise
         except OSError as error:

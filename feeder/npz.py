@@ -43,9 +43,11 @@ def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray
         raise UserError(f'{path}: not a whole npz file ({error}); write it again or copy it again') from error
     except UserError:
         raise
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, tokenize.TokenError, RecursionError,
+            MemoryError) as error:
         # all that a header in pieces, or one made on purpose, can end in
-        raise UserError(f'{path}: member {name} is damaged ({error}); write the file again') from error
+        why = ' '.join(str(error).split())
+        raise UserError(f'{path}: member {name} is damaged ({why}); write the file again') from error
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '
                         'again') from error

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
+from feeder.layouts import parents_of
 from util.errors import UserError
-from util.options import STAGES, build_parser
+from util.options import STAGES, build_parser, shown
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             here = key.start_mark
             if isinstance(key, yaml.ScalarNode) and (first := marks.setdefault((key.tag, key.value), here)) is not here:
-                raise _Unclear(f'line {here.line + 1}: {key.value!r} stands there twice, first in line '
+                raise _Unclear(f'line {here.line + 1}: {shown(key.value)} stands there twice, first in line '
                                f'{first.line + 1}; keep one')
         return super().construct_mapping(node, deep)
 
@@ -111,11 +112,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
     """`value` as the option `key` would have it."""
     if key not in options:
         near = difflib.get_close_matches(str(key), options, n=1)
-        raise UserError(f'{where}: unknown setting {key!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+        raise UserError(f'{where}: unknown setting {shown(key)}' + (f'; did you mean {near[0]!r}?' if near else ''))
     action = options[key]
     if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
-            raise UserError(f'{where}: {key}: {value!r} is not true or false')
+            raise UserError(f'{where}: {key}: {shown(value)} is not true or false')
         return value
     if value is None and action.default is None:
         return None
@@ -125,11 +126,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
         elif isinstance(value, list) and len(value) == action.nargs:
             value = [action.type(item) for item in value]
         else:
-            raise argparse.ArgumentTypeError(f'{value!r} is not a list of {action.nargs}')
+            raise argparse.ArgumentTypeError(f'{shown(value)} is not a list of {action.nargs}')
     except argparse.ArgumentTypeError as error:
         raise UserError(f'{where}: {key}: {error}') from None
     if action.choices is not None and value not in action.choices:
-        raise UserError(f'{where}: {key}: {value!r} is not one of {", ".join(action.choices)}')
+        raise UserError(f'{where}: {key}: {shown(value)} is not one of {", ".join(action.choices)}')
     return value
 
 
@@ -153,6 +154,8 @@ def _check(args: argparse.Namespace, stage: str) -> None:
 
 
 def _check_model(args: argparse.Namespace) -> None:
+    if args.stream == 'bone':
+        parents_of(args.num_joints)
     if args.num_frames % args.t_patch_size:
         raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
     for width in ('dim_feat', 'decoder_dim_feat'):

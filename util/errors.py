@@ -17,6 +17,9 @@ class UserError(ValueError):
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are UserErrors; of an unknown option they name the nearest known one."""
 
+    def __init__(self, **settings):
+        super().__init__(**{'allow_abbrev': False} | settings)
+
     def error(self, message: str):
         stranger = message.removeprefix('unrecognized arguments: ').split(' ')[0].split('=')[0]
         near = difflib.get_close_matches(stranger, self._option_string_actions, n=1)

@@ -53,10 +53,13 @@ def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) 
             if lacking := set(members) - set(archive.files):
                 raise UserError(f'{path}: no {", ".join(sorted(lacking))} in it (it holds {", ".join(archive.files)}); '
                                 'give a file that --save_scores, --save_features or main_retrieval.py wrote')
-            return {name: archive[name] for name in (*members, *optional) if name in archive.files}
+            held = {name: archive[name] for name in (*members, *optional) if name in archive.files}
+        if odd := [name for name, array in held.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f'{odd[0]} is no array')
+        return held
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, SyntaxError, tokenize.TokenError,
+    except (OSError, EOFError, ValueError, TypeError, ArithmeticError, RuntimeError, SyntaxError, tokenize.TokenError,
             RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         # all that a file in pieces can end in
         why = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
