@@ -20,7 +20,7 @@ from util.attention import choose_kernel, shape_of
 from util.checkpoint import LAST
 from util.dist import World
 from util.errors import UserError
-from util.files import replacing, write_json
+from util.files import check_writable, replacing, write_json
 from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
 
@@ -82,18 +82,22 @@ def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonData
     Raises UserError when the splits contradict it or each other, or nothing is left to train on.
     """
     train, test = (SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test'))
+    if train.num_classes != test.num_classes or train.num_classes < 2:
+        raise UserError(f'{train.path}: y_train has {train.num_classes} classes, y_test {test.num_classes}; write the '
+                        'file again, with the same ones, two or more, in both')
     if args.num_classes is None:
         args.num_classes = train.num_classes
     for split in (train, test):
         if split.num_classes != args.num_classes:
             raise UserError(f'{split.path}: y_{split.split} has {split.num_classes} classes, --num_classes says '
-                            f'{args.num_classes}')
+                            f'{args.num_classes}; leave it out or give another --data_path')
     if train.num_bodies != test.num_bodies:
-        raise UserError(f'{train.path}: x_train has {train.num_bodies} bodies, x_test {test.num_bodies}')
+        raise UserError(f'{train.path}: x_train has {train.num_bodies} bodies, x_test {test.num_bodies}; write the '
+                        'file again')
     for split in (train, test):
         split.rows = without_novel(split.label.numpy(), args.num_classes, args.novel_every)
     if not len(train.rows):
-        raise UserError(f'{train.path}: --novel_every {args.novel_every} leaves no training clip')
+        raise UserError(f'{train.path}: --novel_every {args.novel_every} leaves no training clip; give another')
     if args.label_fraction < 1:
         drawn = draw_labelled(train.label.numpy()[train.rows], args.label_fraction, args.seed,
                               args.label_draw == 'balanced')
@@ -115,6 +119,8 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     if 'head.fc1.weight' in state['model']:     # fine-tuned: its encoder has seen labels
         return {'method': f'{method} + supervised', 'pretraining': state.get('pretraining')}
     told = {name: settings.get(name) for name in ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
+    if odd := [name for name, value in told.items() if not isinstance(value, str | int | float | None)]:
+        raise UserError(f'{args.finetune}: its settings are none of a pre-training ({odd[0]}); take another checkpoint')
     return {'method': method, 'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
 
 
@@ -126,6 +132,12 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         raise UserError('--batch_size 1: the head normalises over a micro-batch (BatchNorm); give a process 2 clips or '
                         'more at once')
     train, test = splits
+    check_writable(args.output_dir)
+    check_writable(args.log_dir)
+    if args.save_scores or args.save_features:
+        _ = test.names          # raises now what it would at the end
+    if args.label_fraction < 1:
+        _ = train.names
     batches = EvalBatches(len(test.rows), args.batch_size, world.rank, world.size, test.rows)
     loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
@@ -133,6 +145,8 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train)})
     if args.resume:
         trainer.resume(args.resume)
+    for split in splits:
+        split.look_through(world.rank, world.size)
     if len(test.rows):
         result = trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
     else:
@@ -175,7 +189,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
                         loader: DataLoader) -> dict:
     """The scores of --resume's checkpoint, logged and written to eval.json."""
     if not len(test.rows):
-        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip')
+        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; give another')
     path = Path(args.output_dir) / LAST if args.resume == 'auto' else args.resume
     state = checkpoint.load(path)
     checkpoint.load_model(model, state['model'], path, resize=False)

@@ -14,6 +14,8 @@ from feeder.npz import has_member, open_member
 from feeder.subset import novel_classes
 from util.errors import UserError
 
+REMEDY = 'give a features.npz that main_retrieval.py wrote'
+
 
 class Features(NamedTuple):
     """One split's mean features, with what names them."""
@@ -32,25 +34,49 @@ def write_features(path: Path, splits: dict[str, Features], **facts: str) -> Non
 
 def read_features(path: str | Path) -> tuple[dict[str, Features], str]:
     """The splits that `write_features` wrote and the method they come from; UserError when the file is no such file."""
-    splits = {split: Features(*(np.asarray(open_member(path, f'{field}_{split}')) for field in Features._fields))
-              for split in ('train', 'test')}
+    splits = {split: Features(*(np.asarray(open_member(path, f'{field}_{split}', REMEDY))
+                                for field in Features._fields)) for split in ('train', 'test')}
     for split, (features, name, label) in splits.items():
         if features.ndim != 2 or name.shape != label.shape or len(features) != len(label) \
-                or features.dtype.kind != 'f' or label.dtype.kind not in 'iu':
-            raise UserError(f'{path}: features_{split} {features.dtype} {features.shape}, name_{split} {name.shape} '
-                            f'and label_{split} {label.dtype} {label.shape} do not belong together; write it again')
+                or features.dtype.kind != 'f' or label.dtype.kind not in 'iu' or name.dtype.kind != 'U' \
+                or label.ndim != 1 or not features.size or label.min() < 0:
+            raise UserError(f'{path}: features_{split} {features.dtype} {features.shape}, name_{split} {name.dtype} '
+                            f'{name.shape} and label_{split} {label.dtype} {label.shape} are no clips, or do not '
+                            'belong together; write it again')
         if not np.isfinite(features).all():
             raise UserError(f'{path}: features_{split} are not all finite; write the file again')
     if splits['train'].features.shape[1] != splits['test'].features.shape[1]:
         raise UserError(f'{path}: features of the two splits differ in width; write the file again')
-    return splits, str(open_member(path, 'method')) if has_member(path, 'method') else 'features'
+    method = np.asarray(open_member(path, 'method')) if has_member(path, 'method') else np.array('features')
+    if method.ndim or method.dtype.kind != 'U':
+        raise UserError(f'{path}: method is {method.dtype} {method.shape}, no name; write the file again')
+    return splits, str(method)
+
+
+def check_protocol(labels: dict[str, np.ndarray], num_classes: int, protocol: str, k: int, every: int) -> None:
+    """UserError when the clips with these labels (N,), by split, are too few for the protocol."""
+    if protocol == 'knn':
+        _check_neighbours(k, len(labels['train']))
+    else:
+        _novel(num_classes, every)
+
+
+def _check_neighbours(k: int, clips: int) -> None:
+    if k > clips:
+        raise UserError(f'--k {k} exceeds the {clips} training clips; give less')
+
+
+def _novel(num_classes: int, every: int) -> np.ndarray:
+    novel = novel_classes(num_classes, every) if every else np.empty(0, dtype=np.int64)
+    if len(novel) < 2:
+        raise UserError(f'--novel_every {every} makes {len(novel)} of {num_classes} classes novel; 2 are the least')
+    return novel
 
 
 def knn(splits: dict[str, Features], k: int, metric: str) -> np.ndarray:
     """Labels (N,) for the test split: the majority among the k nearest training clips; of a tie the lowest."""
     train, test = splits['train'], splits['test']
-    if k > len(train.label):
-        raise UserError(f'--k {k} exceeds the {len(train.label)} training clips')
+    _check_neighbours(k, len(train.label))
     classifier = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(train.features, train.label)
     return classifier.predict(test.features)
 
@@ -83,9 +109,7 @@ def one_shot(splits: dict[str, Features], num_classes: int, every: int, metric: 
     NTU RGB+D 120's one-shot protocol where the file is NTU120_OneShot.npz; the same idea on any other. The novel
     classes are every `every`-th one, from the first on.
     """
-    novel, test = novel_classes(num_classes, every) if every else [], splits['test']
-    if len(novel) < 2:
-        raise UserError(f'--novel_every {every} makes {len(novel)} of {num_classes} classes novel; 2 are the least')
+    novel, test = _novel(num_classes, every), splits['test']
     shown = exemplars(splits, novel)
     asked = Features(*(field[np.isin(test.label, novel) & ~np.isin(test.name, shown.name)] for field in test))
     if not len(asked.label):

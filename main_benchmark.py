@@ -28,8 +28,8 @@ from util.args import parse_args, resolve_batch
 from util.attention import shape_of, use_kernel
 from util.bench import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
 from util.dist import World, joined
-from util.errors import UserError, run_main
-from util.files import write_json
+from util.errors import Parser, UserError, run_main
+from util.files import check_writable, write_json
 from util.flops import clip_flops
 from util.log import describe_machine
 from util.loop import Precision, Trainer
@@ -190,7 +190,7 @@ def names(allowed):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--stages', type=names(BUILD), default=['pretrain', 'evaluate'], help=','.join(BUILD))
     add('--modes', type=names(MODES), default=['plain', 'fused', 'bf16'], help=','.join(MODES))
@@ -212,8 +212,8 @@ def main(argv: list[str] | None = None) -> int:
         options.steps = options.steps or (70 if on_gpu else 2)
         options.batch_size = options.batch_size or (None if on_gpu else 8)
         options.num_workers = options.num_workers if options.num_workers is not None else (8 if on_gpu else 0)
-        data_path = options.data_path or str(make_data(options, Path(scratch), world.size))
         check(options, on_gpu)
+        data_path = options.data_path or str(make_data(options, Path(scratch), world.size))
         if world.is_main:
             print(f'{describe_machine(world.device)}, {world.size} processes; a turn is {options.steps} steps, median '
                   f'of {options.repeats} turns', flush=True)
@@ -236,11 +236,17 @@ def check(options: argparse.Namespace, on_gpu: bool) -> None:
         raise UserError('--modes tf32 needs a CUDA GPU; leave it out')
     if options.batch_size == 1 and {'finetune', 'linprobe'} & set(options.stages):
         raise UserError('--batch_size 1: the heads normalise over a batch; give 2 clips or more')
+    if options.modes == ['nonempty'] and 'pretrain' not in options.stages:
+        raise UserError('--modes nonempty is one of pre-training only; give another, or --stages pretrain')
     for path in filter(None, (options.profile, options.json)):
-        try:
-            path.open('a').close()
-        except OSError as error:
-            raise UserError(f'{path}: cannot be written ({error.strerror}); give another') from error
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f'{path}: cannot be written (it is a folder, or in none); give another')
+        check_writable(path.parent)
+    if options.data_path:
+        for recipe in ('pretrain', 'finetune', 'linprobe'):
+            num_joints = settings(recipe, options, options.data_path).num_joints
+        for split in ('train', 'test'):
+            SkeletonDataset(options.data_path, split, num_joints)
 
 
 def settings(recipe: str, options: argparse.Namespace, data_path: str) -> argparse.Namespace:

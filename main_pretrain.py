@@ -14,6 +14,7 @@ from model_mamp import MAMP
 from util.args import parse_args, resolve_batch, settings_for
 from util.dist import World, joined
 from util.errors import run_main
+from util.files import check_writable
 from util.log import set_up_console
 from util.loop import Trainer
 from util.optim import adamw
@@ -36,10 +37,13 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
     """Builds data, model and optimiser, trains, and returns what result.json says."""
     resolve_batch(args, world.size)
     dataset = SkeletonDataset(args.data_path, 'train', args.num_joints)
+    check_writable(args.output_dir)
+    check_writable(args.log_dir)
     model, optimizer = build_model(args, world.device)
     trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
     if args.resume:
         trainer.resume(args.resume)
+    dataset.look_through(world.rank, world.size)
     return trainer.fit(engine_pretrain.train_one_epoch)
 
 

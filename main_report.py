@@ -10,15 +10,16 @@ python main_report.py --readme README.md
 import argparse
 from pathlib import Path
 
-from util.errors import UserError, run_main
+from util.errors import Parser, UserError, run_main
 from util.figures import draw_confusion, draw_curves, draw_tsne
+from util.files import check_writable
 from util.report import rewrite_tables, tables
 from util.results import read_results
 from util.scores import class_table, pairs_table, read_features, read_scores, write_ensemble
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('folder', type=Path, nargs='?', help='folder with finished runs, at any depth: one table a benchmark')
     add('--all_rows', action='store_true', help='also the published rows that no run of ours is there for')
@@ -48,6 +49,10 @@ def check(args: argparse.Namespace) -> None:
     if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
         raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
                         '--help explains them')
+    for path in filter(None, (args.figure, args.confusion, args.tsne)):
+        check_writable(path.parent)
+    if args.out:
+        check_writable(args.out)
     if args.pairs < 0 or args.points < 5 or not 0 <= args.seed < 2**32:
         raise UserError('--pairs must be at least 0, --points at least 5, --seed from 0 to 4294967295')
 

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from engine_finetune import predict, start_encoder
-from engine_retrieval import Features, knn, one_shot, read_features, write_features
+from engine_retrieval import Features, check_protocol, knn, one_shot, read_features, write_features
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
@@ -21,8 +21,8 @@ from model_transformer import SkeletonEncoder
 from util.args import parse_args, settings_for
 from util.attention import choose_kernel, shape_of
 from util.dist import World, joined
-from util.errors import run_main
-from util.files import write_json
+from util.errors import UserError, run_main
+from util.files import check_writable, write_json
 from util.log import code_version, describe_machine, set_up_console
 from util.loop import Precision, compile_blocks
 
@@ -31,25 +31,33 @@ log = logging.getLogger(__name__)
 
 def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features], dict]:
     """Features of both splits, and what result.json says of the encoder they come from."""
+    datasets = {split: SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test')}
+    num_classes = datasets['train'].num_classes
+    if datasets['test'].num_classes != num_classes:
+        raise UserError(f'{args.data_path}: y_train has {num_classes} classes, y_test {datasets["test"].num_classes}; '
+                        'write the file again')
+    check_protocol({split: dataset.label.numpy() for split, dataset in datasets.items()}, num_classes, args.protocol,
+                   args.k, args.novel_every)
+    names = {split: dataset.names for split, dataset in datasets.items()}
     torch.manual_seed(args.seed)
     model = SkeletonEncoder(**settings_for(SkeletonEncoder, args)).to(world.device)
     facts = start_encoder(model, args)
     compile_blocks(model, args.compile, world.device)
     precision, clips_of = Precision(args.precision, world.device), ClipMaker(args.num_frames, args.stream, args.seed)
     splits = {}
-    for split in ('train', 'test'):
-        dataset = SkeletonDataset(args.data_path, split, args.num_joints)
+    for split, dataset in datasets.items():
         choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)
         batches = EvalBatches(len(dataset), args.batch_size, world.rank, world.size)
         loader = make_loader(dataset, batches, args.num_workers, world.device, args.data_on_device)
         found = predict(model, loader, clips_of, precision, world, len(dataset))
-        splits[split] = Features(found['features'], dataset.names, dataset.label.numpy())
-    return splits, facts | {'precision': precision.name, 'num_classes': dataset.num_classes}
+        splits[split] = Features(found['features'], names[split], dataset.label.numpy())
+    return splits, facts | {'precision': precision.name, 'num_classes': num_classes}
 
 
 def retrieve(args: argparse.Namespace, world: World) -> dict:
     """Features from the encoder or a file, the protocol on them, and what result.json says."""
     began = time.perf_counter()
+    check_writable(args.output_dir)
     if args.features:
         splits, method = read_features(args.features)
         facts = {'method': method, 'pretraining': None,

@@ -3,7 +3,7 @@
 python main_visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --out clip.png
 """
 
-import argparse
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 import matplotlib
@@ -19,9 +19,12 @@ from feeder.layouts import Layout, layout_of  # noqa: E402
 from model_mamp import MAMP, motion, motion_intensity, patchify  # noqa: E402
 from util import checkpoint  # noqa: E402
 from util.args import settings_for  # noqa: E402
-from util.errors import UserError, run_main  # noqa: E402
-from util.files import replacing  # noqa: E402
+from util.errors import Parser, UserError, run_main  # noqa: E402
+from util.files import check_writable, replacing  # noqa: E402
+from util.options import Number  # noqa: E402
 
+NEEDED = ('decoder_depth', 'data_path', 'benchmark', 'stream', 'num_joints', 'num_frames', 't_patch_size', 'seed',
+          'mask_ratio', 'motion_stride', 'motion_aware_tau', 'target', 'norm_skes_loss')    # of a model's settings
 KEPT, HIDDEN, PREDICTED = '#1f4e9c', '#c9ccd1', '#d9541e'
 
 
@@ -29,9 +32,13 @@ def load_model(path: str) -> tuple[MAMP, dict]:
     """The pre-trained model of a checkpoint, in eval mode, and the settings it was trained with."""
     state = checkpoint.load(path)
     settings = state['args']
-    if 'decoder_depth' not in settings:
-        raise UserError(f'{path}: not a pre-training checkpoint of main_pretrain.py')
-    model = MAMP(**settings_for(MAMP, settings))
+    if not set(NEEDED) <= set(settings):
+        raise UserError(f'{path}: not a pre-training checkpoint of main_pretrain.py; give one')
+    try:
+        model = MAMP(**settings_for(MAMP, settings))
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f'{path}: its settings make no model ({" ".join(str(error).split())}); take another '
+                        'checkpoint') from error
     checkpoint.load_model(model, state['model'], path)
     return model.eval(), settings
 
@@ -119,19 +126,22 @@ def draw(inside: dict, layout: Layout, settings: dict, title: str, path: Path) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', required=True, help='a pre-training checkpoint of main_pretrain.py')
     parser.add_argument('--data_path', help='npz of the clip (default: what the model was trained on)')
     parser.add_argument('--split', choices=('train', 'test'), default='test')
     parser.add_argument('--clip', type=int, default=0, help='row in the split')
-    parser.add_argument('--seed', type=int, default=0, help='of the mask')
+    parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
     parser.add_argument('--out', type=Path, default=Path('clip.png'), help='the picture')
     args = parser.parse_args(argv)
 
+    check_writable(args.out.parent)
+    if args.out.is_dir():
+        raise UserError(f'--out {args.out}: is a folder; give the name of a PNG file')
     model, settings = load_model(args.checkpoint)
     dataset = SkeletonDataset(args.data_path or settings['data_path'], args.split, settings['num_joints'])
     if not 0 <= args.clip < len(dataset):
-        raise UserError(f'--clip {args.clip}: {args.split} has the clips 0 to {len(dataset) - 1}')
+        raise UserError(f'--clip {args.clip}: {args.split} has the clips 0 to {len(dataset) - 1}; give one of them')
     batch = dataset[[(args.clip, 0)]]
     if isinstance(batch, UserError):
         raise batch

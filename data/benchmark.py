@@ -10,7 +10,6 @@ process included, and memory is the largest sum over the processes of one run. A
 A generated file takes about a megabyte of $TMPDIR, pickles and output included. Linux only: memory is read from /proc.
 """
 
-import argparse
 import json
 import os
 import pickle
@@ -32,7 +31,7 @@ from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import Body, Recording, facts_of
 from data.pipeline import find_sources
 from data.prepare_ntu import DATASETS, order
-from util.errors import UserError, run_main
+from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent
 DATASET = DATASETS['synth']
@@ -157,7 +156,7 @@ def _compare_files(paths: list[Path]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='preparation of NTU RGB+D text: speed and memory')
+    parser = Parser(description='preparation of NTU RGB+D text: speed and memory')
     parser.add_argument('--samples', type=int, nargs='+', default=[1000], help='numbers of generated files')
     parser.add_argument('--raw', type=Path, help='a folder of .skeleton files to use instead (actions up to 12)')
     parser.add_argument('--repeats', type=int, default=3, help='turns; the table has medians')

@@ -19,7 +19,6 @@ Axis letters: N clips of a split, B clips of a block, T frames, F frames of a bl
 V joints, C = 3 coordinates in metres. Rows and labels count from 0.
 """
 
-import argparse
 import sys
 import zipfile
 from collections import Counter
@@ -37,8 +36,8 @@ if not __package__:  # run by path: the repository's root is not on the search p
 
 from data.ntu_text import NAME
 from feeder.npz import open_member
-from util.errors import UserError, run_main
-from util.files import write_json
+from util.errors import Parser, UserError, run_main
+from util.files import check_writable, write_json
 
 SPLITS = ('train', 'test')
 NUMBERS = {'x_train': 'float32', 'y_train': 'float64', 'x_test': 'float32', 'y_test': 'float64'}
@@ -335,12 +334,14 @@ def report(facts: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='what interchange files hold, and what is off with them')
+    parser = Parser(description='what interchange files hold, and what is off with them')
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE.npz')
     parser.add_argument('--json', type=Path, metavar='FILE.json', help='the facts as JSON as well')
     args = parser.parse_args(argv)
     if args.json and args.json.suffix != '.json':
-        parser.error(f'--json {args.json}: give it a name that ends with .json')
+        raise UserError(f'--json {args.json}: give it a name that ends with .json')
+    if args.json:
+        check_writable(args.json.parent)
 
     checked, opened = [], [open_members(path) for path in args.files]
     for path, (arrays, faults) in zip(args.files, opened, strict=True):

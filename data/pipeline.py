@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data.common import npz_writer, one_hot
 from util.errors import UserError
-from util.files import replacing
+from util.files import check_members, replacing
 
 ROWS = 1024        # labels that become one-hot at a time
 LARGEST = 1 << 26  # bytes of a raw file; real ones have ten million at most
@@ -64,7 +64,15 @@ class Source(NamedTuple):
             size = archive.getinfo(self.member).file_size if archive else self.path.stat().st_size
             if size > LARGEST:
                 raise UserError(f'{size / 1e6:,.0f} MB are too many for a raw file')
-            return archive.read(self.member) if archive else self.path.read_bytes()
+            if archive:
+                return archive.read(self.member)
+            with open(self.path, 'rb') as file:
+                if self.path.is_file():
+                    return file.read()
+                text = file.read(LARGEST + 1)       # of a device or a pipe, whose size nobody tells
+            if len(text) > LARGEST:
+                raise UserError('is a device without an end, not a raw file')
+            return text
         except UserError:
             raise
         except OSError as error:
@@ -111,7 +119,10 @@ def _in_zip(path: Path, suffix: str) -> list[Source]:
         raise UserError(f'{path}: does not exist; give --raw the folder or the zip of the raw files')
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(path, archive)
             names = archive.namelist()
+    except UserError:
+        raise
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise UserError(f'{path}: neither a folder nor a whole zip ({error}); give the folder that holds the files, or '
                         'download the zip again') from error

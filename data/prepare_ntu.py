@@ -8,7 +8,6 @@ action come from its name. Left out are the 535 samples with unusable skeletons 
 files of NTU-120. What remains keeps the order and every bit of the files that the authors' scripts write.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from data.pipeline import (
     settle_damaged,
     write_protocol,
 )
-from util.errors import UserError, run_main
+from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent
 RAW = HERE / 'nturgbd_raw'
@@ -135,7 +134,7 @@ def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='NTU RGB+D raw skeletons to NTU60_*.npz or NTU120_*.npz')
+    parser = Parser(description='NTU RGB+D raw skeletons to NTU60_*.npz or NTU120_*.npz')
     parser.add_argument('--dataset', choices=DATASETS, required=True, help='synth: what data/synthesize.py wrote')
     parser.add_argument('--raw', type=Path, nargs='+', help='folders or zips; default: those in data/nturgbd_raw')
     parser.add_argument('--out', type=Path, help='folder for the files; default: ntu, ntu120 or synthetic in data/')

@@ -14,7 +14,6 @@ In the release as it circulates the view 3 clips of actions a02 and a03 are copi
 of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them.
 """
 
-import argparse
 import json
 import lzma
 import os
@@ -25,6 +24,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -34,7 +34,10 @@ if not __package__:  # run by path: the repository's root is not on the search p
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.common import one_hot, pad, split_members, write_npz
-from util.errors import UserError, run_main
+from data.pipeline import LARGEST
+from data.pipeline import Source as FileSource
+from util.errors import Parser, UserError, run_main
+from util.files import check_writable
 
 CLIPS, CLASSES, JOINTS = 1484, 10, 20
 CENTRE = 1  # joint 2, the spine
@@ -93,6 +96,8 @@ def _clean(skeletons: object, name: str) -> np.ndarray:
         frames = np.array(skeletons)
     except ValueError as error:
         raise UserError(f'{name}.json: frames or joints of different lengths; {AGAIN}') from error
+    except OverflowError as error:
+        raise UserError(f'{name}.json: a coordinate is beyond every float; {AGAIN}') from error
     if frames.shape == (0,):
         raise UserError(f'{name}.json: no frame in it; {AGAIN}, or leave it out')
     if frames.shape[1:] != (JOINTS, 3):
@@ -112,13 +117,20 @@ def is_clip(path: PurePath) -> bool:
     return path.suffix == '.json' and not path.name.startswith('.')
 
 
+def read_file(path: Path) -> bytes:
+    try:
+        return FileSource(path).read()
+    except UserError as error:
+        raise UserError(f'{path}: {error}; {AGAIN}') from error
+
+
 @contextmanager
 def open_folder(raw: Path) -> Iterator[list[Source]]:
     """The clips below `raw`, sorted."""
     try:
         folders = [path for path in raw.rglob('all_sqe') if path.is_dir()] or [raw]
         paths = sorted(path for folder in folders for path in folder.iterdir() if is_clip(path))
-        yield [(path, path.read_bytes) for path in paths]
+        yield [(path, partial(read_file, path)) for path in paths]
     except OSError as error:
         raise UserError(f'{error.filename}: cannot be read ({error.strerror}); {AGAIN}') from error
 
@@ -127,19 +139,46 @@ def open_folder(raw: Path) -> Iterator[list[Source]]:
 def open_tar(raw: Path) -> Iterator[list[Source]]:
     """The clips in the archive `raw`, in its order: a compressed one is slow to go back in."""
     try:
-        with tarfile.open(raw) as tar:
-            members = [(PurePath(member.name), member) for member in tar if not member.isdir()]
+        with tarfile.open(raw, tarinfo=_Header) as tar:
+            members = [(PurePath(member.name), member) for member in map(_checked, tar) if not member.isdir()]
             _check_end(tar)
             clips = [(path, member) for path, member in members if is_clip(path)]
             chosen = ([source for source in clips if source[0].parent.name == 'all_sqe']
                       or [source for source in clips if len(source[0].parts) == 1])
-            if any(not member.isreg() for _, member in chosen):
-                raise UserError(f'{raw}: has links in place of clips; pack the files themselves')
             yield [(path, lambda member=member: tar.extractfile(member).read()) for path, member in chosen]
+    except _Refused as error:
+        raise UserError(f'{raw}: refused, {error}; get it from a source you trust') from error
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         reason = getattr(error, 'strerror', None) or 'it is none, or damaged, or cut short'
         raise UserError(f'{raw}: cannot be read as a tar archive ({reason}); give a .tar, .tar.xz or .tar.gz, '
                         f'downloaded again if need be, or a folder') from error
+
+
+class _Refused(UserError):
+    """What an archive has that none of clips has."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header as it is met: what follows a long one is read at once, whatever it is."""
+
+    @classmethod
+    def frombuf(cls, *block):
+        header = super().frombuf(*block)
+        if header.size > LARGEST:
+            raise _Refused(f'{header.name!r:.80} of {header.size:,} bytes is too large for a clip')
+        return header
+
+
+def _checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member, when it is a file or a folder, in the archive, and of a size that clips have."""
+    name = PurePath(member.name)
+    if name.is_absolute() or '..' in name.parts:
+        raise _Refused(f'{member.name!r:.80} leads out of the archive')
+    if not (member.isreg() or member.isdir()):
+        raise _Refused(f'{member.name!r:.80} is neither a file nor a folder, but one of links or devices')
+    if member.size > LARGEST:
+        raise _Refused(f'{member.name!r:.80} of {member.size:,} bytes is too large for a clip')
+    return member
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -147,8 +186,10 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError('no end-of-archive block')
-    while tar.fileobj.read(2 ** 20):  # on to where the decompressor compares its checksum
-        pass
+    for _ in range(LARGEST >> 20):  # on to where the decompressor compares its checksum
+        if not tar.fileobj.read(1 << 20):
+            return
+    raise _Refused(f'more than {LARGEST:,} bytes follow its last member')
 
 
 def read_clips(raw: Path) -> dict[str, tuple[np.ndarray, int]]:
@@ -197,12 +238,13 @@ def count_copies(members: dict[str, np.ndarray]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Northwestern-UCLA (all_sqe JSON) to NWUCLA_*.npz')
+    parser = Parser(description='Northwestern-UCLA (all_sqe JSON) to NWUCLA_*.npz')
     parser.add_argument('--raw', type=Path, required=True, help='folder, .tar, .tar.xz or .tar.gz')
     parser.add_argument('--out', type=Path, required=True, help='folder for the files; made when missing')
     parser.add_argument('--protocol', nargs='+', choices=PROTOCOLS, default=['xview', 'xsub'],
                         help='default: xview and xsub')
     args = parser.parse_args(argv)
+    check_writable(args.out)
 
     start = time.perf_counter()
     clips = read_clips(args.raw)

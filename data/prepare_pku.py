@@ -8,7 +8,6 @@ class,start,end,confidence) and the two split files, cross-subject.txt and cross
 circulate. Each label row is a sample, not centred, cut at 300 frames; videos in sorted order, then label rows.
 """
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from data.ntu_text import FARTHEST, split_lines
 from data.pipeline import (
     Parsed,
     Sample,
+    Source,
     Tally,
     add_options,
     chosen_protocols,
@@ -31,7 +31,7 @@ from data.pipeline import (
     settle_damaged,
     write_protocol,
 )
-from util.errors import UserError, run_main
+from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent
 CLASSES, FRAMES, WIDTH = 51, 300, 150
@@ -95,9 +95,9 @@ def training_videos(path: Path) -> list[str]:
 
 def read_text(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror})') from error
+        return Source(path).read()
+    except UserError as error:
+        raise UserError(f'{path} {error}') from error
 
 
 def parse_skeleton(text: bytes) -> np.ndarray:
@@ -165,7 +165,7 @@ def parse(video: Video) -> Parsed:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='PKU-MMD raw skeletons to PKUv1_*.npz or PKUv2_*.npz')
+    parser = Parser(description='PKU-MMD raw skeletons to PKUv1_*.npz or PKUv2_*.npz')
     parser.add_argument('--phase', type=int, choices=(1, 2), required=True)
     parser.add_argument('--raw', type=Path, help='default: data/pku_raw/v1 or v2')
     parser.add_argument('--out', type=Path, help='folder for the files; default: data/pku_v1 or pku_v2')

@@ -35,7 +35,7 @@ if not __package__:  # run by path: the repository's root is not on the search p
 from data.body import ARM_JOINTS, JOINTS, LEG_JOINTS, SPINE, TIPS, mirror, pose, quaternions, rotations, turn
 from data.pipeline import convert, open_pool
 from data.prepare_ntu import PERFORMERS_60
-from util.errors import UserError, run_main
+from util.errors import Parser, UserError, run_main
 
 FPS, SHORTEST, LONGEST = 30, 55, 90  # frames a second and a clip
 PERFORMERS, CAMERAS, SETUPS, REPLICATIONS = 40, 3, 17, 2  # of NTU RGB+D 60
@@ -445,7 +445,7 @@ def write_all(args: argparse.Namespace, folder: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(description='made-up recordings in the raw text of NTU RGB+D or PKU-MMD')
+    parser = Parser(description='made-up recordings in the raw text of NTU RGB+D or PKU-MMD')
     parser.add_argument('--out', type=Path, required=True, help='folder for the set; a new or an empty one')
     parser.add_argument('--format', choices=('ntu', 'pku'), default='ntu',
                         help='ntu: a file a clip; pku: a video shows one clip of each class')

@@ -47,9 +47,9 @@ class SkeletonDataset(Dataset):
         if self.x.shape[2] == 0 or self.x.shape[2] % (3 * num_joints):
             raise UserError(f'{path}: {self.x.shape[2]} numbers a frame are not whole bodies of {num_joints} joints; '
                             'correct --num_joints or --data_path')
-        if y.ndim != 2 or len(y) != len(self.x):
-            raise UserError(f'{path}: y_{split} {y.shape} is not one-hot labels for the {len(self.x)} clips of '
-                            f'x_{split}; write the file again')
+        if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf':
+            raise UserError(f'{path}: y_{split} is {y.dtype} {y.shape}, not one-hot labels for the {len(self.x)} clips '
+                            f'of x_{split}; write the file again')
         if len(y) and not (np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all()):
             raise UserError(f'{path}: y_{split} is not one-hot; write the file again')
         if self.x.shape[1] == 0 or len(self.x) == 0:
@@ -103,6 +103,13 @@ class SkeletonDataset(Dataset):
                                 'mend or remove it and write the file again')
             self.num_valid[i] = max(np.count_nonzero(sums), 1)
         return self.num_valid[index]
+
+    def look_through(self, rank: int = 0, world_size: int = 1) -> None:
+        """Raises `count_valid`'s UserError, if there is cause, now and not in the middle of an epoch.
+
+        Each process looks at its share of the clips that take part; what it counts it need not count again.
+        """
+        self.count_valid(self.rows[rank::world_size])
 
     def pack(self, index: np.ndarray) -> torch.Tensor:
         """The valid frames of these clips one after the other, (B,) rows -> (F, M, V, C); raises as `count_valid`."""

@@ -53,8 +53,7 @@ def test_what_cannot_be_measured_is_refused_first(tmp_path):
     refusal(lambda: main_benchmark.main([*given, 'fused', '--profile', '/nowhere/p']), '/nowhere/p')
     given += ['fused', '--stages', 'finetune', '--batch_size', '1']
     refusal(lambda: main_benchmark.main(given), '--batch_size 1')
-    with pytest.raises(SystemExit):
-        main_benchmark.main(['--modes', 'slow'])
+    refusal(lambda: main_benchmark.main(['--modes', 'slow']), '--modes', 'slow')
 
 
 @pytest.fixture

@@ -398,9 +398,8 @@ def test_several_files_and_json(members, tmp_path, capsys):
         assert capsys.readouterr().out.count('nothing is off') == files.count(good)
     assert facts.stat().st_size < 10_000
     before = good.read_bytes()
-    with pytest.raises(SystemExit) as end:
-        check.main(['--json', str(good), str(bad)])
-    assert end.value.code == 2 and good.read_bytes() == before, 'a data file is never written over'
+    refusal(lambda: check.main(['--json', str(good), str(bad)]), good, '.json')
+    assert good.read_bytes() == before, 'a data file is never written over'
 
 
 def test_exit_codes_by_path(members, tmp_path):

@@ -480,7 +480,7 @@ def test_bad_options(raw, tmp_path, capsys):
     for options in (['--workers', '0'], ['--workers', '-1'], ['--workers', 'x'], ['--dataset', 'ntu'], ['--protocol'],
                     ['--no_such_option']):
         assert prepare(raw, out, *options) == 2
-        assert 'usage' in capsys.readouterr().err and folder_of(out) == before
+        assert '--help lists the options' in capsys.readouterr().err and folder_of(out) == before
 
 
 @pytest.mark.parametrize('place', ['file', 'file/below', 'x' * 300])

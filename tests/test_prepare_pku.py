@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from data import prepare_pku
 from data.prepare_pku import Video, parse, parse_label, parse_skeleton
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from util.errors import UserError, run_main
 
 SHARED = Path(os.environ.get('MAMP_SHARED', ROOT / '../shared'))
@@ -380,8 +380,7 @@ def test_asked_for_protocols(raw, tmp_path, capsys):
     refused(capsys, raw, tmp_path / 'out', '--protocol', 'xset', 'xsub', 'xview', more=['--protocol', 'xsub', 'xset'])
     for bad in (['--workers', '0'], ['--workers', 'x'], ['--phase', '3']):
         assert prepare(raw, tmp_path / 'out', *bad) == 2
-    with pytest.raises(SystemExit):
-        prepare_pku.main(['--raw', str(raw)])
+    refusal(lambda: prepare_pku.main(['--raw', str(raw)]), '--phase')
 
 
 @pytest.mark.parametrize('phase', [1, 2])

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
+from feeder.layouts import parents_of
 from util.errors import UserError
-from util.options import STAGES, build_parser
+from util.options import STAGES, build_parser, shown
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +50,33 @@ def _overlay(settings: dict, layer: dict) -> None:
     settings.update(layer)
 
 
+class _Unclear(yaml.YAMLError):
+    """YAML that is none for settings."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: nothing in it is run, no key stands twice, and no value refers to another place.
+
+    Of references a few lines can stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise _Unclear(f'line {event.start_mark.line + 1}: *{event.anchor} refers to another place; write the '
+                           'values out')
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        marks = {}
+        for key, _ in node.value:
+            here = key.start_mark
+            if isinstance(key, yaml.ScalarNode) and (first := marks.setdefault((key.tag, key.value), here)) is not here:
+                raise _Unclear(f'line {here.line + 1}: {shown(key.value)} stands there twice, first in line '
+                               f'{first.line + 1}; keep one')
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: str | Path, stage: str) -> list[dict]:
     """A YAML file's layers for `stage`: its common keys this stage knows, then the stage's own map, values typed.
 
@@ -56,11 +84,13 @@ def read_config(path: str | Path, stage: str) -> list[dict]:
     knows, and a value of the wrong type.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: not YAML ({" ".join(str(error).split())})') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror}); correct --config') from error
+    except _Unclear as error:
+        raise UserError(f'{path}: {error}') from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of ValueError: no UTF-8, no such date
+        raise UserError(f'{path}: not YAML ({" ".join(str(error).split())}); correct it') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: not a map of settings')
     known = {name: {action.dest: action for action in _options(build_parser(name)) if action.dest != 'config'}
@@ -82,11 +112,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
     """`value` as the option `key` would have it."""
     if key not in options:
         near = difflib.get_close_matches(str(key), options, n=1)
-        raise UserError(f'{where}: unknown setting {key!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+        raise UserError(f'{where}: unknown setting {shown(key)}' + (f'; did you mean {near[0]!r}?' if near else ''))
     action = options[key]
     if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
-            raise UserError(f'{where}: {key}: {value!r} is not true or false')
+            raise UserError(f'{where}: {key}: {shown(value)} is not true or false')
         return value
     if value is None and action.default is None:
         return None
@@ -96,11 +126,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
         elif isinstance(value, list) and len(value) == action.nargs:
             value = [action.type(item) for item in value]
         else:
-            raise argparse.ArgumentTypeError(f'{value!r} is not a list of {action.nargs}')
+            raise argparse.ArgumentTypeError(f'{shown(value)} is not a list of {action.nargs}')
     except argparse.ArgumentTypeError as error:
         raise UserError(f'{where}: {key}: {error}') from None
     if action.choices is not None and value not in action.choices:
-        raise UserError(f'{where}: {key}: {value!r} is not one of {", ".join(action.choices)}')
+        raise UserError(f'{where}: {key}: {shown(value)} is not one of {", ".join(action.choices)}')
     return value
 
 
@@ -124,6 +154,8 @@ def _check(args: argparse.Namespace, stage: str) -> None:
 
 
 def _check_model(args: argparse.Namespace) -> None:
+    if args.stream == 'bone':
+        parents_of(args.num_joints)
     if args.num_frames % args.t_patch_size:
         raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
     for width in ('dim_feat', 'decoder_dim_feat'):

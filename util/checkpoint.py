@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import check_members, replacing
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +82,18 @@ def load(path: str | Path) -> dict:
     Only tensors, plain values and argparse.Namespace are accepted; a Namespace comes back as a dict. Raises UserError
     for a file that is missing, damaged, not what its PATH.sha256 says, holds any other class, or has no weights.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise UserError(f'{path}: is no file; give a checkpoint, {LAST} of a run say')
     sums = noted(path)
     try:
         if sums and digest_of(path) not in sums:
             raise UserError(f'{path}: altered since it was written ({_sum_file(path).name} says otherwise); take '
                             'another one, or remove that note if the change was yours')
+        _check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        raise UserError(f'{path}: no such checkpoint') from None
+        raise UserError(f'{path}: no such checkpoint; give the path of one, {LAST} of a run say') from None
     except UserError:
         raise
     except Exception as error:      # a damaged pickle may fail in any way
@@ -99,15 +103,53 @@ def load(path: str | Path) -> dict:
                             'argparse.Namespace are loaded') from error
         raise UserError(f'{path}: not a whole checkpoint ({_one_line(error)}); take another one') from error
     if not isinstance(content, dict):
-        raise UserError(f'{path}: not a checkpoint: it holds a {type(content).__name__}')
+        raise UserError(f'{path}: not a checkpoint: it holds a {type(content).__name__}; take another one')
     weights = content.get('model', content)
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f'{path}: not a checkpoint: it has no model weights')
+    if not isinstance(weights, dict) or not weights or not all(
+            isinstance(name, str) and _is_array(value) for name, value in weights.items()):
+        raise UserError(f'{path}: not a checkpoint: it has no model weights; take another one')
     if weights is content:
         content = {'model': content}
     settings = content.get('args')
     content['args'] = vars(settings) if isinstance(settings, argparse.Namespace) else settings or {}
+    if fault := next((name for name, fits in FIELDS.items() if name in content and not fits(content[name])), None):
+        raise UserError(f'{path}: not a checkpoint: its {fault!r} is none; take another one')
     return content
+
+
+def _check_archive(path: str | Path) -> None:
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':       # written before PyTorch 1.6
+            return
+    with zipfile.ZipFile(path) as archive:
+        check_members(path, archive)
+
+
+def _is_array(value) -> bool:
+    """Whether it is a tensor of numbers that are all there: a hostile one shows few of them many times over."""
+    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+            and value.device.type == 'cpu' and value.nbytes <= value.untyped_storage().nbytes())
+
+
+def _is_plain(value) -> bool:
+    return isinstance(value, str | int | float | None)
+
+
+def _is_map(value, deep: bool = False) -> bool:
+    """Text to plain values, or `deep` to maps of them."""
+    return isinstance(value, dict) and all(isinstance(name, str) and (_is_plain(item) or (deep and _is_map(item)))
+                                           for name, item in value.items())
+
+
+FIELDS = {  # of a checkpoint: what they must be; the weights are looked at for themselves
+    'args': lambda value: isinstance(value, dict) and not any(map(torch.is_tensor, value.values())),
+    'epoch': lambda value: isinstance(value, int) and value >= -1,
+    'step': lambda value: isinstance(value, int) and value >= 0,
+    'optimizer': lambda value: isinstance(value, dict),
+    'record': lambda value: _is_map(value, deep=True),
+    'method': lambda value: isinstance(value, str),
+    'pretraining': lambda value: value is None or _is_map(value),
+}
 
 
 def newest(folder: str | Path) -> tuple[Path, dict] | None:
@@ -150,7 +192,19 @@ def load_model(model: nn.Module, weights: dict, path: str | Path, resize: bool =
 
     `resize` fits the segment embeddings to another number of frames; not for resuming, where moments go with them.
     """
+    given, own = _stage_of(weights), _stage_of(model.state_dict())
+    if given != own:
+        raise UserError(f'{path}: is a checkpoint of {given}, where one of {own} is needed; give one, or start from '
+                        'the encoder of this one with --finetune')
     _load_strictly(model, resize_temp_embed(weights, model) if resize else weights, path)
+
+
+def _stage_of(weights: dict) -> str:
+    for stage, begins in (('pre-training', ('decoder_', 'mask_token')), ('fine-tuning', 'head.fc1.'),
+                          ('a linear probe', 'head.fc.')):
+        if any(name.startswith(begins) for name in weights):
+            return stage
+    return 'an encoder alone'
 
 
 def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:
@@ -168,8 +222,9 @@ def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
         if not name.endswith('temp_embed') or name not in weights:
             continue
         given = weights[name]
-        if given.ndim != 4 or given.shape[1] == own.shape[1]:
-            continue
+        if given.shape[1:2] == own.shape[1:2] or 0 in given.shape or not given.is_floating_point() \
+                or given.shape[:1] + given.shape[2:] != own.shape[:1] + own.shape[2:]:
+            continue        # it fits, or it will be refused
         log.info('%s: resized from %d to %d segments', name, given.shape[1], own.shape[1])
         image = given.permute(0, 3, 1, 2)                                               # (1, D, P, 1)
         image = F.interpolate(image, (own.shape[1], 1), mode='bicubic', align_corners=False)
@@ -186,5 +241,7 @@ def _load_strictly(model: nn.Module, weights: dict, path: str | Path) -> None:
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; give the settings it was '
-                        'trained with (--dim_feat, --depth, --num_joints, …)')
+                        'trained with (--dim_feat, --depth, --num_joints, …), and data of as many classes')
+    if wrong := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise UserError(f'{path}: {wrong[0]} holds NaN or infinity; take another checkpoint')
     model.load_state_dict(weights)

@@ -1,5 +1,7 @@
 """How a command ends: 0, 2 for an error of the user's (one line, no traceback), 1 for a failure of ours."""
 
+import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -12,6 +14,19 @@ class UserError(ValueError):
     label = 'error'
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are UserErrors; of an unknown option they name the nearest known one."""
+
+    def __init__(self, **settings):
+        super().__init__(**{'allow_abbrev': False} | settings)
+
+    def error(self, message: str):
+        stranger = message.removeprefix('unrecognized arguments: ').split(' ')[0].split('=')[0]
+        near = difflib.get_close_matches(stranger, self._option_string_actions, n=1)
+        guess = f'; did you mean {near[0]}?' if near and message.startswith('unrecognized') else ''
+        raise UserError(f'{message}{guess}; {self.prog} --help lists the options')
+
+
 def run_main(main) -> None:
     """Calls `main()` and leaves the process with its exit code; the last line of every command.
 
@@ -21,7 +36,7 @@ def run_main(main) -> None:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f'{error.label}: {error}', file=sys.stderr, flush=True)
+        print(f'{error.label}: {" ".join(str(error).splitlines())}', file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr, flush=True)

@@ -24,7 +24,10 @@ class EpochLog:
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int, first_step: int):
         """Drops lines and events a run wrote after the checkpoint it now resumes from."""
         self.path = output_dir / 'log.jsonl'
-        old = self.path.read_text().splitlines() if self.path.exists() else []
+        try:
+            old = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
+        except OSError as error:
+            raise UserError(f'{self.path}: cannot be read ({error.strerror}); give another --output_dir') from error
         kept = [line for line in old if self._epoch_of(line) < first_epoch]
         with replacing(self.path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in kept))
@@ -36,8 +39,8 @@ class EpochLog:
     @staticmethod
     def _epoch_of(line: str) -> float:
         try:
-            return json.loads(line)['epoch']
-        except ValueError:
+            return float(json.loads(line)['epoch'])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return math.inf     # cut off by a kill; the epoch is run and written again
 
     def scalars(self, values: dict[str, float], step: int) -> None:

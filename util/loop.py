@@ -79,6 +79,13 @@ def _compiled(forward):
     return call
 
 
+def _read_result(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); remove it and go on with --resume auto') from error
+
+
 class Trainer:
     """One run's model, optimiser and place in the schedule.
 
@@ -202,8 +209,13 @@ class Trainer:
                     for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state['optimizer'])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}: its optimiser state does not fit this run ({error})') from error
+            wrong = [value for weight, state in self.optimizer.state.items() for value in state.values()
+                     if torch.is_tensor(value) and value.ndim and value.shape != weight.shape]
+            if wrong:
+                raise ValueError(f'moments of shape {tuple(wrong[0].shape)} belong to no weight')
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f'{path}: its optimiser state does not fit this run ({" ".join(str(error).split())}); '
+                            'start from its weights with --finetune, or take another checkpoint') from error
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)       # weight decay and layer decay are this run's; the moments are the checkpoint's
         self.epoch, self.first_step = state['epoch'] + 1, state.get('step', 0)
@@ -239,7 +251,7 @@ class Trainer:
                             'another --output_dir')
         if self.epoch == self.args.epochs and result.exists():
             log.info('%s: finished before, nothing to do', self.output_dir)
-            return json.loads(result.read_text())
+            return _read_result(result)
         if self.world.is_main:
             (self.output_dir / MARKER).unlink(missing_ok=True)
             self.log = EpochLog(self.output_dir, Path(self.args.log_dir), self.epoch,

@@ -3,9 +3,18 @@
 import argparse
 import math
 
-from util.errors import UserError
+from util.errors import Parser
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
+
+
+def shown(value) -> str:
+    """A value as messages quote it, however long it is."""
+    try:
+        quoted = repr(value)
+    except ValueError:      # a whole number with more digits than Python writes
+        return 'a number of thousands of digits'
+    return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
 
 
 class Number:
@@ -25,20 +34,22 @@ class Number:
         wanted = ' and '.join([{int: 'a whole number', float: 'a number'}[self.kind],
                                *(f'{sign} {bound:g}' for sign, _, bound in self.bounds)])
         if isinstance(value, bool) or (self.kind is int and isinstance(value, float)):
-            raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
+            raise argparse.ArgumentTypeError(f'{shown(value)} is not {wanted}')
         try:
             number = self.kind(value)
             fits = math.isfinite(number) and all(holds(float(number), float(bound)) for _, holds, bound in self.bounds)
         except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
-            raise argparse.ArgumentTypeError(f'{value!r} is not {wanted}')
+            raise argparse.ArgumentTypeError(f'{shown(value)} is not {wanted}')
         return number
 
 
 def text(value) -> str:
     if not isinstance(value, str):
-        raise argparse.ArgumentTypeError(f'{value!r} is not text')
+        raise argparse.ArgumentTypeError(f'{shown(value)} is not text')
+    if '\0' in value:
+        raise argparse.ArgumentTypeError(f'{shown(value)} holds a zero byte')
     return value
 
 
@@ -47,15 +58,9 @@ POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
 SHARE = Number(float, least=0, below=1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f'{message}; {self.prog} --help lists the options')
-
-
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """The options of one stage, with their types and defaults."""
-    parser = _Parser(prog=f'main_{stage}.py', allow_abbrev=False,
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog=f'main_{stage}.py', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
                         help='settings files; later ones win, the command line wins over all')
     _add_data(parser)

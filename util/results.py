@@ -6,7 +6,6 @@ not the joints. It names a row of the tables and, in config/published.yaml, the 
 
 import json
 import logging
-import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +19,7 @@ PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine
 # The rows' order: what was done, with which method, on which stream.
 KINDS = ('pre-training', 'linear', 'fine-tune', 'scratch', 'semi', 'transfer', 'retrieval', 'one-shot', 'ensemble')
 METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
+MOST = 1e30     # numbers of a run are below
 STREAMS = ('joint', 'bone', 'velocity')
 # Settings that say where and how a run was computed, or that stand in its name anyway: runs that differ in these only
 # are the same experiment. Of lr and blr it is lr that was used.
@@ -42,7 +42,7 @@ def read_result(path: Path) -> dict:
     """A run's result.json, with its path; UserError when it is missing or damaged."""
     try:
         result = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: not JSON of a run ({error}); remove it or run that stage again') from error
     if fault := _fault_of(result):
         raise UserError(f'{path}: {fault}; remove it or run that stage again')
@@ -52,7 +52,10 @@ def read_result(path: Path) -> dict:
 def _fault_of(result) -> str | None:
     """What is wrong with the content of a result.json, None where nothing is."""
     def is_number(value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+
+    def is_plain(value) -> bool:
+        return isinstance(value, str | None) or is_number(value)
 
     if not isinstance(result, dict):
         return 'not JSON of a run (no map)'
@@ -60,10 +63,12 @@ def _fault_of(result) -> str | None:
         return f'no {", ".join(sorted(lacking))}'
     for key in ('benchmark', 'method'):
         if not isinstance(result[key], str) or not result[key].isprintable():
-            return f'{key} {result[key]!r} is no name'
+            return f'{key} {result[key]!r:.80} is no name'
     for protocol in (result['protocol'], result.get('of') or 'pretrain'):
         if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-            return f'protocol {protocol!r} is none of {", ".join(PROTOCOLS)}'
+            return f'protocol {protocol!r:.80} is none of {", ".join(PROTOCOLS)}'
+    if result.get('of') == 'ensemble':
+        return 'an ensemble of ensembles'
     for key in ('last', 'best', 'labels', 'pretraining', 'config'):
         if not isinstance(result.get(key), dict | None):
             return f'{key} is neither a map nor null'
@@ -72,9 +77,19 @@ def _fault_of(result) -> str | None:
                                    for score in ('top1', 'top5')):
             return f'{key} has no top1 or one that is no number'
     if result['wall_seconds'] is not None and not is_number(result['wall_seconds']):
-        return f'wall_seconds {result["wall_seconds"]!r} is no number'
+        return f'wall_seconds {result["wall_seconds"]!r:.80} is no number'
     if result.get('labels') and not is_number(result['labels'].get('fraction')):
         return 'labels has no fraction'
+    told = {'stream': (result.get('stream'), (result.get('config') or {}).get('stream')),
+            'benchmark of the pre-training': [(result.get('pretraining') or {}).get('benchmark')],
+            'metric': [(result['last'] or {}).get('metric')], 'draw': [(result.get('labels') or {}).get('draw')]}
+    for what, names in told.items():
+        if not all(isinstance(name, str | None) for name in names):
+            return f'{what} is no name'
+    if not all(isinstance((held or {}).get('seed'), int | None) for held in (result, result.get('pretraining'))):
+        return 'seed is no whole number'
+    if not is_plain((result['last'] or {}).get('k')):
+        return 'k is no number'
     return None
 
 
@@ -84,7 +99,10 @@ def read_log(path: Path) -> list[dict]:
         lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
         if not all(isinstance(line, dict) and 'epoch' in line and 'train_loss' in line for line in lines):
             raise ValueError('a line without epoch and train_loss')
-    except (OSError, ValueError) as error:
+        if not all(isinstance(line.get(key, 0), int | float) and abs(line.get(key, 0)) < MOST for line in lines
+                   for key in ('epoch', 'train_loss', 'test_top1')):
+            raise ValueError('an epoch, loss or accuracy that is no number')
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: cannot be read ({error}); leave out --figure or run that stage again') from error
     return lines
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_sco
 
 from feeder.classes import names_of
 from util.errors import UserError
-from util.files import replacing, write_json
+from util.files import check_members, replacing, write_json
 from util.report import markdown
 from util.results import STREAMS, read_result
 
@@ -49,14 +49,19 @@ def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) 
     """Members of an npz; nothing in it is run. UserError when the file is missing or damaged, or lacks one."""
     try:
         with np.load(path, allow_pickle=False) as archive:
+            check_members(path, archive.zip)
             if lacking := set(members) - set(archive.files):
                 raise UserError(f'{path}: no {", ".join(sorted(lacking))} in it (it holds {", ".join(archive.files)}); '
                                 'give a file that --save_scores, --save_features or main_retrieval.py wrote')
-            return {name: archive[name] for name in (*members, *optional) if name in archive.files}
+            held = {name: archive[name] for name in (*members, *optional) if name in archive.files}
+        if odd := [name for name, array in held.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f'{odd[0]} is no array')
+        return held
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, SyntaxError, tokenize.TokenError,
-            zipfile.BadZipFile, zlib.error) as error:     # all that a file in pieces can end in
+    except (OSError, EOFError, ValueError, TypeError, ArithmeticError, RuntimeError, SyntaxError, tokenize.TokenError,
+            RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        # all that a file in pieces can end in
         why = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
         raise UserError(f'{path}: cannot be read as an npz file ({why}); save it again') from error
 
