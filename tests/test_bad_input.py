@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
@@ -330,7 +331,8 @@ def options_of(command: str, words: str, shelf, out) -> list[str]:
 
 @pytest.mark.parametrize('command, words, says', TABLE, ids=[f'{row[0]} {row[1][:60]}' for row in TABLE])
 def test_refused_in_one_line_before_anything_is_done(command, words, says, shelf, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Trainer, 'update', lambda self: pytest.fail('it trains'))
+    for place, name in ((Trainer, 'update'), (main_retrieval, 'predict'), (engine_finetune, 'evaluate')):
+        monkeypatch.setattr(place, name, lambda *_: pytest.fail('it computes'))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
     options, before = options_of(command, words, shelf, tmp_path / 'out'), contents(shelf)
