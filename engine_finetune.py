@@ -138,7 +138,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         _ = test.names          # raises now what it would at the end
     if args.label_fraction < 1:
         _ = train.names
-    batches = EvalBatches(len(test.rows), args.batch_size, world.rank, world.size, test.rows)
+    batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
     loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
         return evaluate_checkpoint(args, world, model, test, loader)

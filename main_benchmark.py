@@ -76,7 +76,7 @@ class Turns:
         if mode == 'plain':
             make_plain(self.trainer, dataset)
         if stage == 'evaluate':
-            batches = EvalBatches(clips_a_turn, args.batch_size, world.rank, world.size)
+            batches = EvalBatches(dataset.rows[:clips_a_turn], args.batch_size, world.rank, world.size)
             self.trainer.loader = (
                 plain_loader(dataset, batches, self.trainer.clips, False, args.num_workers, world.device)
                 if mode == 'plain' else make_loader(dataset, batches, args.num_workers, world.device,

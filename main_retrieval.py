@@ -47,7 +47,7 @@ def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features]
     splits = {}
     for split, dataset in datasets.items():
         choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)
-        batches = EvalBatches(len(dataset), args.batch_size, world.rank, world.size)
+        batches = EvalBatches(dataset.rows, args.batch_size, world.rank, world.size)
         loader = make_loader(dataset, batches, args.num_workers, world.device, args.data_on_device)
         found = predict(model, loader, clips_of, precision, world, len(dataset))
         splits[split] = Features(found['features'], names[split], dataset.label.numpy())

@@ -7,6 +7,7 @@ Axis letters: N clips of the file, T frames of each with its padding, B clips of
 these, one clip after the other, M bodies, V joints, C = 3 coordinates in metres.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,20 +126,18 @@ class TrainBatches(Sampler):
     clips it holds, in which order, depends on (seed, epoch) only. `rows` are the clips' rows in the file.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int,
-                 rows: np.ndarray | None = None):
-        self.num_clips, self.batch_size, self.accum_iter = num_clips, batch_size, accum_iter
-        self.rows = np.arange(num_clips) if rows is None else rows
+    def __init__(self, rows: Sequence[int], batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int):
+        self.rows, self.batch_size, self.accum_iter = np.asarray(rows), batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.effective = batch_size * accum_iter * world_size
-        if self.effective > num_clips:
-            raise UserError(f'an effective batch of {self.effective} exceeds the {num_clips} training clips; '
+        if self.effective > len(self.rows):
+            raise UserError(f'an effective batch of {self.effective} exceeds the {len(self.rows)} training clips; '
                             'lower --effective_batch_size or --batch_size')
         self.epoch = self.first_step = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_clips // self.effective
+        return len(self.rows) // self.effective
 
     def start_at(self, epoch: int, first_step: int = 0) -> None:
         self.epoch, self.first_step = epoch, first_step
@@ -147,7 +146,7 @@ class TrainBatches(Sampler):
         return (self.steps_per_epoch - self.first_step) * self.accum_iter
 
     def __iter__(self):
-        order = self.rows[np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)]
+        order = self.rows[np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))]
         for step in range(self.first_step, self.steps_per_epoch):
             for micro in range(self.accum_iter):
                 begin = (micro * self.world_size + self.rank) * self.batch_size
@@ -161,8 +160,8 @@ class EvalBatches(Sampler):
     `rows` are the clips' rows in the file.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, rank: int, world_size: int, rows: np.ndarray | None = None):
-        self.rows = (np.arange(num_clips) if rows is None else rows)[rank::world_size]
+    def __init__(self, rows: Sequence[int], batch_size: int, rank: int, world_size: int):
+        self.rows = rows[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

@@ -516,7 +516,7 @@ def test_damaged_clip_is_named(tmp_path, value):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_damaged_clip_ends_the_reading_in_one_line(tmp_path, value, workers, capfd):
     dataset = damaged_file(tmp_path, value)
-    batches = EvalBatches(20, 2, rank=0, world_size=1)
+    batches = EvalBatches(range(20), 2, rank=0, world_size=1)
     loader = make_loader(dataset, batches, workers, CPU)
     seen, message = [], None
     try:
@@ -539,7 +539,7 @@ def an_epoch(num_clips, batch_size, accum, world, seed=0, epoch=0, first_step=0)
     """One list a step of (row, position), the micro-batches of all processes put together."""
     parts = []
     for rank in range(world):
-        batches = TrainBatches(num_clips, batch_size, accum, rank, world, seed)
+        batches = TrainBatches(range(num_clips), batch_size, accum, rank, world, seed)
         batches.start_at(epoch, first_step)
         listed = list(batches)
         assert len(listed) == len(batches) and all(len(one) == batch_size for one in listed)
@@ -584,19 +584,19 @@ def test_order_depends_on_seed_and_epoch_only():
     torch.manual_seed(3)
     np.random.seed(3)      # noqa: NPY002 -- the global state is what must not matter
     assert tuple(row for step in an_epoch(64, 8, 1, 1, 1, 2) for row, _ in step) == orders[1, 2]
-    batches = TrainBatches(64, 8, 1, 0, 1, 0)
+    batches = TrainBatches(range(64), 8, 1, 0, 1, 0)
     batches.start_at(1)
     assert list(batches) == list(batches)               # a second reading of an epoch is the same
 
 
 def test_effective_batch_larger_than_the_split():
-    refusal(lambda: TrainBatches(63, 8, 2, 0, 4, 0), 64, 63, '--effective_batch_size')
-    assert TrainBatches(64, 8, 2, 0, 4, 0).steps_per_epoch == 1
+    refusal(lambda: TrainBatches(range(63), 8, 2, 0, 4, 0), 64, 63, '--effective_batch_size')
+    assert TrainBatches(range(64), 8, 2, 0, 4, 0).steps_per_epoch == 1
 
 
 def test_batches_reach_the_device_as_planned(path):
     dataset = SkeletonDataset(path, 'train', V)
-    batches = TrainBatches(7, 2, 1, 0, 1, seed=0)
+    batches = TrainBatches(range(7), 2, 1, 0, 1, seed=0)
     for epoch in (0, 1):
         batches.start_at(epoch)
         loader = make_loader(dataset, batches, 0, CPU)
@@ -608,7 +608,7 @@ def test_loader_leaves_the_global_generator_alone(path):
     dataset = SkeletonDataset(path, 'train', V)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for _ in make_loader(dataset, EvalBatches(7, 2, 0, 1), 0, CPU):
+    for _ in make_loader(dataset, EvalBatches(range(7), 2, 0, 1), 0, CPU):
         pass
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -620,7 +620,7 @@ def test_loader_leaves_the_global_generator_alone(path):
 def test_evaluation_sees_every_clip_exactly_once(num_clips, batch_size, world):
     rows, shares = [], []
     for rank in range(world):
-        batches = EvalBatches(num_clips, batch_size, rank, world)
+        batches = EvalBatches(range(num_clips), batch_size, rank, world)
         listed = list(batches)
         assert len(listed) == len(batches) and all(0 < len(one) <= batch_size for one in listed)
         shares.append([row for one in listed for row, _ in one])
@@ -660,7 +660,7 @@ def random_parts(maker, batch, epoch, step):
 def test_clips_depend_on_their_position_not_on_the_split_of_the_batch(long_clips, batch_size, accum, world, workers):
     epoch, found = 4, {}
     for rank in range(world):
-        batches = TrainBatches(16, batch_size, accum, rank, world, seed=3)
+        batches = TrainBatches(range(16), batch_size, accum, rank, world, seed=3)
         batches.start_at(epoch)
         loader = make_loader(long_clips, batches, workers, CPU)
         for i, batch in enumerate(read_batches(loader, torch.device('cpu'))):
@@ -668,7 +668,7 @@ def test_clips_depend_on_their_position_not_on_the_split_of_the_batch(long_clips
             for j, position in enumerate(batch.position.tolist()):
                 found[i // accum, position] = (batch.index[j].item(), clips[j], masks[j])
 
-    whole_batches = TrainBatches(16, 8, 1, 0, 1, seed=3)
+    whole_batches = TrainBatches(range(16), 8, 1, 0, 1, seed=3)
     whole_batches.start_at(epoch)
     for step, places in enumerate(whole_batches):
         batch = long_clips[places]

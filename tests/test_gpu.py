@@ -53,7 +53,7 @@ CUDA = torch.device('cuda', 0)
 def test_batches_are_those_of_the_cpu(tiny_npz, workers, on_device):
     """Copied ahead on another stream: slow work on the batches must find them whole, and nothing may wait for it."""
     dataset, maker = SkeletonDataset(tiny_npz, 'train', 5), ClipMaker(16, 'joint', seed=0)
-    batches = TrainBatches(len(dataset), 2, 1, 0, 1, seed=0)
+    batches = TrainBatches(range(len(dataset)), 2, 1, 0, 1, seed=0)
     loader = make_loader(dataset, batches, workers, CUDA, on_device)
     for epoch in (0, 1):
         batches.start_at(epoch)
@@ -80,7 +80,7 @@ def test_a_damaged_clip_ends_the_reading_on_a_gpu_too(tmp_path):
     x, y = np.ones((8, 6, 15), np.float32), one_hot([0, 1] * 4, 2)
     x[4, 3, 2] = np.nan
     write_npz(tmp_path / 'f.npz', x_train=x, y_train=y, x_test=x, y_test=y)
-    dataset, batches, seen = SkeletonDataset(tmp_path / 'f.npz', 'train', 5), EvalBatches(8, 2, 0, 1), []
+    dataset, batches, seen = SkeletonDataset(tmp_path / 'f.npz', 'train', 5), EvalBatches(range(8), 2, 0, 1), []
     with pytest.raises(UserError, match='clip 4 of x_train'):
         seen.extend(read_batches(make_loader(dataset, batches, 0, CUDA), CUDA))
     assert len(seen) == 2

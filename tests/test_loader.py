@@ -20,7 +20,7 @@ from util.options import STAGES
 
 CPU = torch.device('cpu')
 V, M, T, CLIPS = 5, 2, 90, 23
-EVALS = EvalBatches(CLIPS, 4, 0, 1)
+EVALS = EvalBatches(range(CLIPS), 4, 0, 1)
 
 
 def write_clips(path, dtype=np.float32, order='C', **odd):
@@ -50,7 +50,7 @@ def dataset(path):
 
 def steps(accum=1, rank=0, world=1):
     """A process's training batches of 4 clips, or of 2 and 2."""
-    return TrainBatches(CLIPS, 4 // accum, accum, rank, world, seed=1)
+    return TrainBatches(range(CLIPS), 4 // accum, accum, rank, world, seed=1)
 
 
 def clips_of(batch):
@@ -115,7 +115,7 @@ def watch(monkeypatch, dataset):
 
 def test_a_batch_is_in_use_while_the_next_is_fetched_on_another_stream(monkeypatch, dataset):
     happened, dataset = watch(monkeypatch, dataset)
-    for batch in read_batches(make_loader(dataset, EvalBatches(10, 4, 0, 1), 0, CPU), CPU):
+    for batch in read_batches(make_loader(dataset, EvalBatches(range(10), 4, 0, 1), 0, CPU), CPU):
         happened.append(f'use {batch.index[0]}')
     expected = ['on copies', 'fetch 0', 'off copies']
     for used, fetched in ((0, ['fetch 4']), (4, ['fetch 8']), (8, [])):

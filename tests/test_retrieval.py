@@ -173,7 +173,7 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
 
     def found(rank, size):
-        loader = make_loader(dataset, EvalBatches(len(dataset), 4, rank, size), 0, CPU)
+        loader = make_loader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), 0, CPU)
         return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
     one, parts = found(0, 1), [found(rank, 2) for rank in (0, 1)]
     for name in ('features', 'scores'):

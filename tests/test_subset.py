@@ -9,6 +9,7 @@ import main_finetune
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.subset import draw_labelled, novel_classes, without_novel
 from tests.conftest import refusal
+from util.loop import Trainer
 
 LABEL = np.repeat([0, 1, 2, 3], [50, 30, 17, 3])
 
@@ -57,10 +58,10 @@ def test_novel_classes_are_the_published_ones():
 
 def test_batches_hold_the_rows_that_take_part_only():
     rows = np.array([3, 5, 8, 13, 21, 34, 55])
-    train = TrainBatches(len(rows), 2, 1, 0, 1, 0, rows)
+    train = TrainBatches(rows, 2, 1, 0, 1, 0)
     seen = [row for batch in train for row, _ in batch]
     assert len(train) == 3 and len(set(seen)) == 6 and set(seen) <= set(rows)
-    shares = [[row for batch in EvalBatches(len(rows), 2, rank, 2, rows) for row, _ in batch] for rank in (0, 1)]
+    shares = [[row for batch in EvalBatches(rows, 2, rank, 2) for row, _ in batch] for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == list(rows)
 
 
@@ -86,3 +87,21 @@ def test_auxiliary_classes_only(tiny, tiny_npz, tmp_path):
     assert result['labels'] is None and result['last']['samples'] == (test == 1).sum() == len(scores['name'])
     assert (scores['label'] == 1).all() and scores['scores'].shape[1] == 3
     assert not (tmp_path / 'labelled.txt').exists()
+
+
+def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_clips_only(tiny, tmp_path, monkeypatch):
+    options = [*tiny, '--label_fraction', '0.8', '--save_steps', '1', '--output_dir', str(tmp_path)]
+    update, done = Trainer.update, []
+
+    def update_twice(trainer):
+        done.append(update(trainer))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Trainer, 'update', update_twice)
+    with pytest.raises(KeyboardInterrupt):
+        main_finetune.main(options)
+    refusal(lambda: main_finetune.main([*options, '--resume', 'auto', '--label_fraction', '1']), 'inside an epoch',
+            'label_fraction 0.8 -> 1.0')
+    refusal(lambda: main_finetune.main([*options, '--resume', 'auto', '--label_draw', 'balanced']), 'label_draw')
+    main_finetune.main([*options, '--resume', 'auto'])
+    assert result_of(tmp_path)['labels']['fraction'] == 0.8

@@ -106,8 +106,7 @@ class Trainer:
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
                                        backward=next(model.blocks.parameters()).requires_grad)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
-        self.batches = TrainBatches(len(dataset.rows), args.batch_size, args.accum_iter, world.rank, world.size,
-                                    args.seed, dataset.rows)
+        self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
@@ -229,13 +228,14 @@ class Trainer:
 
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
-                 'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval'}
+                 'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
+                 'save_scores', 'save_features'}
+        order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]
-        if changed and self.first_step and (before.get('effective_batch_size') != self.args.effective_batch_size
-                                            or before.get('seed') != self.args.seed):
+        if self.first_step and any(name in before and before[name] != vars(self.args).get(name) for name in order):
             raise UserError(f'{path}: made inside an epoch with other settings ({"; ".join(changed)}); give the same '
-                            'effective_batch_size and seed')
+                            f'{", ".join(name for name in order if hasattr(self.args, name))}')
         if changed:
             log.warning('resuming with other settings: %s', '; '.join(changed))
 
@@ -257,7 +257,7 @@ class Trainer:
             self.log = EpochLog(self.output_dir, Path(self.args.log_dir), self.epoch,
                                 self.epoch * self.steps_per_epoch + self.first_step)
             log.info('%s | %s | %s | %d clips, %d steps an epoch of %d × %d × %d clips | %s', self.facts['method'],
-                     describe_machine(self.world.device), self.precision.name, self.batches.num_clips,
+                     describe_machine(self.world.device), self.precision.name, len(self.batches.rows),
                      self.steps_per_epoch, self.args.batch_size, self.args.accum_iter, self.world.size,
                      self.output_dir)
         try:
