@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from data.common import write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader, read_batches
@@ -23,6 +22,7 @@ from util.errors import UserError
 from util.files import check_writable, replacing, write_json
 from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
+from util.saved import Features, Scores, write_features, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -177,12 +177,11 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
         return
     folder, rows = Path(args.output_dir), test.rows
     name, label = test.names[rows], test.label.numpy()[rows]
-    of = {'benchmark': np.array(args.benchmark), 'stream': np.array(args.stream)}
     if args.save_scores:
-        write_npz(folder / 'scores.npz', name=name, label=label, scores=found['scores'][rows], **of)
+        write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz'))
     if args.save_features:
-        write_npz(folder / 'features.npz', features_test=found['features'][rows], name_test=name, label_test=label,
-                  **of)
+        write_features(folder / 'features.npz', {'test': Features(found['features'][rows], name, label)},
+                       benchmark=args.benchmark, stream=args.stream)
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,

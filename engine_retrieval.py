@@ -1,56 +1,14 @@
 """Recognition without training: labels of the nearest clips in the space of a frozen encoder's features.
 
-Axis letters: N clips, D width of a feature.
+Axis letters: N clips.
 """
-
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from data.common import write_npz
-from feeder.npz import has_member, open_member
 from feeder.subset import novel_classes
 from util.errors import UserError
-
-REMEDY = 'give a features.npz that main_retrieval.py wrote'
-
-
-class Features(NamedTuple):
-    """One split's mean features, with what names them."""
-
-    features: np.ndarray        # (N, D) float32
-    name: np.ndarray            # (N,)
-    label: np.ndarray           # (N,)
-
-
-def write_features(path: Path, splits: dict[str, Features], **facts: str) -> None:
-    """Splits 'train' and 'test' as members features_train, name_train, label_train, …, and `facts`, of an npz file."""
-    write_npz(path, **{f'{field}_{split}': np.asarray(value) for split, held in splits.items()
-                       for field, value in held._asdict().items()},
-              **{name: np.array(value) for name, value in facts.items()})
-
-
-def read_features(path: str | Path) -> tuple[dict[str, Features], str]:
-    """The splits that `write_features` wrote and the method they come from; UserError when the file is no such file."""
-    splits = {split: Features(*(np.asarray(open_member(path, f'{field}_{split}', REMEDY))
-                                for field in Features._fields)) for split in ('train', 'test')}
-    for split, (features, name, label) in splits.items():
-        if features.ndim != 2 or name.shape != label.shape or len(features) != len(label) \
-                or features.dtype.kind != 'f' or label.dtype.kind not in 'iu' or name.dtype.kind != 'U' \
-                or label.ndim != 1 or not features.size or label.min() < 0:
-            raise UserError(f'{path}: features_{split} {features.dtype} {features.shape}, name_{split} {name.dtype} '
-                            f'{name.shape} and label_{split} {label.dtype} {label.shape} are no clips, or do not '
-                            'belong together; write it again')
-        if not np.isfinite(features).all():
-            raise UserError(f'{path}: features_{split} are not all finite; write the file again')
-    if splits['train'].features.shape[1] != splits['test'].features.shape[1]:
-        raise UserError(f'{path}: features of the two splits differ in width; write the file again')
-    method = np.asarray(open_member(path, 'method')) if has_member(path, 'method') else np.array('features')
-    if method.ndim or method.dtype.kind != 'U':
-        raise UserError(f'{path}: method is {method.dtype} {method.shape}, no name; write the file again')
-    return splits, str(method)
+from util.saved import Features
 
 
 def check_protocol(labels: dict[str, np.ndarray], num_classes: int, protocol: str, k: int, every: int) -> None:

@@ -15,7 +15,8 @@ from util.figures import draw_confusion, draw_curves, draw_tsne
 from util.files import check_writable
 from util.report import rewrite_tables, tables
 from util.results import read_results
-from util.scores import class_table, pairs_table, read_features, read_scores, write_ensemble
+from util.saved import read_features, read_scores
+from util.scores import class_table, pairs_table, told_beside, write_ensemble
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
             draw_confusion(scores, args.confusion)
         print(f'{class_table(scores)}\n\n{pairs_table(scores, args.pairs)}')
     if args.tsne:
-        draw_tsne(read_features(args.features, args.benchmark), args.tsne, args.points, args.seed)
+        splits, facts = read_features(args.features, ('test',))
+        benchmark = args.benchmark or facts.get('benchmark') or told_beside(args.features).get('benchmark')
+        draw_tsne(splits['test'], args.tsne, benchmark, args.points, args.seed)
     if args.readme:
         print(f'{args.readme}: {"rewritten" if rewrite_tables(args.readme) else "as it should be"}')
     return 0

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from engine_finetune import predict, start_encoder
-from engine_retrieval import Features, check_protocol, knn, one_shot, read_features, write_features
+from engine_retrieval import check_protocol, knn, one_shot
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
@@ -25,6 +25,7 @@ from util.errors import UserError, run_main
 from util.files import check_writable, write_json
 from util.log import code_version, describe_machine, set_up_console
 from util.loop import Precision, compile_blocks
+from util.saved import Features, read_features, write_features
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
     began = time.perf_counter()
     check_writable(args.output_dir)
     if args.features:
-        splits, method = read_features(args.features)
-        facts = {'method': method, 'pretraining': None,
+        splits, told = read_features(args.features)
+        facts = {'method': told.get('method', 'features'), 'pretraining': None,
                  'num_classes': 1 + int(max(held.label.max() for held in splits.values()))}
     else:
         splits, facts = extract(args, world)

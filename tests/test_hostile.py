@@ -33,7 +33,7 @@ from tests.test_report import result_of, write_run
 from util import checkpoint
 from util.args import read_config
 from util.files import BOMB_BYTES
-from util.scores import read_scores
+from util.saved import read_scores
 
 BLOCK = 1 << 24         # bytes of zeros that are compressed at once
 ENOUGH = 4 << 30        # bytes of address space more than now: what a bomb would go beyond

@@ -13,7 +13,7 @@ import pytest
 
 import main_report
 from tests.conftest import ROOT, refusal, run
-from util import figures, report, scores
+from util import figures, report, saved, scores
 from util.results import experiment_of
 
 MAMP = {'benchmark': 'ntu60_xsub', 'target': 'motion', 'motion_aware_tau': 0.8, 'mask_ratio': 0.9, 'seed': 0,
@@ -116,6 +116,26 @@ def test_rows_stand_in_the_order_of_the_paper(tmp_path, capsys):
     assert list(rows) == [name for name, _ in paper]
     assert rows['retrieval, MAMP']['top-5'] == '–' and rows["linear, authors' weights"]["authors' weights"] == '85.0'
     assert rows['retrieval (k = 5, euclidean), MAMP']['paper'] == '–' != rows['retrieval, MAMP']['paper']
+
+
+def test_the_lead_over_what_it_is_compared_with(tmp_path, capsys):
+    """By hand: means 61 and 56, deviations 1 and 2 of three and two runs: sqrt(1 / 3 + 4 / 2) = 1.5."""
+    semi = {'protocol': 'finetune', 'labels': SEMI}
+    runs = {'linear': ({}, (60., 61., 62.)), 'mae': ({'method': 'MAE'}, (56. - 2 ** .5, 56. + 2 ** .5)),
+            'random': ({'method': 'random encoder', 'pretraining': None}, (40.,)),      # one run has no deviation
+            'bone': ({'stream': 'bone'}, (50., 52.)), 'fine': ({'protocol': 'finetune'}, (80., 82.)),
+            'scratch': ({'protocol': 'finetune', 'method': 'scratch', 'pretraining': None}, (83., 83.)),
+            'semi': (semi, (30., 30.)), 'bare': (semi | {'method': 'scratch', 'pretraining': None}, (20., 20.))}
+    for name, (fields, values) in runs.items():
+        for seed, value in enumerate(values):
+            write_run(tmp_path / name / str(seed), value, seed=seed, **fields)
+    main_report.main([str(tmp_path)])
+    last = capsys.readouterr().out.strip().split('\n\n')[-1].splitlines()
+    assert [line.strip('| ').split(' | ')[1:] for line in last[:1] + last[2:]] == [
+        ['over MAE', 'over random encoder', 'over scratch'], ['+5.0 ± 1.5', '–', '–'], ['–', '–', '-2.0 ± 1.0'],
+        ['–', '–', '+10.0 ± 0.0']]
+    assert [line.split(' | ')[0].strip('| ') for line in last[2:]] == ['linear, MAMP', 'fine-tune, MAMP',
+                                                                      'semi 10 %, MAMP']
 
 
 def test_runs_of_different_settings_are_not_averaged(tmp_path, capsys):
@@ -351,12 +371,12 @@ def test_accuracies_by_class_are_those_counted_by_hand(tmp_path, capsys):
 def test_summaries_of_any_number_of_classes(tmp_path, classes):
     held = made_up(60, classes + 1)
     held['scores'] = held['scores'][:, :classes] / held['scores'][:, :classes].sum(1, keepdims=True)
-    read = scores.read_scores(save(tmp_path / 'scores.npz', **held | {'benchmark': np.array('mine')}))
-    whole, (*_, top1, top5) = scores.summarise(read), by_hand(held)
+    read = saved.read_scores(save(tmp_path / 'scores.npz', **held | {'benchmark': np.array('mine')}))
+    whole, (*_, top1, top5) = scores.accuracy_of(read), by_hand(held)
     assert whole['top1'] == pytest.approx(top1) and whole['top5'] == pytest.approx(top5) and whole['samples'] == 60
     assert whole['loss'] == pytest.approx(mean(-math.log(row[label]) for row, label in zip(
         held['scores'].tolist(), held['label'], strict=True)), rel=1e-6)
-    assert read.class_names[:2] == (['bow', 'brushing hair'] if classes == 51 else ['class 0', 'class 1'])
+    assert scores.class_names(read)[:2] == (['bow', 'brushing hair'] if classes == 51 else ['class 0', 'class 1'])
 
 
 def test_without_a_mistake_there_are_no_pairs(tmp_path, capsys):
@@ -395,13 +415,13 @@ def test_damaged_scores_are_refused(tmp_path, change, says):
 def test_files_in_pieces_are_refused(tmp_path):
     whole = save(tmp_path / 'whole.npz', **made_up()).read_bytes()
     path = tmp_path / 'scores.npz'
-    refusal(lambda: scores.read_scores(path), path)
+    refusal(lambda: saved.read_scores(path), path)
     np.save(tmp_path / 'array.npy', np.zeros(3))
     for content in (b'', b'PK', whole[:len(whole) // 2], whole[:300] + bytes(300) + whole[600:],
                     (tmp_path / 'array.npy').read_bytes()):
         path.write_bytes(content)
-        refusal(lambda: scores.read_scores(path), path)
-        refusal(lambda: scores.read_features(path), path)
+        refusal(lambda: saved.read_scores(path), path)
+        refusal(lambda: saved.read_features(path), path)
 
 
 # ---- ensembles ---------------------------------------------------------------------------------------------------
@@ -557,8 +577,9 @@ def test_clips_of_a_class_lie_together_in_the_plane(tmp_path):
     members = {'features_test': (6. * np.eye(3, 16)[label] + rng.normal(size=(90, 16))).astype(np.float32),
                'label_test': label, 'name_test': np.array([f'clip {i}' for i in range(90)])}
     path = save(tmp_path / 'run' / 'features.npz', **members)
-    features = scores.read_features(path)
-    assert features.class_names == ['class 0', 'class 1', 'class 2'] and features.benchmark is None
+    splits, facts = saved.read_features(path, ('test',))
+    features = splits['test']
+    assert not facts and list(splits) == ['test']
     places, rows = figures.embed(features, 60, 0)
     again, same = figures.embed(features, 60, 0)
     assert len(set(rows.tolist())) == 60 and rows.tolist() == same.tolist() and (places == again).all()
@@ -566,14 +587,26 @@ def test_clips_of_a_class_lie_together_in_the_plane(tmp_path):
     assert figures.embed(features, 90, 0)[1].tolist() == list(range(90))
     gaps = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(60)
     assert (label[rows][gaps.argmin(1)] == label[rows]).mean() > 0.95
-    write_run(tmp_path / 'told', benchmark='nwucla_xview')
-    save(tmp_path / 'told' / 'features.npz', **members)
-    assert scores.read_features(tmp_path / 'told' / 'features.npz').class_names[0] == 'pick up with one hand'
-    assert scores.read_features(path, 'synth_xsub').class_names[9] == 'flap the arms'
+    assert figures.label_names('synth_xsub', label)[9] == 'flap the arms'
+    assert figures.label_names('nwucla_xview', label + 9) == [f'class {i}' for i in range(12)]
+    assert figures.label_names(None, label) == ['class 0', 'class 1', 'class 2']
     picture = tmp_path / 'tsne.png'
     assert main_report.main(['--features', str(path), '--tsne', str(picture), '--points', '60']) == 0
     colours = [np.asarray(figures.colour_of(i)) * 0.75 + 0.25 for i in range(4)]       # drawn at alpha 0.75 on white
     assert [count_near(pixels(picture), colour) > 500 for colour in colours] == [True, True, True, False]
+
+
+def test_the_benchmark_of_features_is_found(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(main_report, 'draw_tsne', lambda features, path, benchmark, *rest: found.append(benchmark))
+    members = {'features_test': np.ones((6, 2), np.float32), 'label_test': np.arange(6) % 2,
+               'name_test': np.arange(6).astype(str)}
+    write_run(tmp_path / 'run', benchmark='nwucla_xview')
+    for folder, more, options in (('alone', {}, []), ('run', {}, []), ('run', {'benchmark': np.array('own')}, []),
+                                  ('run', {'benchmark': np.array('own')}, ['--benchmark', 'given'])):
+        path = save(tmp_path / folder / 'features.npz', **members, **more)
+        main_report.main(['--features', str(path), '--tsne', str(tmp_path / 'tsne.png'), *options])
+    assert found == [None, 'nwucla_xview', 'own', 'given']
 
 
 @pytest.mark.parametrize('change, says', [

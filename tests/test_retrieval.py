@@ -11,7 +11,7 @@ import main_linprobe
 import main_pretrain
 import main_retrieval
 from engine_finetune import predict
-from engine_retrieval import Features, exemplars, knn, one_shot, read_features, write_features
+from engine_retrieval import exemplars, knn, one_shot
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
@@ -19,6 +19,7 @@ from model_transformer import ActionTransformer
 from tests.conftest import refusal
 from util.dist import World
 from util.loop import Precision
+from util.saved import Features, read_features, write_features
 
 CPU = torch.device('cpu')
 
@@ -87,8 +88,8 @@ def test_too_few_novel_classes_are_refused():
 def test_features_come_back(tmp_path):
     splits = made(1)
     write_features(tmp_path / 'f.npz', splits, benchmark='b', stream='joint', method='MAMP')
-    back, method = read_features(tmp_path / 'f.npz')
-    assert method == 'MAMP'
+    back, facts = read_features(tmp_path / 'f.npz')
+    assert facts == {'benchmark': 'b', 'stream': 'joint', 'method': 'MAMP'}
     assert all((one == other).all() for split in splits for one, other in zip(splits[split], back[split], strict=True))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from data.common import npz_writer
 from util.attention import KERNELS, time_kernels
+from util.report import markdown
 
 EMPTY_SECOND = .82      # of NTU RGB+D 60's clips have no second body: 41 % of all bodies are empty
 FRAMES = 300
@@ -95,8 +96,6 @@ def attention_rows(device: torch.device, shape: tuple[int, int, int, int]) -> li
 
 def table(rows: Sequence[dict], formats: dict[str, str]) -> str:
     """Markdown; `formats`: column to format, in order; a missing value is a dash."""
-    def cell(row: dict, name: str) -> str:
-        return '–' if row.get(name) is None else format(row[name], formats[name])
-
-    lines = ['| ' + ' | '.join(name.replace('_', ' ') for name in formats) + ' |', '|' + '---|' * len(formats)]
-    return '\n'.join(lines + ['| ' + ' | '.join(cell(row, name) for name in formats) + ' |' for row in rows])
+    return markdown([name.replace('_', ' ') for name in formats],
+                    [[None if row.get(name) is None else format(row[name], formats[name]) for name in formats]
+                     for row in rows])

@@ -14,10 +14,12 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 from sklearn.manifold import TSNE  # noqa: E402
 
+from feeder.classes import names_of  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import replacing  # noqa: E402
 from util.results import group_runs, place_of, read_log, stage_of  # noqa: E402
-from util.scores import Features, Scores, confusion_of, summarise  # noqa: E402
+from util.saved import Features, Scores  # noqa: E402
+from util.scores import accuracy_of, class_names, confusion_of  # noqa: E402
 
 TRAINED = ('pretrain', 'linprobe', 'finetune')      # the stages that leave a log
 FAINT, DARK, GREY = '#e3e6ea', '#2b2f36', '#80868f'
@@ -111,7 +113,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     The two have scales of their own, since a class is confused with many others a little; up to 20 classes the shares
     are written in, too.
     """
-    counts, names = confusion_of(scores), scores.class_names
+    counts, names = confusion_of(scores), class_names(scores)
     classes, shares = len(names), 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(classes, dtype=bool)
     side = max(0.5, 0.62 - 0.006 * classes) * classes if classes <= 20 else 0.155 * classes
@@ -137,7 +139,7 @@ def draw_confusion(scores: Scores, path: Path) -> None:
     large = max(font + 2, 0.9 * side)
     axis.set_xlabel('taken for', fontsize=large)
     axis.set_ylabel('class', fontsize=large)
-    axis.set_title(f'{scores.benchmark}, {scores.stream}: top-1 {summarise(scores)["top1"]:.1f} % of '
+    axis.set_title(f'{scores.benchmark}, {scores.stream}: top-1 {accuracy_of(scores)["top1"]:.1f} % of '
                    f'{len(scores.label)} clips', fontsize=1.15 * large, loc='left', pad=12)
     height = {'shrink': min(1, 4 / side), 'aspect': 18, 'pad': 0.015}
     for image, what in ((wrong, 'confused, % of the class'), (correct, 'correct, % of the class')):
@@ -167,10 +169,19 @@ def embed(features: Features, most: int, seed: int) -> tuple[np.ndarray, np.ndar
     return tsne.fit_transform(values), rows
 
 
-def draw_tsne(features: Features, path: Path, most: int = 2000, seed: int = 0) -> None:
-    """Clips as points, a colour and marker a class, the class's number where most of it lies; raises as `embed`."""
+def label_names(benchmark: str | None, label: np.ndarray) -> list[str]:
+    """A name for each of the labels (N,): the benchmark's where it has so many, else 'class 0' and so on."""
+    names, classes = names_of(benchmark, None), int(label.max()) + 1
+    return names if names and len(names) >= classes else [f'class {i}' for i in range(classes)]
+
+
+def draw_tsne(features: Features, path: Path, benchmark: str | None = None, most: int = 2000, seed: int = 0) -> None:
+    """Clips as points, a colour and marker a class, the class's number where most of it lies; raises as `embed`.
+
+    Classes are called as those of the benchmark where that has so many.
+    """
     places, rows = embed(features, most, seed)
-    label, names = features.label[rows], features.class_names
+    label, names = features.label[rows], label_names(benchmark, features.label)
     present = np.unique(label)
     columns = math.ceil(len(present) / LEGEND_ROWS)
     longest = [max(len(names[i]) for i in present[column * LEGEND_ROWS:][:LEGEND_ROWS]) for column in range(columns)]
@@ -191,7 +202,7 @@ def draw_tsne(features: Features, path: Path, most: int = 2000, seed: int = 0) -
     axis.spines[:].set_color(FAINT)
     shown = f'{len(rows)} test clips' if len(rows) == len(features.label) else \
         f'{len(rows)} of {len(features.label)} test clips'
-    axis.set_title(', '.join(filter(None, (features.benchmark, f't-SNE of the features of {shown}'))), loc='left',
+    axis.set_title(', '.join(filter(None, (benchmark, f't-SNE of the features of {shown}'))), loc='left',
                    fontsize=13)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right upper', ncols=columns, frameon=False,
                   fontsize=9, markerscale=max(1, math.sqrt(30 / size)))

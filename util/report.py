@@ -74,7 +74,35 @@ def table_of(benchmark: str, results: list[dict], all_rows: bool = False) -> str
                             *_ours(groups.get((experiment, note), []))]))
     sources = read_published()['sources']
     notes = [f'{mark} {sources[source]}' for source, mark in marks.items()]
-    return '\n'.join([f'**{benchmark}**', '', *lines, *(['', '. '.join(notes) + '.'] if notes else [])])
+    leads = leads_of(groups)
+    return '\n'.join([f'**{benchmark}**', '', *lines, *(['', '. '.join(notes) + '.'] if notes else []),
+                      *(['', leads] if leads else [])])
+
+
+def leads_of(groups: dict[tuple[str, str], list[dict]]) -> str:
+    """MAMP's lead over what it is compared with, as a Markdown table; '' where nothing can be compared.
+
+    In points of the mean top-1 % of the last epoch, with the standard error of the difference of two means, from
+    runs of two seeds or more on both sides. groups: as `util.results.group_runs` makes them.
+    """
+    scores = {row: [run['last']['top1'] for run in runs if run['last']] for row, runs in groups.items()}
+    rows = []
+    for (experiment, note), own in scores.items():
+        others = {'MAE': experiment.replace(', MAMP', ', MAE'),
+                  'random encoder': experiment.replace(', MAMP', ', random encoder'),
+                  'scratch': experiment.replace('fine-tune, MAMP', 'scratch').replace(', MAMP', ', scratch')}
+        found = [scores.get((other, note), []) if other != experiment else [] for other in others.values()]
+        if len(own) > 1 and any(len(other) > 1 for other in found):
+            rows.append((experiment, note, [_lead(own, other) if len(other) > 1 else None for other in found]))
+    rows.sort(key=lambda row: (place_of(row[0]), row[1]))
+    return markdown(["MAMP's lead: points ± standard error", *(f'over {other}' for other in others)],
+                    [[experiment + (f' ({note})' if note else ''), *cells] for experiment, note, cells in rows]
+                    ) if rows else ''
+
+
+def _lead(own: list[float], other: list[float]) -> str:
+    error = (stdev(own) ** 2 / len(own) + stdev(other) ** 2 / len(other)) ** 0.5
+    return f'{mean(own) - mean(other):+.1f} ± {error:.1f}'
 
 
 def _published_name(experiment: str) -> str:

@@ -1,117 +1,25 @@
-"""Saved class scores and features: reading them, adding the scores of several runs, and what goes wrong by class.
+"""What saved class scores say: accuracies, what goes wrong by class, and ensembles that add the scores of several runs.
 
-N clips, C classes, D features of a clip.
+C classes.
 """
 
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from feeder.classes import names_of
 from util.errors import UserError
-from util.files import check_members, replacing, write_json
+from util.files import write_json
 from util.report import markdown
 from util.results import STREAMS, read_result
+from util.saved import Scores, write_scores
 
 
-class Scores(NamedTuple):
-    path: Path
-    name: np.ndarray        # (N,) text
-    label: np.ndarray       # (N,) int
-    scores: np.ndarray      # (N, C) float32, probabilities
-    benchmark: str
-    stream: str
-
-    @property
-    def class_names(self) -> list[str]:
-        return name_classes(self.benchmark, self.scores.shape[1])
-
-
-class Features(NamedTuple):
-    name: np.ndarray        # (N,) text
-    label: np.ndarray       # (N,) int
-    features: np.ndarray    # (N, D) floating point
-    benchmark: str | None
-    class_names: list[str]
-
-
-def name_classes(benchmark: str | None, num_classes: int) -> list[str]:
+def class_names(scores: Scores) -> list[str]:
     """Names where they are known, 'class 0' and so on elsewhere."""
-    return names_of(benchmark, num_classes) or [f'class {i}' for i in range(num_classes)]
-
-
-def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Members of an npz; nothing in it is run. UserError when the file is missing or damaged, or lacks one."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            check_members(path, archive.zip)
-            if lacking := set(members) - set(archive.files):
-                raise UserError(f'{path}: no {", ".join(sorted(lacking))} in it (it holds {", ".join(archive.files)}); '
-                                'give a file that --save_scores, --save_features or main_retrieval.py wrote')
-            held = {name: archive[name] for name in (*members, *optional) if name in archive.files}
-        if odd := [name for name, array in held.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f'{odd[0]} is no array')
-        return held
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, TypeError, ArithmeticError, RuntimeError, SyntaxError, tokenize.TokenError,
-            RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        # all that a file in pieces can end in
-        why = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
-        raise UserError(f'{path}: cannot be read as an npz file ({why}); save it again') from error
-
-
-def _check_clips(path: Path, name: np.ndarray, label: np.ndarray, values: np.ndarray, what: str) -> None:
-    """Names and labels (N,) of N clips each in its own row of `values` (N, …), all finite."""
-    fault = None
-    if values.ndim != 2 or values.dtype.kind != 'f' or 0 in values.shape:
-        fault = f'{what} is {values.dtype} {values.shape}, not a row of numbers for each clip'
-    elif name.shape != (len(values),) or label.shape != (len(values),):
-        fault = f'{len(values)} rows of {what}, names {name.shape}, labels {label.shape}'
-    elif name.dtype.kind != 'U' or label.dtype.kind not in 'iu':
-        fault = f'names are {name.dtype}, labels {label.dtype}; expected are text and whole numbers'
-    elif not np.isfinite(values).all():
-        fault = f'{what} holds NaN or infinity'
-    elif (label < 0).any():
-        fault = f'label {label.min()} is below 0'
-    elif len(np.unique(name)) < len(name):
-        names, counts = np.unique(name, return_counts=True)
-        fault = f'{counts.max()} clips are called {names[counts.argmax()]}'
-    if fault:
-        raise UserError(f'{path}: {fault}; save it again')
-
-
-def read_scores(path: str | Path) -> Scores:
-    """A run's scores.npz. Raises UserError when it is missing, damaged, or not what it should be."""
-    path = Path(path)
-    held = _read(path, ('name', 'label', 'scores', 'benchmark', 'stream'))
-    _check_clips(path, held['name'], held['label'], held['scores'], 'scores')
-    label, scores, classes = held['label'].astype(np.int64), held['scores'].astype(np.float32), held['scores'].shape[1]
-    if classes < 2 or label.max() >= classes:
-        raise UserError(f'{path}: label {label.max()} in scores of {classes} classes; save it again')
-    if (scores < 0).any() or not np.allclose(scores.sum(1), 1, atol=0.02):      # bf16 rounds to 1 / 256
-        raise UserError(f'{path}: the scores are no probabilities (rows that sum to 1); save it again')
-    return Scores(path, held['name'], label, scores, str(held['benchmark']), str(held['stream']))
-
-
-def read_features(path: str | Path, benchmark: str | None = None) -> Features:
-    """The test features of a features.npz; the benchmark is what is given, or what the result.json beside says.
-
-    Raises UserError when the file is missing, damaged, or not what it should be.
-    """
-    path = Path(path)
-    held = _read(path, ('name_test', 'label_test', 'features_test'), ('benchmark',))
-    _check_clips(path, held['name_test'], held['label_test'], held['features_test'], 'features_test')
-    benchmark = benchmark or (str(held['benchmark']) if 'benchmark' in held else told_beside(path).get('benchmark'))
-    names, label = names_of(benchmark, None), held['label_test'].astype(np.int64)
-    if names is None or len(names) <= label.max():
-        names = name_classes(None, int(label.max()) + 1)
-    return Features(held['name_test'], label, held['features_test'].astype(np.float32), benchmark, names)
+    classes = scores.scores.shape[1]
+    return names_of(scores.benchmark, classes) or [f'class {i}' for i in range(classes)]
 
 
 def told_beside(path: Path) -> dict:
@@ -123,7 +31,7 @@ def told_beside(path: Path) -> dict:
 # ---- accuracies ------------------------------------------------------------------------------------------------------
 
 
-def summarise(scores: Scores) -> dict[str, float]:
+def accuracy_of(scores: Scores) -> dict[str, float]:
     """top1 and top5 in percent, mean cross-entropy, number of samples."""
     label, values = scores.label, scores.scores
     classes = values.shape[1]
@@ -140,7 +48,7 @@ def confusion_of(scores: Scores) -> np.ndarray:
 
 def class_table(scores: Scores) -> str:
     """A line on the whole, then accuracy by class as a Markdown table, the worst class first."""
-    counts, names, whole = confusion_of(scores), scores.class_names, summarise(scores)
+    counts, names, whole = confusion_of(scores), class_names(scores), accuracy_of(scores)
     clips, rows = counts.sum(1), []
     shares = 100 * counts.diagonal() / np.maximum(clips, 1)
     for i in sorted(range(len(names)), key=lambda i: (clips[i] == 0, shares[i], i)):
@@ -163,7 +71,7 @@ def confused_pairs(scores: Scores, most: int = 10) -> list[tuple[int, int, int, 
 
 def pairs_table(scores: Scores, most: int = 10) -> str:
     """The most confused pairs as a Markdown table."""
-    names, pairs = scores.class_names, confused_pairs(scores, most)
+    names, pairs = class_names(scores), confused_pairs(scores, most)
     if not pairs:
         return 'No clip is taken for another class.'
     return markdown(['class', 'taken for', 'clips', 'of the class, %'],
@@ -218,16 +126,17 @@ def write_ensemble(members: list[Scores], folder: Path) -> str:
 
     of = common('of') if common('protocol') == 'ensemble' else common('protocol')
     source = {(other.get('pretraining') or {}).get('benchmark') for other in told}
-    listed = [{'path': str(member.path), 'stream': member.stream, 'top1': summarise(member)['top1'],
+    listed = [{'path': str(member.path), 'stream': member.stream, 'top1': accuracy_of(member)['top1'],
                **{key: other.get(key) for key in ('protocol', 'method', 'seed')}}
               for member, other in zip(members, told, strict=True)]
     result = {'benchmark': total.benchmark, 'protocol': 'ensemble', 'of': of,
               'method': common('method') or 'several methods', 'seed': common('seed'), 'stream': total.stream,
               'labels': common('labels'), 'pretraining': {'benchmark': source.pop()} if len(source) == 1 else None,
-              'last': summarise(total) | {'epoch': None}, 'best': None, 'wall_seconds': None, 'members': listed}
-    with replacing(folder / 'scores.npz') as partial, open(partial, 'wb') as file:
-        np.savez(file, **{key: value for key, value in total._asdict().items() if key != 'path'})
+              'last': accuracy_of(total) | {'epoch': None}, 'best': None, 'wall_seconds': None, 'members': listed}
+    write_scores(total._replace(path=folder / 'scores.npz'))
     write_json(folder / 'result.json', result)
-    rows = [[member.stream, str(member.path), f'{summarise(member)["top1"]:.1f}', f'{summarise(member)["top5"]:.1f}']
-            for member in [*members, total._replace(path=folder / 'scores.npz')]]
+    rows = []
+    for member in [*members, total._replace(path=folder / 'scores.npz')]:
+        whole = accuracy_of(member)
+        rows.append([member.stream, str(member.path), f'{whole["top1"]:.1f}', f'{whole["top5"]:.1f}'])
     return markdown(['stream', 'scores', 'top-1, %', 'top-5, %'], rows)
