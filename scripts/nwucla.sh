@@ -1,44 +1,54 @@
 #!/usr/bin/env bash
-# The NW-UCLA table of the README: MAMP, MAE and a random encoder probed, MAMP fine-tuned against scratch, three seeds.
-#   bash scripts/nwucla.sh [OUT]          data/nwucla/NWUCLA_XView.npz must be there (data/prepare_nwucla.py)
-#   JOBS=2 SEEDS="0 1 2" OPTIONS="--precision bf16" bash scripts/nwucla.sh
-# What is finished is skipped; what was stopped goes on.
+# The NW-UCLA tables of the README: MAMP, the MAE-style baseline and a random encoder probed and searched with,
+# fine-tuning and 10 % of the labels beside training from scratch, three streams and their ensemble; three seeds.
+#   python data/prepare_nwucla.py --raw nw_ucla.tar.xz --out data/nwucla
+#   bash scripts/nwucla.sh [options of every stage]
+#   JOBS=2 SEEDS="0 1 2" BENCHMARK=nwucla_xview OUT=… bash scripts/nwucla.sh --precision bf16     two runs at a time
+# What is finished is skipped; what was stopped goes on. Each job writes to OUT/console_JOB.txt.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/env.sh
-export OUT="${1:-${OUT:-runs/nwucla_xview}}" OPTIONS="${OPTIONS:-}"
+case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+benchmark="${BENCHMARK:-nwucla_xview}"
+export OUT="${OUT:-$PWD/runs/$benchmark}" SKIP_FINISHED=1
+
+step() {    # script, what stands between benchmark and options, options
+    local script="$1" between="$2"
+    shift 2
+    bash "scripts/$script.sh" "$benchmark" $between "$@"
+}
+
+if [ -n "${JOB:-}" ]; then
+    read -r name SEED <<< "$JOB"
+    export SEED
+    case "$name" in
+        mamp | mae)
+            export METHOD="$name"
+            for script in pretrain linprobe retrieval finetune; do step "$script" '' "$@"; done
+            step semi 0.1 "$@" ;;
+        bone | velocity)
+            export STREAM="$name"
+            for script in pretrain linprobe; do step "$script" '' "$@"; done ;;
+        untrained)
+            for script in linprobe retrieval; do METHOD=random step "$script" '' "$@"; done
+            step scratch '' "$@"
+            FROM=scratch step semi 0.1 "$@" ;;
+        ensemble) step streams '' "$@" ;;
+    esac
+    exit
+fi
+
 JOBS="${JOBS:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
-
-run() {     # stage, folder, further options
-    local stage="$1" folder="$OUT/$2"
-    shift 2
-    mkdir -p "$folder"
-    echo "$(date +%T) $stage -> $folder"
-    "$PYTHON" "main_$stage.py" --config "config/$stage.yaml" config/nwucla_xview.yaml --output_dir "$folder" \
-        --resume auto --num_workers 0 $OPTIONS "$@" >> "$folder/console.txt" 2>&1 \
-        || { tail -n 5 "$folder/console.txt" >&2; return 1; }
-}
-
-job() {     # what, seed
-    local mamp="$OUT/mamp_$2/pretrain/checkpoint-last.pth" mae="$OUT/mae_$2/pretrain/checkpoint-last.pth"
-    case "$1" in
-        mamp) run pretrain "mamp_$2/pretrain" --seed "$2"
-              run linprobe "mamp_$2/linprobe" --seed "$2" --finetune "$mamp" ;;
-        mae) run pretrain "mae_$2/pretrain" --seed "$2" --target joint --motion_aware_tau 0
-             run linprobe "mae_$2/linprobe" --seed "$2" --finetune "$mae" ;;
-        random) run linprobe "random_$2/linprobe" --seed "$2" --random_encoder ;;
-        finetune) run finetune "mamp_$2/finetune" --seed "$2" --finetune "$mamp" ;;
-        scratch) run finetune "scratch_$2/finetune" --seed "$2" --layer_decay 1 ;;
-    esac
-}
-export -f run job
-
-for whats in "mamp mae random" "finetune scratch"; do       # fine-tuning starts from what the first pass makes
-    for what in $whats; do
-        for seed in ${SEEDS:-0 1 2}; do
-            echo "$what $seed"
+mkdir -p "$OUT"
+for names in "mamp mae bone velocity untrained" ensemble; do    # ensembles of what the first pass makes
+    for seed in ${SEEDS:-0 1 2}; do
+        for name in $names; do
+            echo "$name $seed"
         done
-    done | xargs -P "$JOBS" -L 1 bash -ec 'job "$0" "$1"'
+    done | xargs -P "$JOBS" -I '{}' env JOB='{}' bash -c '
+        file="$OUT/console_${JOB/ /_}.txt"
+        echo "$(date +%T) $JOB -> $file"
+        bash "$@" >> "$file" 2>&1 || { code=$?; tail -n 5 "$file" >&2; exit "$code"; }' job scripts/nwucla.sh "$@"
 done
+source scripts/env.sh
 "$PYTHON" main_report.py "$OUT"
