@@ -20,15 +20,22 @@ class ClipMaker:
     stream: str                             # joint, bone or velocity
     seed: int
     p_interval: tuple[float, float] = (0.5, 1.)
-    max_angle: float = 0.3                  # rad
+    max_angle: float = 0.3                  # rad, about each axis
+    max_turn: float | None = None           # rad, about the second one (upright in Kinect data); None: max_angle
     eval_crop: float = 0.95
+
+    @property
+    def max_angles(self) -> tuple[float, float, float]:
+        """Of the training rotation about x, y and z, rad."""
+        return self.max_angle, self.max_angle if self.max_turn is None else self.max_turn, self.max_angle
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
         """Random crop and rotation, a function of (seed, epoch, step, position in the effective batch)."""
         draw = self.uniform(batch, epoch, step, CROP, 2)
         start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
         clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
-        angles = (self.uniform(batch, epoch, step, ROTATION, 3) * 2 - 1) * self.max_angle
+        draw = self.uniform(batch, epoch, step, ROTATION, 3) * 2 - 1
+        angles = torch.stack([one * most for one, most in zip(draw.unbind(1), self.max_angles, strict=True)], dim=1)
         return self.derive_stream(transforms.rotate(clips, angles))
 
     def eval_view(self, batch: Batch) -> torch.Tensor:

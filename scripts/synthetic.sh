@@ -1,23 +1,39 @@
 #!/usr/bin/env bash
-# Made-up recordings as a problem: linear probes of a MAMP-pre-trained and of a random encoder, three seeds, demo size.
-#   bash scripts/synthetic.sh [OUT]      SEEDS="0 1 2"  OPTIONS="--precision bf16"  PYTHON=…
+# Made-up recordings as a problem, demo size, three seeds: linear probes of a MAMP-pre-trained and of a random encoder,
+# 10 % of the labels with and without pre-training, transfer to other recordings, one-shot with four novel classes.
+#   bash scripts/synthetic.sh [options of every stage]      OUT=runs/synth_xsub  SEEDS="0 1 2"  PYTHON=…
 set -euo pipefail
-case "${1:-runs/synthetic}" in /*) OUT="${1:-runs/synthetic}" ;; *) OUT="$PWD/${1:-runs/synthetic}" ;; esac
-cd "$(dirname "$0")/.."
+case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export OUT="${OUT:-$PWD/runs/synth_xsub}" SKIP_FINISHED=1
 source scripts/env.sh
-if [ ! -e "$OUT/data/SYNTH_XSub.npz" ]; then
-    rm -rf "$OUT/raw"
-    "$PYTHON" data/synthesize.py --out "$OUT/raw" --clips_per_class 60
-    "$PYTHON" data/prepare_ntu.py --dataset synth --raw "$OUT/raw" --out "$OUT/data"
-fi
 
-stage() {   # stage, folder, further options; a finished run is passed over, an unfinished one goes on
-    "$PYTHON" "main_$1.py" --config "config/$1.yaml" config/synth_xsub.yaml config/demo.yaml --resume auto \
-        --data_path "$OUT/data/SYNTH_XSub.npz" --output_dir "$OUT/runs/$2" "${@:3}" ${OPTIONS:-}
+make() {    # folder of the data, seed, clips a class
+    if [ ! -e "$1/SYNTH_XSub.npz" ]; then
+        rm -rf "$1/raw"
+        "$PYTHON" data/synthesize.py --out "$1/raw" --seed "$2" --clips_per_class "$3"
+        "$PYTHON" data/prepare_ntu.py --dataset synth --raw "$1/raw" --out "$1"
+    fi
 }
+make "$OUT/data" 0 60
+make "$OUT/data_other" 1 20         # other performers: what is learnt from the first set is transferred to these
+
+set -- --config config/demo.yaml "$@"
+own=("$@" --data_path "$OUT/data/SYNTH_XSub.npz")
+other=("$@" --data_path "$OUT/data_other/SYNTH_XSub.npz" --benchmark synth_other)
+few=(--effective_batch_size 16 --epochs 60)     # few clips: smaller batches, more often
 for seed in ${SEEDS:-0 1 2}; do
-    stage pretrain "pretrain_$seed" --seed "$seed"
-    stage linprobe "mamp_$seed" --seed "$seed" --finetune "$OUT/runs/pretrain_$seed/checkpoint-last.pth"
-    stage linprobe "random_$seed" --seed "$seed" --random_encoder
+    export SEED="$seed"
+    bash scripts/pretrain.sh synth_xsub "${own[@]}"
+    bash scripts/linprobe.sh synth_xsub "${own[@]}"
+    METHOD=random bash scripts/linprobe.sh synth_xsub "${own[@]}"
+    bash scripts/semi.sh synth_xsub 0.1 "${own[@]}" "${few[@]}"
+    FROM=scratch bash scripts/semi.sh synth_xsub 0.1 "${own[@]}" "${few[@]}"
+    bash scripts/transfer.sh synth_xsub synth_xsub "${other[@]}" "${few[@]}"
+    OUT="$OUT/other" bash scripts/scratch.sh synth_xsub "${other[@]}" "${few[@]}"
+    bash scripts/retrieval.sh synth_xsub --protocol oneshot --novel_every 3 "${own[@]}" \
+        --output_dir "$OUT/oneshot/seed_$seed"
+    METHOD=random bash scripts/retrieval.sh synth_xsub --protocol oneshot --novel_every 3 "${own[@]}" \
+        --output_dir "$OUT/oneshot_random/seed_$seed"
 done
-"$PYTHON" main_report.py "$OUT/runs"
+"$PYTHON" main_report.py "$OUT"

@@ -234,7 +234,7 @@ NOT_NEGATIVE = (['-1e-9', 'nan', 'inf', 'x'], ['0', '0.5', '1e3'])
 SHARE = (['-0.01', '1', '1.5', 'nan', 'x'], ['0', '0.999'])
 BOUNDS = {
     'p_interval': (['0', '-0.1', '1.0001', 'nan', 'x'], ['0.001', '1']),
-    'max_angle': NOT_NEGATIVE, 'num_workers': WHOLE,
+    'max_angle': NOT_NEGATIVE, 'max_turn': NOT_NEGATIVE, 'num_workers': WHOLE,
     'num_frames': COUNT, 'num_joints': COUNT, 't_patch_size': COUNT, 'dim_feat': COUNT, 'depth': COUNT,
     'num_heads': COUNT, 'mlp_ratio': POSITIVE, 'epochs': COUNT, 'warmup_epochs': NOT_NEGATIVE,
     'effective_batch_size': COUNT, 'batch_size': COUNT, 'accum_iter': COUNT, 'lr': POSITIVE, 'blr': POSITIVE,

@@ -25,7 +25,8 @@ PUBLISHED = [name for name in BENCHMARKS if name.startswith(('ntu', 'pku'))]
 
 # The recipes that were run, as the paper's authors' scripts leave them: the values after all overriding.
 MODEL = {'num_frames': 120, 'num_joints': 25, 't_patch_size': 4, 'dim_feat': 256, 'depth': 8, 'num_heads': 8,
-         'mlp_ratio': 4, 'seed': 0, 'stream': 'joint', 'p_interval': [0.5, 1], 'max_angle': 0.3, 'clip_grad': None,
+         'mlp_ratio': 4, 'seed': 0, 'stream': 'joint', 'p_interval': [0.5, 1], 'max_angle': 0.3, 'max_turn': None,
+         'clip_grad': None,
          'save_epochs': 20, 'blr': None, 'accum_iter': 1}
 PRETRAIN = {'decoder_dim_feat': 256, 'mask_ratio': 0.9, 'motion_stride': 1, 'target': 'motion', 'norm_skes_loss': True,
             'weight_decay': 0.05, 'effective_batch_size': 128, 'lr': 1e-3, 'min_lr': 5e-4, 'epochs': 400,

@@ -708,11 +708,13 @@ def test_train_view_ignores_and_leaves_the_global_generator(long_clips):
     assert torch.equal(MAKER.train_view(batch, 0, 0), first)
 
 
-def test_train_view_is_crop_resize_and_rotation_from_its_own_draws(long_clips):
+@pytest.mark.parametrize('max_turn', [None, 0., 1.4])
+def test_train_view_is_crop_resize_and_rotation_from_its_own_draws(long_clips, max_turn):
     batch = long_clips[[(i, i) for i in range(16)]]
     p_interval, max_angle = (0.6, 0.8), 0.2
-    maker = ClipMaker(24, 'joint', 3, p_interval, max_angle)
-    kept, resize_crops = {}, transforms.resize_crops
+    maker = ClipMaker(24, 'joint', 3, p_interval, max_angle, max_turn)
+    kept, resize_crops, turns = {}, transforms.resize_crops, []
+    most = max_angle if max_turn is None else max_turn
 
     def spy(frames, begin, length, window):
         kept.update(begin=begin, length=length)
@@ -731,10 +733,12 @@ def test_train_view_is_crop_resize_and_rotation_from_its_own_draws(long_clips):
     for before, after in zip(resized.flatten(2).double(), view.flatten(2).double(), strict=True):
         turn = torch.linalg.lstsq(before.T, after.T).solution.T
         torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64), atol=1e-4, rtol=0)
-        # R = Rz·Ry·Rx with these signs: the angles read off the matrix lie within ± max_angle
+        # R = Rz·Ry·Rx with these signs: the angles read off the matrix lie within their bounds
         ay = torch.asin(turn[2, 0])
         ax, az = torch.atan2(-turn[2, 1], turn[2, 2]), torch.atan2(-turn[1, 0], turn[0, 0])
-        assert max(abs(ax), abs(ay), abs(az)) <= max_angle + 1e-4
+        assert max(abs(ax), abs(az)) <= max_angle + 1e-4 and abs(ay) <= most + 1e-4
+        turns.append(abs(ay))
+    assert max(turns) >= most / 2       # of 16 draws
 
 
 def draws(maker, batch, purpose_calls):

@@ -105,7 +105,8 @@ class Trainer:
         self.precision = Precision(args.precision, world.device)
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
                                        backward=next(model.blocks.parameters()).requires_grad)
-        self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle)
+        self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle,
+                               args.max_turn)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch

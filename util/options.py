@@ -123,6 +123,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--p_interval', type=Number(float, above=0, most=1), nargs=2, default=[0.5, 1.], metavar=('MIN', 'MAX'),
         help='training crop, as a share of the clip')
     add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
+    add('--max_turn', type=NOT_NEGATIVE, metavar='RAD',
+        help='about the upright axis (y) in its place: for test cameras that stand elsewhere')
     add('--epochs', type=COUNT, help='passes over the training split')
     add('--warmup_epochs', type=NOT_NEGATIVE, default=0., help='of linear warm-up')
     add('--effective_batch_size', type=COUNT, help='clips an optimiser step: batch × accumulation × processes')

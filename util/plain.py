@@ -63,7 +63,7 @@ class PlainDataset(Dataset):
             length = min(max(int(np.floor(valid * share)), 64), valid)
             start = np.random.randint(0, valid - length + 1)                                    # noqa: NPY002
             clip = rotate(resize(clip[:, start:start + length], self.clips.num_frames),
-                          np.random.uniform(-self.clips.max_angle, self.clips.max_angle, 3))    # noqa: NPY002
+                          np.random.uniform(-1, 1, 3) * self.clips.max_angles)                  # noqa: NPY002
         else:
             bias = int((1 - self.clips.eval_crop) * valid / 2)
             clip = resize(clip[:, bias:valid - bias], self.clips.num_frames)
@@ -111,7 +111,8 @@ def set_fused_attention(model: nn.Module, fused: bool) -> None:
 def make_plain(trainer: Trainer, dataset: SkeletonDataset) -> None:
     """Turns a trainer (fp32) to the authors' way."""
     args, clips = trainer.args, trainer.clips
-    trainer.clips = PlainClips(clips.num_frames, clips.stream, clips.seed, clips.p_interval, clips.max_angle)
+    trainer.clips = PlainClips(clips.num_frames, clips.stream, clips.seed, clips.p_interval, clips.max_angle,
+                               clips.max_turn)
     trainer.loader = plain_loader(dataset, trainer.batches, clips, True, args.num_workers, trainer.world.device)
     set_plain(trainer.raw_model)
     for group in trainer.optimizer.param_groups:
