@@ -2,6 +2,7 @@
 
 python main_report.py runs --all_rows --figure curves.png
 python main_report.py --scores runs/nwucla_xview/finetune/scores.npz --confusion confusion.png
+python main_report.py --scores runs/nwucla_xview/finetune/scores.npz --without data/nwucla/NWUCLA_XView_copies.txt
 python main_report.py --ensemble joint/scores.npz bone/scores.npz velocity/scores.npz --out runs/nwucla_xview/ensemble
 python main_report.py --features runs/nwucla_xview/retrieval/features.npz --tsne tsne.png
 python main_report.py --readme README.md
@@ -16,7 +17,7 @@ from util.files import check_writable
 from util.report import rewrite_tables, tables
 from util.results import read_results
 from util.saved import read_features, read_scores
-from util.scores import class_table, pairs_table, told_beside, write_ensemble
+from util.scores import class_table, pairs_table, told_beside, without, write_ensemble
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--figure', type=Path, metavar='PNG', help='also draw the training curves of the runs in the folder')
     add('--scores', type=Path, metavar='NPZ', help='accuracy by class, worst first, and the classes most confused')
     add('--pairs', type=int, default=10, metavar='N', help='how many confused pairs (default: 10)')
+    add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: their names, one a line')
     add('--confusion', type=Path, metavar='PNG', help='also draw the confusion matrix of --scores')
     add('--ensemble', nargs='+', metavar='NPZ', help='add the scores of several runs, clips matched by name')
     add('--out', type=Path, metavar='DIR', help='where --ensemble writes result.json and scores.npz')
@@ -42,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Which options need which others."""
-    needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'ensemble': 'out', 'out': 'ensemble',
-             'features': 'tsne', 'tsne': 'features'}
+    needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'without': 'scores',
+             'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features'}
     for name, other in needs.items():
         if getattr(args, name) and getattr(args, other) is None:
             raise UserError(f'--{name} needs {"a folder of runs" if other == "folder" else f"--{other}"}')
@@ -71,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         print(write_ensemble([read_scores(path) for path in args.ensemble], args.out))
     if args.scores:
         scores = read_scores(args.scores)
+        if args.without:
+            scores = without(scores, args.without)
         if args.confusion:
             draw_confusion(scores, args.confusion)
         print(f'{class_table(scores)}\n\n{pairs_table(scores, args.pairs)}')

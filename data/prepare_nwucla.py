@@ -9,9 +9,12 @@ where it has none, those that lie directly in it. Two protocols:
 - `NWUCLA_XSub.npz`: odd subjects train, even subjects test; our own split, with no published numbers to compare with.
 - `NWUCLA_Validation.npz`: for choosing settings (`--protocol validation`; not written otherwise). Of views 1 and 2,
   subjects 3, 6 and 9 test, the others train; view 3, the test split of the benchmark, is not in it.
+- `NWUCLA_ValidationView.npz`: the same across views (`--protocol validation_view`): subjects 3, 6 and 9 test as view 2
+  saw them, the others train as view 1 did.
 
 In the release as it circulates the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
-of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them.
+of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them,
+and `NWUCLA_XView_copies.txt` names them (`main_report.py --scores … --without` leaves them out).
 """
 
 import json
@@ -37,7 +40,7 @@ from data.common import one_hot, pad, split_members, write_npz
 from data.pipeline import LARGEST
 from data.pipeline import Source as FileSource
 from util.errors import Parser, UserError, run_main
-from util.files import check_writable
+from util.files import check_writable, replacing
 
 CLIPS, CLASSES, JOINTS = 1484, 10, 20
 CENTRE = 1  # joint 2, the spine
@@ -46,6 +49,8 @@ PROTOCOLS = {  # on the command line: name of the file, whether a subject and vi
     'xview': ('NWUCLA_XView', lambda subject, view: view in (1, 2)),
     'xsub': ('NWUCLA_XSub', lambda subject, view: subject % 2 == 1),
     'validation': ('NWUCLA_Validation', lambda subject, view: subject % 3 != 0 if view < 3 else None),
+    'validation_view': ('NWUCLA_ValidationView', lambda subject, view: {(True, 1): True, (False, 2): False}.get(
+        (subject % 3 != 0, view))),
 }
 AGAIN = 'get this file from the release again'
 
@@ -231,10 +236,11 @@ def build(clips: dict[str, tuple[np.ndarray, int]], protocol: str) -> dict[str, 
     return split_members(x, y, list(clips), train)
 
 
-def count_copies(members: dict[str, np.ndarray]) -> int:
-    """How many test clips equal a training clip in every number."""
+def copies_in(members: dict[str, np.ndarray]) -> list[str]:
+    """The names of the test clips that equal a training clip in every number."""
     seen = {clip.tobytes() for clip in members['x_train']}
-    return sum(clip.tobytes() in seen for clip in members['x_test'])
+    return [name for name, clip in zip(members['name_test'].tolist(), members['x_test'], strict=True)
+            if clip.tobytes() in seen]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -258,8 +264,12 @@ def main(argv: list[str] | None = None) -> int:
     if len(clips) != CLIPS:
         print(f'note: the whole release has {CLIPS:,} clips')
     for path, members in files.items():
+        copies, told = copies_in(members), path.with_name(f'{path.stem}_copies.txt')
+        if copies:
+            with replacing(told) as partial:
+                partial.write_text('\n'.join(copies) + '\n')
         print(f'{path}: {len(members["x_train"]):,} train, {len(members["x_test"]):,} test '
-              f'({count_copies(members)} of them copies of a training clip)')
+              f'({len(copies)} of them copies of a training clip{f", named in {told}" if copies else ""})')
     return 0
 
 

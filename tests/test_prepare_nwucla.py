@@ -119,7 +119,7 @@ def test_release_numbers(release):
 
 @needs_release
 def test_release_members_can_be_mapped(release):
-    for path in release[0].iterdir():
+    for path in release[0].glob('*.npz'):
         with zipfile.ZipFile(path) as archive:
             assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
@@ -131,8 +131,11 @@ def test_release_summary_counts_copies(release, tmp_path, capsys):
     assert prepare(folder, tmp_path / 'out', '--protocol', 'xview') == 0
     printed = capsys.readouterr().out
     assert '1,484 clips, 10 classes, 58,534 frames (1 to 201 a clip)' in printed
-    assert '1,020 train, 464 test (95 of them copies of a training clip)' in printed
-    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['NWUCLA_XView.npz']
+    assert '1,020 train, 464 test (95 of them copies of a training clip, named in ' in printed
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'NWUCLA_XView.npz', 'NWUCLA_XView_copies.txt'}
+    copies = (tmp_path / 'out/NWUCLA_XView_copies.txt').read_text().splitlines()
+    assert len(set(copies)) == 95 and {name[:4] for name in copies} == {'a02_', 'a03_'}
+    assert all(name.endswith('_v03') for name in copies)
     assert (tmp_path / 'out/NWUCLA_XView.npz').read_bytes() == (release[0] / 'NWUCLA_XView.npz').read_bytes()
 
 
@@ -151,6 +154,18 @@ def test_validation_split_never_holds_the_test_view(release, tmp_path):
         for name, x in zip(npz['name_test'], npz['x_test'], strict=True):
             np.testing.assert_array_equal(x, rows[name][:x.shape[0]])
             assert not rows[name][x.shape[0]:].any()
+
+
+@needs_release
+def test_validation_across_views_has_neither_a_subject_nor_a_view_twice(release, tmp_path):
+    folder = write_folder(tmp_path / 'all_sqe', texts(release[1]))
+    assert prepare(folder, tmp_path / 'out', '--protocol', 'validation_view') == 0
+    with np.load(tmp_path / 'out/NWUCLA_ValidationView.npz') as npz:
+        found = {split: {(name[4:7], name[-3:]) for name in npz[f'name_{split}'].tolist()}
+                 for split in ('train', 'test')}
+        assert found['test'] == {(subject, 'v02') for subject in ('s03', 's06', 's09')}
+        assert {view for _, view in found['train']} == {'v01'} and len(found['train']) == 7
+        assert (len(npz['x_train']), len(npz['x_test'])) == (375, 146)
 
 
 # ---- twelve clips of our own

@@ -379,6 +379,22 @@ def test_summaries_of_any_number_of_classes(tmp_path, classes):
     assert scores.class_names(read)[:2] == (['bow', 'brushing hair'] if classes == 51 else ['class 0', 'class 1'])
 
 
+def test_clips_can_be_left_out(tmp_path, capsys):
+    held, names = made_up(), tmp_path / 'names.txt'
+    path = save(tmp_path / 'scores.npz', **held)
+    names.write_text('\n'.join(name for name in held['name'].tolist() if name.endswith('7')) + '\n')
+    kept = [not name.endswith('7') for name in held['name'].tolist()]
+    *_, top1, top5 = by_hand(held | {key: held[key][kept] for key in ('label', 'scores')})
+    main_report.main(['--scores', str(path), '--without', str(names)])
+    assert f'180 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %' in capsys.readouterr().out
+    names.write_text('clip 3\nclip3\n')
+    refusal(lambda: main_report.main(['--scores', str(path), '--without', str(names)]), names, '1 of its 2', '(clip3)')
+    names.write_text('\n'.join(held['name'].tolist()))
+    refusal(lambda: main_report.main(['--scores', str(path), '--without', str(names)]), names, 'every clip')
+    refusal(lambda: main_report.main(['--scores', str(path), '--without', str(tmp_path)]), 'cannot be read')
+    refusal(lambda: main_report.main([str(tmp_path), '--without', str(names)]), '--without needs --scores')
+
+
 def test_without_a_mistake_there_are_no_pairs(tmp_path, capsys):
     held = made_up() | {'scores': np.eye(10, dtype=np.float32)[made_up()['label']]}
     main_report.main(['--scores', str(save(tmp_path / 'scores.npz', **held))])

@@ -78,6 +78,24 @@ def pairs_table(scores: Scores, most: int = 10) -> str:
                     [[names[i], names[j], count, f'{100 * share:.1f}'] for i, j, count, share in pairs])
 
 
+def without(scores: Scores, path: Path) -> Scores:
+    """The scores without the clips whose names stand in the text file, one a line.
+
+    Raises UserError when it cannot be read, names a clip that has no scores, or leaves none.
+    """
+    try:
+        names = {line.strip() for line in path.read_text(encoding='utf-8').splitlines()} - {''}
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); give a text file, a clip\'s name a line') from error
+    if other := names - set(scores.name.tolist()):
+        raise UserError(f'{path}: {len(other)} of its {len(names)} clips are not in {scores.path} ({min(other):.80}); '
+                        'give names of the same test clips')
+    kept = ~np.isin(scores.name, sorted(names))
+    if not kept.any():
+        raise UserError(f'{path}: names every clip of {scores.path}; leave some')
+    return scores._replace(**{field: getattr(scores, field)[kept] for field in ('name', 'label', 'scores')})
+
+
 # ---- ensembles -------------------------------------------------------------------------------------------------------
 
 
