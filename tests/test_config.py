@@ -144,10 +144,10 @@ def test_the_masked_autoencoder_baseline_is_two_options():
 
 
 @pytest.mark.parametrize('stage', STAGES)
-def test_the_two_nwucla_protocols_differ_in_their_data_only(stage):
+def test_the_two_nwucla_protocols_differ_in_their_data_and_cameras_only(stage):
     view, subject = (vars(settings_of(stage, f'nwucla_{name}')) for name in ('xview', 'xsub'))
     differing = {key for key in view if view[key] != subject[key]}
-    assert differing == {'config', 'data_path', 'benchmark', 'output_dir', 'log_dir'} & {*view}
+    assert differing == {'config', 'data_path', 'benchmark', 'output_dir', 'log_dir', 'max_turn'} & {*view}
 
 
 @pytest.mark.parametrize('stage', STAGES)
