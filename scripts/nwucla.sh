@@ -40,9 +40,9 @@ fi
 JOBS="${JOBS:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
 mkdir -p "$OUT"
-for names in "mamp mae bone velocity untrained" ensemble; do    # ensembles of what the first pass makes
-    for seed in ${SEEDS:-0 1 2}; do
-        for name in $names; do
+for names in "mamp untrained mae bone velocity" ensemble; do    # ensembles of what the first pass makes
+    for name in $names; do
+        for seed in ${SEEDS:-0 1 2}; do
             echo "$name $seed"
         done
     done | xargs -P "$JOBS" -I '{}' env JOB='{}' bash -c '
