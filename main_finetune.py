@@ -33,7 +33,7 @@ def finetune(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('finetune', argv)
-    with joined(args.device) as world:
+    with joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         finetune(args, world)
     return 0

@@ -33,7 +33,7 @@ def linprobe(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('linprobe', argv)
-    with joined(args.device) as world:
+    with joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         linprobe(args, world)
     return 0

@@ -49,7 +49,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('pretrain', argv)
-    with joined(args.device) as world:
+    with joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         pretrain(args, world)
     return 0

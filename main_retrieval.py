@@ -87,7 +87,7 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('retrieval', argv)
-    with joined(args.device) as world:
+    with joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         retrieve(args, world)
     return 0

@@ -66,6 +66,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     _add_data(parser)
     _add_model(parser)
     _add_computing(parser)
+    _add_processes(parser)
     _add_run(parser)
     if stage != 'retrieval':
         _add_training(parser)
@@ -134,6 +135,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
 
 
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('processes').add_argument
+    add('--patience', type=POSITIVE, default=600., help='seconds that processes wait for each other, to meet at the '
+        'start and in every exchange; after that the run ends')
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('run').add_argument
     add('--output_dir', type=text, help='checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)')
@@ -171,6 +178,9 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     add('--finetune', type=text, metavar='PATH', help='pre-trained checkpoint to start from')
     add('--eval', action=argparse.BooleanOptionalAction, default=False,
         help='only evaluate the checkpoint given with --resume')
+    add('--sync_batchnorm', action=argparse.BooleanOptionalAction, default=False,
+        help="statistics of the head's BatchNorm over the micro-batches of all processes, GPUs only (default: each "
+        'has its own, as the authors did); of one process nothing changes')
     add('--smoothing', type=SHARE, default=0., help='label smoothing')
     add('--label_fraction', type=Number(float, above=0, most=1), default=1.,
         help='share of the training clips whose labels are used, drawn by --seed (semi-supervised)')
