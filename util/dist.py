@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from util.errors import PeerLost, UserError
 
@@ -94,10 +96,21 @@ def _meet(rank: int, size: int, device: torch.device, patience: timedelta) -> No
         socket.getaddrinfo(host, port)      # PyTorch would try until its patience ends
         with _hushed():
             dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=size,
-                                    timeout=patience, **ids)
+                                    timeout=patience, store=_find_store(rank, size, patience), **ids)
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:    # nobody, no such host, a port that is taken
         raise UserError(f'process {rank} of {size} cannot meet the others at {host}:{port} ({_one_line(error)}); start '
                         'them all, with torchrun, and check that address and port can be reached') from error
+
+
+def _find_store(rank: int, size: int, patience: timedelta) -> dist.Store:
+    """Where the processes meet, by MASTER_ADDR and MASTER_PORT; found in a thread, as PyTorch waits for ever for an
+    answer from somebody else's port."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        found = thread.submit(lambda: next(rendezvous('env://', rank, size, timeout=patience)))
+        return found.result(3 * patience.total_seconds())[0]        # PyTorch tries twice
+    finally:
+        thread.shutdown(wait=False)
 
 
 @contextmanager
@@ -117,7 +130,8 @@ def _hushed():
 
 
 def _one_line(error: Exception) -> str:
-    return re.sub(r'^\[\S+\] ', '', ' '.join(str(error).split()))[:200]       # without the place in gloo's code
+    """What the error says, without the place in gloo's code."""
+    return re.sub(r'^\[\S+\] ', '', ' '.join(str(error).split()))[:200] or type(error).__name__
 
 
 def _choose_device(name: str, local_rank: int, size: int) -> torch.device:

@@ -112,9 +112,13 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
     add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
         help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
     add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
-        help="kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process)")
+        help='kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process); with '
+        '--deterministic flash for bf16, else efficient')
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
+    add('--deterministic', action=argparse.BooleanOptionalAction, default=False,
+        help='the same numbers, bit for bit, from every run on the same GPUs, by slower kernels (on a CPU they are the '
+        'same without)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,
         help='of weights, data order, crops, masks, dropout, labels drawn')
 
