@@ -59,9 +59,10 @@ def run(*command: str, env: dict | None = None, timeout: float = 300) -> subproc
                           timeout=timeout, check=False)
 
 
-def torchrun(processes: int, *command: str, timeout: float = 300) -> subprocess.CompletedProcess:
+def torchrun(processes: int, *command: str, env: dict | None = None,
+             timeout: float = 300) -> subprocess.CompletedProcess:
     """The same as so many processes."""
-    return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command,
+    return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command, env=env,
                timeout=timeout)
 
 

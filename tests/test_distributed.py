@@ -73,7 +73,7 @@ from util.dist import joined
 from util.errors import run_main
 
 def main():
-    with joined('cpu') as world:
+    with joined('cpu', patience=60) as world:
         for stage, options in json.load(open(sys.argv[1])):
             STAGES[stage](parse_args(stage, options), world)
 run_main(main)
@@ -195,7 +195,7 @@ def test_one_that_fails_ends_all_and_is_named_once(how, stage, processes, worker
     """In the second epoch, whose second step is the last one saved; one process goes on, with the same losses."""
     folder, script, clock = tmp_path / 'run', tmp_path / 'faulty.py', tmp_path / 'clock'
     options = [*steps_of(tiny_pretrain if stage == 'pretrain' else tiny), '--epochs', '3', '--output_dir', str(folder),
-               '--effective_batch_size', '4' if processes == 2 else '8', '--save_steps', '1']
+               '--effective_batch_size', '4' if processes == 2 else '8', '--save_steps', '1', '--patience', '50']
     if stage == 'linprobe':
         options += ['--random_encoder']
     steps = 5 if processes == 2 else 2
