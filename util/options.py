@@ -141,7 +141,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('processes').add_argument
-    add('--patience', type=POSITIVE, default=600., help='seconds that processes wait for each other, to meet at the '
+    add('--patience', type=Number(float, above=0, most=1e6), default=600., help='seconds that processes wait for each other, to meet at the '
         'start and in every exchange; after that the run ends')
 
 
