@@ -141,8 +141,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('processes').add_argument
-    add('--patience', type=Number(float, above=0, most=1e6), default=600., help='seconds that processes wait for each other, to meet at the '
-        'start and in every exchange; after that the run ends')
+    add('--patience', type=Number(float, above=0, most=1e6), default=600.,
+        help='seconds that processes wait for each other, to meet at the start and in every exchange; after that the '
+        'run ends')
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
