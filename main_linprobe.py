@@ -14,6 +14,7 @@ from util.dist import World, joined
 from util.errors import run_main
 from util.log import set_up_console
 from util.optim import sgd
+from util.repeat import repeatable
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:
@@ -33,7 +34,7 @@ def linprobe(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('linprobe', argv)
-    with joined(args.device) as world:
+    with repeatable(args.deterministic, args.device), joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         linprobe(args, world)
     return 0

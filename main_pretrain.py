@@ -18,6 +18,7 @@ from util.files import check_writable
 from util.log import set_up_console
 from util.loop import Trainer
 from util.optim import adamw
+from util.repeat import repeatable
 
 
 def method_of(args: argparse.Namespace) -> str:
@@ -49,7 +50,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('pretrain', argv)
-    with joined(args.device) as world:
+    with repeatable(args.deterministic, args.device), joined(args.device, args.patience) as world:
         set_up_console(world.is_main)
         pretrain(args, world)
     return 0

@@ -66,6 +66,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     _add_data(parser)
     _add_model(parser)
     _add_computing(parser)
+    _add_processes(parser)
     _add_run(parser)
     if stage != 'retrieval':
         _add_training(parser)
@@ -111,9 +112,13 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
     add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
         help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
     add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
-        help="kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process)")
+        help='kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process); with '
+        '--deterministic flash for bf16, else efficient')
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
+    add('--deterministic', action=argparse.BooleanOptionalAction, default=False,
+        help='the same numbers, bit for bit, from every run on the same GPUs, by slower kernels (on a CPU they are the '
+        'same without)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,
         help='of weights, data order, crops, masks, dropout, labels drawn')
 
@@ -134,6 +139,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
     add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('processes').add_argument
+    add('--patience', type=Number(float, above=0, most=1e6), default=600.,
+        help='seconds that processes wait for each other, to meet at the start and in every exchange; after that the '
+        'run ends')
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +185,9 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     add('--finetune', type=text, metavar='PATH', help='pre-trained checkpoint to start from')
     add('--eval', action=argparse.BooleanOptionalAction, default=False,
         help='only evaluate the checkpoint given with --resume')
+    add('--sync_batchnorm', action=argparse.BooleanOptionalAction, default=False,
+        help="statistics of the head's BatchNorm over the micro-batches of all processes, GPUs only (default: each "
+        'has its own, as the authors did); of one process nothing changes')
     add('--smoothing', type=SHARE, default=0., help='label smoothing')
     add('--label_fraction', type=Number(float, above=0, most=1), default=1.,
         help='share of the training clips whose labels are used, drawn by --seed (semi-supervised)')
