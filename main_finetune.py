@@ -13,6 +13,7 @@ from util.args import parse_args, resolve_batch, settings_for
 from util.dist import World, joined
 from util.errors import run_main
 from util.log import set_up_console
+from util.memory import told_of_shortage
 from util.optim import adamw
 
 
@@ -33,7 +34,7 @@ def finetune(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('finetune', argv)
-    with joined(args.device) as world:
+    with joined(args.device) as world, told_of_shortage(args, world.device):
         set_up_console(world.is_main)
         finetune(args, world)
     return 0

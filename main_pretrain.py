@@ -17,6 +17,7 @@ from util.errors import run_main
 from util.files import check_writable
 from util.log import set_up_console
 from util.loop import Trainer
+from util.memory import told_of_shortage
 from util.optim import adamw
 
 
@@ -49,7 +50,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('pretrain', argv)
-    with joined(args.device) as world:
+    with joined(args.device) as world, told_of_shortage(args, world.device):
         set_up_console(world.is_main)
         pretrain(args, world)
     return 0

@@ -25,6 +25,7 @@ from util.errors import UserError, run_main
 from util.files import check_writable, write_json
 from util.log import code_version, describe_machine, set_up_console
 from util.loop import Precision, compile_blocks
+from util.memory import told_of_shortage
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('retrieval', argv)
-    with joined(args.device) as world:
+    with joined(args.device) as world, told_of_shortage(args, world.device):
         set_up_console(world.is_main)
         retrieve(args, world)
     return 0
