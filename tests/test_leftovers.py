@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from data.synthesize import whole_folder
 from tests.conftest import ROOT, run
 from tests.test_reliability import start, until
 from util import checkpoint, files
@@ -81,6 +82,15 @@ def test_what_a_living_process_writes_stays(tmp_path):
     assert (folder / 'a').read_text() == 'new' and partials(folder) == []
 
 
+@pytest.mark.parametrize('writer', [files.replacing, whole_folder])
+def test_a_writer_holds_the_lock(writer, tmp_path):
+    with writer(tmp_path / 'a') as partial:
+        descriptor = os.open(partial, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+
+
 def gone() -> int:
     """Number of a process that has ended."""
     process = subprocess.Popen(['true'], cwd=ROOT)
@@ -104,13 +114,14 @@ def held(path):
 def test_who_is_taken_for_gone(tmp_path):
     """A process of this machine that is none any more; not one of another, nor one that merely is not seen here."""
     here = platform.node()
-    dead, other, old = left_by(tmp_path, gone(), here), left_by(tmp_path, 1, f'not-{here}'), left_by(tmp_path, 1, here)
+    dead, alive = left_by(tmp_path, gone(), here), left_by(tmp_path, 1, here)
+    other = left_by(tmp_path, gone(), f'not-{here}')
     unseen = left_by(tmp_path, gone(), here)        # of a container say, that has its own numbers
     with held(unseen):
         files.remove_leftovers(tmp_path)
-        assert partials(tmp_path) == sorted([other, old, unseen]) and not dead.exists()
+        assert partials(tmp_path) == sorted([other, alive, unseen]) and not dead.exists()
     files.remove_leftovers(tmp_path)
-    assert partials(tmp_path) == sorted([other, old])
+    assert partials(tmp_path) == sorted([other, alive])
 
 
 def test_after_a_day_whoever_made_it_is_taken_for_gone_unless_it_holds_the_lock(tmp_path, monkeypatch):
