@@ -14,6 +14,7 @@ import yaml
 
 from feeder.layouts import parents_of
 from util.errors import UserError
+from util.memory import check_weights
 from util.options import STAGES, build_parser, shown
 
 
@@ -161,6 +162,7 @@ def _check_model(args: argparse.Namespace) -> None:
     for width in ('dim_feat', 'decoder_dim_feat'):
         if getattr(args, width, 0) % args.num_heads:
             raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
+    check_weights(args)
 
 
 def _check_training(args: argparse.Namespace, stage: str) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,14 @@ from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
 from util.checkpoint import BEST, LAST, PREVIOUS
-from util.dist import World
+from util.dist import World, joined
 from util.errors import UserError
 from util.files import replacing, write_json
-from util.log import EpochLog, NoLog, code_version, describe_machine
+from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
+from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
 from util.preempt import MARKER, Preempted, listening
+from util.repeat import repeatable
 from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,15 @@ class NonFiniteLoss(UserError):
     """Training diverged: a failure of the run, not of what was asked for. What was saved before is whole."""
 
     exit_code = 1
+
+
+@contextlib.contextmanager
+def started(args: argparse.Namespace) -> Iterator[World]:
+    """A stage's surroundings: the processes that take part, how they compute, and what they say when it ends badly."""
+    with (repeatable(args.deterministic, args.device), joined(args.device, args.patience) as world,
+          told_of_shortage(args, world.device)):
+        set_up_console(world.is_main)
+        yield world
 
 
 class Precision:

@@ -54,6 +54,7 @@ def text(value) -> str:
 
 
 COUNT, WHOLE = Number(int, least=1), Number(int, least=0)
+SIZE, BLOCKS, PROCESSES = (Number(int, least, most) for least, most in ((1, 10**12), (1, 1000), (0, 1000)))
 POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
 SHARE = Number(float, least=0, below=1)
 
@@ -89,20 +90,20 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add('--data_path', type=text, help='npz with x_train, y_train, x_test, y_test')
     add('--benchmark', type=text, help='name in result.json (default: the name of the data file)')
     add('--stream', type=text, choices=('joint', 'bone', 'velocity'), default='joint', help='what the model sees')
-    add('--num_workers', type=WHOLE, default=2, help='processes that read clips (0: the main one does)')
+    add('--num_workers', type=PROCESSES, default=2, help='processes that read clips (0: the main one does)')
     add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
         help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('model').add_argument
-    add('--num_frames', type=COUNT, default=120, help='frames after the resize')
-    add('--num_joints', type=COUNT, default=25, help='joints of one body')
-    add('--t_patch_size', type=COUNT, default=4, help='frames a segment')
-    add('--dim_feat', type=COUNT, default=256, help='width')
-    add('--depth', type=COUNT, default=8, help='encoder blocks')
-    add('--num_heads', type=COUNT, default=8, help='attention heads')
-    add('--mlp_ratio', type=POSITIVE, default=4., help='hidden width of the MLP, in widths')
+    add('--num_frames', type=SIZE, default=120, help='frames after the resize')
+    add('--num_joints', type=SIZE, default=25, help='joints of one body')
+    add('--t_patch_size', type=SIZE, default=4, help='frames a segment')
+    add('--dim_feat', type=SIZE, default=256, help='width')
+    add('--depth', type=BLOCKS, default=8, help='encoder blocks')
+    add('--num_heads', type=SIZE, default=8, help='attention heads')
+    add('--mlp_ratio', type=Number(float, above=0, most=1000), default=4., help='hidden width of the MLP, in widths')
 
 
 def _add_computing(parser: argparse.ArgumentParser) -> None:
@@ -167,8 +168,8 @@ def _add_saving(parser: argparse.ArgumentParser) -> None:
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('pre-training').add_argument
-    add('--decoder_dim_feat', type=COUNT, default=256, help='decoder width')
-    add('--decoder_depth', type=COUNT, default=5, help='decoder blocks')
+    add('--decoder_dim_feat', type=SIZE, default=256, help='decoder width')
+    add('--decoder_depth', type=BLOCKS, default=5, help='decoder blocks')
     add('--mask_ratio', type=Number(float, above=0, below=1), default=0.9, help='share of the tokens hidden')
     add('--motion_aware_tau', type=NOT_NEGATIVE, default=0.8, help='temperature of the mask; 0: plain random')
     add('--motion_stride', type=COUNT, default=1, help='frames between the two ends of a motion')
