@@ -51,8 +51,8 @@ def evaluate(model: ActionTransformer, loader: DataLoader, clips_of: ClipMaker, 
     counts = torch.zeros(4, dtype=torch.float64, device=world.device)
     for batch in read_batches(loader, world.device):
         with precision.autocast():
-            logits = model(clips_of.eval_view(batch))
-        counts += count_correct(logits.float(), batch.label)
+            features = model.features(clips_of.eval_view(batch))
+        counts += count_correct(model.head(features.float()), batch.label)      # bf16 logits would tie
     return summarise(world.sum(counts))
 
 
@@ -71,9 +71,10 @@ def predict(model: SkeletonEncoder, loader: DataLoader, clips_of: ClipMaker, pre
     for batch in read_batches(loader, world.device):
         with precision.autocast():
             features = model.features(clips_of.eval_view(batch))
-            found['features'][batch.index] = features.float().mean(dim=(1, 2, 3))
-            if 'scores' in found:
-                found['scores'][batch.index] = model.head(features).float().softmax(dim=1)
+        features = features.float()
+        found['features'][batch.index] = features.mean(dim=(1, 2, 3))
+        if 'scores' in found:
+            found['scores'][batch.index] = model.head(features).softmax(dim=1)
     return {name: world.sum(values).cpu().numpy() for name, values in found.items()}
 
 

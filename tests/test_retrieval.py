@@ -10,7 +10,7 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 import main_retrieval
-from engine_finetune import predict
+from engine_finetune import evaluate, predict
 from engine_retrieval import exemplars, knn, one_shot
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
@@ -180,3 +180,18 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     for name in ('features', 'scores'):
         np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
         assert (one[name] != 0).any(axis=1).all()
+
+
+def test_the_head_is_evaluated_in_fp32_and_scores_agree_with_the_accuracy(tiny_npz):
+    """In bf16 logits of classes tie, and the two would break ties differently."""
+    torch.manual_seed(0)
+    model = ActionTransformer(num_classes=3, num_joints=5, num_frames=16, dim_feat=16, depth=1, num_heads=2,
+                              protocol='finetune')
+    dataset, clips_of, seen = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0), []
+    model.head.register_forward_hook(lambda _, given, made: seen.append((given[0].dtype, made.dtype)))
+    world, precision = World(0, 1, CPU), Precision('bf16', CPU)
+    loader = make_loader(dataset, EvalBatches(dataset.rows, 4, 0, 1), 0, CPU)
+    scored = evaluate(model, loader, clips_of, precision, world)
+    found = predict(model, loader, clips_of, precision, world, len(dataset))
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert scored['top1'] == pytest.approx(100 * (found['scores'].argmax(1) == dataset.label.numpy()).mean())
