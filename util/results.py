@@ -13,6 +13,7 @@ from pathlib import Path
 
 from util.errors import UserError
 from util.options import NOT_THE_RECIPE, defaults_of
+from util.saved import MOST
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,6 @@ PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine
 # The rows' order: what was done, with which method, on which stream.
 KINDS = ('pre-training', 'linear', 'fine-tune', 'scratch', 'semi', 'transfer', 'retrieval', 'one-shot', 'ensemble')
 METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
-MOST = 1e30     # numbers of a run are below
 STREAMS = ('joint', 'bone', 'velocity')
 EVERY = 6       # class of NTU RGB+D 120 is novel in its one-shot protocol
 
