@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from util.errors import UserError
 from util.log import EpochLog
 from util.loop import NonFiniteLoss, Trainer
 from util.optim import adamw, set_learning_rate
+from util.options import defaults_of
 
 
 @pytest.fixture(scope='module')
@@ -299,3 +301,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
     saved = sorted(tmp_path.glob('*.pth'))
     assert saved, 'the first step, at learning rate 0, was saved'
     assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
+
+
+def test_resuming_tells_of_other_settings_but_of_its_surroundings(caplog):
+    quiet = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
+             'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
+             'save_features', 'patience'}
+    settings = defaults_of('finetune')
+    for name in settings:
+        caplog.clear()
+        now = SimpleNamespace(args=SimpleNamespace(**dict.fromkeys(settings, 0) | {name: 1}), first_step=0)
+        Trainer._compare_settings(now, dict.fromkeys(settings, 0), 'checkpoint-last.pth')
+        assert caplog.messages == [f'resuming with other settings: {name} 0 -> 1'] * (name not in quiet)

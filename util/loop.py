@@ -26,6 +26,7 @@ from util.files import replacing, write_json
 from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
 from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
+from util.options import SURROUNDINGS
 from util.preempt import MARKER, Preempted, listening
 from util.repeat import repeatable
 from util.rng import derive_seed
@@ -240,12 +241,9 @@ class Trainer:
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_settings(self, before: dict, path) -> None:
-        where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
-                 'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
-                 'save_scores', 'save_features', 'patience'}
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
-                   if name in before and name not in where and before[name] != value]
+                   if name in before and name not in SURROUNDINGS and before[name] != value]
         if self.first_step and any(name in before and before[name] != vars(self.args).get(name) for name in order):
             raise UserError(f'{path}: made inside an epoch with other settings ({"; ".join(changed)}); give the same '
                             f'{", ".join(name for name in order if hasattr(self.args, name))}')
