@@ -164,16 +164,15 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         trainer.resume(args.resume)
     for split in splits:
         split.look_through(world.rank, world.size)
-    if len(test.rows):
-        result = trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
-    else:
-        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
-        result = trainer.fit(train_one_epoch)
+    trainer.check_folder()
     if world.is_main and args.label_fraction < 1:
         with replacing(Path(args.output_dir) / 'labelled.txt') as partial:
             partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
-    keep_predictions(args, world, model, test, loader, trainer.precision)
-    return result
+    if not len(test.rows):
+        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
+    scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
+    return trainer.fit(train_one_epoch, scored,
+                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision))
 
 
 def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:

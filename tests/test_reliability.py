@@ -202,11 +202,49 @@ def test_all_processes_leave_together(tiny_pretrain, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-# What a run executes that is killed at a moment somebody draws: in a step, while saving, while evaluating.
+# What a run executes that is killed at a moment somebody draws, counted from its first step on: it notes before what it
+# was doing, or how long all its training took.
 AT_ANY_TIME = """
-import os, signal, sys, threading, time
-threading.Thread(target=lambda: (time.sleep({after}), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
-import {main}
+import os, pathlib, signal, sys, threading, time
+import engine_finetune, {main}
+from util import checkpoint
+from util.loop import Trainer
+after, note, doing, began = float({after!r}), pathlib.Path({note!r}), ['starting'], []
+
+def die():
+    time.sleep(after)
+    if doing[0] != 'finished':
+        note.write_text(doing[0])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def during(what, call):
+    def noted(*given, **named):
+        before, doing[0] = doing[0], what
+        try:
+            return call(*given, **named)
+        finally:
+            doing[0] = before
+    return noted
+
+def steps(trainer, epoch, real=Trainer.steps):
+    for step in real(trainer, epoch):
+        if not began:
+            began.append(time.perf_counter())
+            threading.Thread(target=die, daemon=True).start()
+        doing[0] = 'a step'
+        yield step
+        doing[0] = 'between steps'
+
+def fit(*given, real=Trainer.fit, **named):
+    result = real(*given, **named)
+    doing[0] = 'finished'
+    if began:
+        note.write_text(str(time.perf_counter() - began[0]))
+    return result
+
+Trainer.steps, Trainer.fit = steps, fit
+checkpoint.save, checkpoint.keep = during('saving', checkpoint.save), during('saving', checkpoint.keep)
+engine_finetune.evaluate = during('evaluation', engine_finetune.evaluate)
 {main}.main(sys.argv[1:])
 """
 
@@ -215,24 +253,33 @@ import {main}
     ('pretrain', 1), ('linprobe', 1), ('finetune', 1),
     *(pytest.param(stage, 20, marks=pytest.mark.slow) for stage in ('pretrain', 'linprobe', 'finetune'))])
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tiny, tiny_pretrain, tmp_path):
+    """Each time inside the training, after a moment drawn over the share of it that a life has, on average half."""
     options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
                'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
-    options = [*options, '--epochs', str(4 * kills), '--num_workers', '1', '--accum_iter', '2', '--save_steps', '2']
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    began, patience = time.perf_counter(), 300 + 60 * kills       # on a machine that is busy with other work, too
-    assert run(f'main_{stage}.py', *options, '--output_dir', str(whole), timeout=patience).returncode == 0
-    took, draw, died = time.perf_counter() - began, random.Random(kills), 0
-    for _ in range(10 * kills):
-        after = draw.uniform(.3, 1.) * took / (1 + kills * .2)
-        end = run('-c', AT_ANY_TIME.format(main=f'main_{stage}', after=after), *options, '--output_dir', str(killed),
-                  '--resume', 'auto', timeout=patience).returncode
-        died += end == -9
-        if end == 0 or died == kills:
-            break
-        assert end == -9
-    assert died, 'it was never killed'
-    assert run(f'main_{stage}.py', *options, '--output_dir', str(killed), '--resume', 'auto',
-               timeout=patience).returncode == 0
+    options = [*options, '--epochs', str(20 if kills == 1 else 10 * kills), '--num_workers', '1', '--accum_iter', '2',
+               '--save_steps', '2']
+    whole, killed, note = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'note'
+
+    def live(folder, after: float) -> int:
+        code = AT_ANY_TIME.format(main=f'main_{stage}', after=after, note=str(note))
+        return run('-c', code, *options, '--output_dir', str(folder), '--resume', 'auto', timeout=900).returncode
+
+    assert live(whole, 1e6) == 0
+    took, draw, moments, places = float(note.read_text()), random.Random(kills), [], [(0, 0)]
+    for _ in range(kills):
+        note.unlink()
+        assert live(killed, draw.uniform(0, took / (kills + 1))) == -signal.SIGKILL, f'it ended after {moments}'
+        moments.append(note.read_text())        # without a note it was killed by somebody else
+        found = checkpoint.newest(killed)
+        places.append((found[1]['epoch'] + 1, found[1]['step']) if found else (0, 0))
+    within = sum(step > 0 for _, step in places)
+    told = ', '.join(f'{moments.count(moment)} in {moment}' for moment in sorted(set(moments)))
+    print(f'{stage}: {kills} kills in {took:.1f} s of training: {told}; {within} of the checkpoints left are of '
+          'mid-epoch')      # pytest -rP shows it
+    assert len(moments) == kills and places == sorted(places)
+    if kills > 1:
+        assert within and len(set(places)) > kills / 2, 'some in mid-epoch, and most made progress'
+    assert live(killed, 1e6) == 0
     expected, got = (checkpoint.load(folder / LAST) for folder in (whole, killed))
     assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
     assert expected['record']['last_loss'] == got['record']['last_loss']

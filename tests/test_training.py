@@ -1,12 +1,16 @@
 """Whole runs of the three mains on a tiny set: what they write, that they learn, stop, and go on exactly."""
 
 import json
+import os
 import re
 import shutil
+import signal
 
+import numpy as np
 import pytest
 import torch
 
+import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
@@ -285,6 +289,65 @@ def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain,
     losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
     assert sorted(losses) == [3, 5, 8, 10]
     assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
+
+
+# What a run executes that is killed, or fails, when its training is over and its test clips are read once more.
+ENDED_IN_PREDICT = """
+import os, signal, sys
+import engine_finetune, main_finetune
+engine_finetune.predict = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main_finetune.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize('how', ['exception', 'killed'])
+def test_a_run_that_ends_before_its_predictions_is_not_finished(how, tiny, tmp_path, monkeypatch):
+    """result.json is what scripts pass over a folder for: it comes last, and going on makes what is missing."""
+    options = [*tiny, '--label_fraction', '0.5', '--save_scores', '--output_dir', str(tmp_path)]
+    if how == 'killed':
+        assert run('-c', ENDED_IN_PREDICT, *options).returncode == -signal.SIGKILL
+    else:
+        def fail(*_):
+            raise ZeroDivisionError
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(engine_finetune, 'predict', fail)
+            main_finetune.main(options)
+    assert checkpoint.load(tmp_path / 'checkpoint-last.pth')['epoch'] == 1, 'training was over'
+    assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
+    main_finetune.main([*options, '--resume', 'auto'])
+    assert result_of(tmp_path)['last']['samples'] == NUM_TEST
+    with np.load(tmp_path / 'scores.npz') as scores:
+        assert len(scores['scores']) == NUM_TEST
+
+
+def test_the_labels_are_noted_before_anything_trains(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(Trainer, 'update', fail)
+    options = [*tiny, '--label_fraction', '0.5', '--output_dir', str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        main_finetune.main(options)
+    named = (tmp_path / 'labelled.txt').read_text()
+    assert len(named.split()) == NUM_TRAIN // 2
+    (tmp_path / 'checkpoint-last.pth').touch()          # as an earlier run leaves it: its labels stay
+    with pytest.raises(UserError, match='earlier run'):
+        main_finetune.main([*options, '--seed', '5'])
+    assert (tmp_path / 'labelled.txt').read_text() == named
+
+
+def test_a_signal_while_the_predictions_are_made_does_not_end_them(tiny, tmp_path, monkeypatch):
+    predict = engine_finetune.predict
+
+    def tell(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*given)
+    monkeypatch.setattr(engine_finetune, 'predict', tell)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
+    try:
+        main_finetune.main([*tiny, '--epochs', '1', '--save_scores', '--output_dir', str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / 'scores.npz').exists() and result_of(tmp_path)['last']['samples'] == NUM_TEST
 
 
 def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):

@@ -252,18 +252,26 @@ class Trainer:
         if changed:
             log.warning('resuming with other settings: %s', '; '.join(changed))
 
-    def fit(self, train_one_epoch, evaluate=None) -> dict:
-        """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
-
-        train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss.
-        """
-        last, result = self.output_dir / LAST, self.output_dir / 'result.json'
+    def check_folder(self) -> None:
+        """UserError when the output folder holds another run than the one this goes on with."""
+        last = self.output_dir / LAST
         source = None if self.args.resume is None else last if self.args.resume == 'auto' else Path(self.args.resume)
         if last.exists() and (source is None or source.resolve().parent != self.output_dir.resolve()):
             raise UserError(f'{self.output_dir}: holds the {LAST} of an earlier run; go on with --resume auto, or give '
                             'another --output_dir')
+
+    def fit(self, train_one_epoch, evaluate=None, finish=None) -> dict:
+        """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
+
+        train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss; finish() writes what
+        else the run leaves. result.json comes last of all: where it is, there is the rest too.
+        """
+        self.check_folder()
+        result = self.output_dir / 'result.json'
         if self.epoch == self.args.epochs and result.exists():
-            log.info('%s: finished before, nothing to do', self.output_dir)
+            log.info('%s: finished before, nothing to train', self.output_dir)
+            if finish:
+                finish()
             return _read_result(result)
         if self.world.is_main:
             (self.output_dir / MARKER).unlink(missing_ok=True)
@@ -279,9 +287,11 @@ class Trainer:
                     self._run_epoch(epoch, train_one_epoch, evaluate)
                     if epoch + 1 < self.args.epochs and self.world.any(self.told.signal is not None):
                         self.leave(f'after epoch {epoch}')
+                if finish:
+                    finish()
+                return self._result()
         finally:
             self.log.close()
-        return self._result()
 
     def _run_epoch(self, epoch: int, train_one_epoch, evaluate) -> None:
         began, first_step = time.perf_counter(), self.first_step
