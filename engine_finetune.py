@@ -153,6 +153,8 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     check_writable(args.log_dir)
     if args.save_scores or args.save_features:
         _ = test.names          # raises now what it would at the end
+        if args.eval:
+            _keep_off_others(args)
     if args.label_fraction < 1:
         _ = train.names
     batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
@@ -173,6 +175,15 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
     return trainer.fit(train_one_epoch, scored,
                        lambda: keep_predictions(args, world, model, test, loader, trainer.precision))
+
+
+def _keep_off_others(args: argparse.Namespace) -> None:
+    """UserError where predictions of --resume's checkpoint would take the place of another finished run's."""
+    folder = Path(args.output_dir)
+    own = args.resume == 'auto' or Path(args.resume).resolve().parent == folder.resolve()
+    if not own and (folder / 'result.json').exists():
+        raise UserError(f'{folder}: holds the result of another run than {args.resume}, whose scores would replace '
+                        'those of it; give another --output_dir')
 
 
 def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:

@@ -16,7 +16,7 @@ import main_linprobe
 import main_pretrain
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, result_of, run, weights_of
+from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, refusal, result_of, run, weights_of
 from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
@@ -289,6 +289,21 @@ def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain,
     losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
     assert sorted(losses) == [3, 5, 8, 10]
     assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
+
+
+@pytest.mark.parametrize('what', ['scores', 'features'])
+def test_predictions_do_not_replace_those_of_another_run(what, tiny, tmp_path):
+    ours, other, file = tmp_path / 'ours', tmp_path / 'other', f'{what}.npz'
+    for folder, seed in ((ours, '0'), (other, '1')):
+        main_finetune.main([*tiny, '--epochs', '1', '--seed', seed, f'--save_{what}', '--output_dir', str(folder)])
+    before = {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()}
+    options = [*tiny, '--eval', f'--save_{what}', '--resume', str(ours / 'checkpoint-last.pth'), '--output_dir']
+    refusal(lambda: main_finetune.main([*options, str(other)]), other, 'another run', 'give another --output_dir')
+    assert {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()} == before
+    (ours / file).unlink()
+    main_finetune.main([*options, str(ours)])
+    main_finetune.main([*options, str(tmp_path / 'new')])
+    assert (ours / file).exists() and (tmp_path / 'new' / file).exists()
 
 
 # What a run executes that is killed, or fails, when its training is over and its test clips are read once more.
