@@ -14,6 +14,7 @@ import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
+from data.common import write_npz
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, refusal, result_of, run, weights_of
@@ -219,6 +220,50 @@ def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert result_of(pretrained)['train_loss'] == result['train_loss']
     assert [line['epoch'] for line in lines_of(pretrained)] == [0, 1]
+
+
+@pytest.fixture(scope='module')
+def other_npz(tiny_npz, tmp_path_factory):
+    """Files like the tiny one, but for what their name says."""
+    root = tmp_path_factory.mktemp('other')
+    with np.load(tiny_npz) as held:
+        arrays = {name: held[name] for name in held}
+    names = {'name_train': np.array([f'clip {i}' for i in range(NUM_TRAIN)])}
+    write_npz(root / 'labels.npz', **arrays | {'y_train': arrays['y_train'][::-1]})
+    write_npz(root / 'names.npz', **arrays | names)
+    write_npz(root / 'fewer.npz', **arrays | {name: arrays[name][:-1] for name in ('x_train', 'y_train')})
+    return root
+
+
+def test_inside_an_epoch_a_run_goes_on_with_the_same_clips_only(tiny_pretrain, tiny_npz, other_npz, tmp_path,
+                                                                monkeypatch, capsys):
+    """Copied elsewhere the file is the same; between epochs another one may take its place, and is named."""
+    options = [*tiny_pretrain, '--save_steps', '1', '--output_dir', str(tmp_path / 'run')]
+    update, done = Trainer.update, []
+
+    def update_twice(trainer):
+        done.append(update(trainer))
+        if len(done) == 2:
+            raise ZeroDivisionError
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer, 'update', update_twice)
+        main_pretrain.main(options)
+    options += ['--resume', 'auto']
+    for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
+        refusal(lambda path=other_npz / f'{name}.npz': main_pretrain.main([*options, '--data_path', str(path)]),
+                'inside an epoch', f'{name}.npz ({clips} clips', 'give the same --data_path')
+    shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
+    main_pretrain.main([*options, '--data_path', str(tmp_path / 'copy.npz')])
+    assert 'other training clips' not in capsys.readouterr().err
+
+    last = tmp_path / 'run' / 'checkpoint-last.pth'
+    state = checkpoint.load(last)
+    main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
+    assert f'other training clips: {other_npz}/labels.npz' in capsys.readouterr().err
+    assert checkpoint.load(last)['record']['data'] != state['record'].pop('data'), 'from here on the new one'
+    checkpoint.save(last, state | {'step': 2})          # as they were before: nothing is known of the data
+    main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
+    assert 'other training clips' not in capsys.readouterr().err and lines_of(tmp_path / 'run')[-1]['epoch'] == 2
 
 
 def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained):

@@ -26,7 +26,7 @@ from util.files import replacing, write_json
 from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
 from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
-from util.preempt import MARKER, Preempted, listening
+from util.preempt import MARKER, Interrupted, Preempted, listening
 from util.repeat import repeatable
 from util.rng import derive_seed
 
@@ -124,7 +124,8 @@ class Trainer:
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
         # What a resumed run must know besides weights; plain numbers, so that safe loading works.
-        self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None}
+        self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None,
+                       'data': dataset.digest}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.log = NoLog()
@@ -234,10 +235,20 @@ class Trainer:
         if self.epoch > self.args.epochs or self.first_step >= self.steps_per_epoch:
             raise UserError(f'{path}: it stands at epoch {self.epoch}, step {self.first_step}, beyond --epochs '
                             f'{self.args.epochs} of {self.steps_per_epoch} steps; raise --epochs or start another run')
-        self.record.update(state.get('record', {}))
+        self._compare_data(state.get('record', {}).get('data', self.record['data']), path)
+        self.record.update(state.get('record', {}) | {'data': self.record['data']})
         self.loss_sum.fill_(self.record['loss_sum'])
         self._compare_settings(state['args'], path)
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
+
+    def _compare_data(self, before: str, path) -> None:
+        """The clips of an epoch are drawn from the whole split: inside one, it must be the split it began with."""
+        now = self.record['data']
+        if before != now and self.first_step:
+            raise UserError(f'{path}: made inside an epoch of other training clips ({before}) than those of '
+                            f'{self.args.data_path} ({now}); give the same --data_path')
+        if before != now:
+            log.warning('resuming with other training clips: %s (%s), before %s', self.args.data_path, now, before)
 
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
@@ -324,7 +335,12 @@ class Trainer:
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
     def leave(self, where: str) -> None:
-        """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for."""
+        """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for.
+
+        Ctrl-C on any of them, and no cluster's signal, leaves none.
+        """
+        if not self.world.any(self.told.signal not in (None, 'SIGINT')):
+            raise Interrupted(f'{where}; everything is saved, go on with --resume auto')
         if self.world.is_main:
             with replacing(self.output_dir / MARKER) as partial:
                 partial.write_text(f'{where}\n')
