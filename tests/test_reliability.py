@@ -17,7 +17,7 @@ from tests.conftest import ROOT, refusal, run
 from util import checkpoint
 from util.checkpoint import LAST, PREVIOUS
 from util.loop import Trainer
-from util.preempt import MARKER, Preempted
+from util.preempt import MARKER, Interrupted, Preempted, listening
 
 
 def content(epoch: int, step: int = 0) -> dict:
@@ -149,10 +149,69 @@ def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.fixture
+def listens():
+    """Ctrl-C as in a terminal, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def tell(monkeypatch, *signals) -> None:
+    """Makes a run tell itself these signals in its third step."""
+    update, done = Trainer.update, []
+
+    def update_and_tell(trainer):
+        done.append(update(trainer))
+        if len(done) == 3:
+            for number in signals:
+                os.kill(os.getpid(), number)
+    monkeypatch.setattr(Trainer, 'update', update_and_tell)
+
+
+def test_after_ctrl_c_a_run_saves_leaves_and_goes_on_the_same(listens, tiny_pretrain, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
+    tell(monkeypatch, signal.SIGINT)
+    with pytest.raises(Interrupted, match='in epoch 0, after step 3; everything is saved.*--resume auto') as error:
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
+    assert error.value.exit_code == 130 and error.value.label == 'interrupted'
+    assert not (stopped / MARKER).exists(), 'nobody should queue it again'
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    state = checkpoint.load(stopped / LAST)
+    assert (state['epoch'], state['step']) == (-1, 3)
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
+    expected, got = (checkpoint.load(folder / LAST)['model'] for folder in (whole, stopped))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(listens, tiny_pretrain, tmp_path, monkeypatch):
+    tell(monkeypatch, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(tmp_path)])
+    assert not (tmp_path / LAST).exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize('signals', [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)], ids=str)
+def test_a_run_that_a_cluster_stops_too_is_queued_again(signals, listens, tiny_pretrain, tmp_path, monkeypatch):
+    tell(monkeypatch, *signals)
+    with pytest.raises(Preempted, match='SIGTERM'):
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(tmp_path)])
+    assert (tmp_path / MARKER).exists()
+
+
+def test_a_run_that_was_told_to_ignore_ctrl_c_does(listens):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with listening() as told:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told.signal is None
+
+
 def start(*command: str) -> subprocess.Popen:
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
 def until(condition, process, seconds: float = 120) -> None:
@@ -164,23 +223,26 @@ def until(condition, process, seconds: float = 120) -> None:
     pytest.fail('it did not come to that')
 
 
-def test_a_signal_to_the_whole_group_kills_no_worker_first(tiny_pretrain, tmp_path):
-    """As a cluster sends it: to the processes that read clips too."""
+@pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: told to (SIGTERM)'),
+                                              (signal.SIGINT, 130, 'interrupted: in epoch')], ids=['TERM', 'INT'])
+def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):
+    """As a cluster or a terminal sends it: to the processes that read clips too."""
     process = start('main_pretrain.py', *tiny_pretrain, '--epochs', '100000', '--num_workers', '2', '--save_epochs',
                     '100000', '--output_dir', str(tmp_path))
     try:
         until((tmp_path / LAST).exists, process)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, told)
         said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 75, said
-    assert said.strip().splitlines()[-1].startswith('stopped: told to (SIGTERM)') and 'Traceback' not in said
-    assert (tmp_path / MARKER).exists()
+    assert process.returncode == code, said
+    assert said.strip().splitlines()[-1].startswith(says) and 'Traceback' not in said
+    assert (tmp_path / MARKER).exists() == (told == signal.SIGTERM)
 
 
-def test_all_processes_leave_together(tiny_pretrain, tmp_path):
-    """One of two is told; torchrun hides the code, the marker stays, and the run goes on alone."""
+@pytest.mark.parametrize('told', [signal.SIGUSR1, signal.SIGINT], ids=['USR1', 'INT'])
+def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
+    """One of two is told; torchrun hides the code, the marker of a cluster's signal stays, and one goes on alone."""
     options = [*tiny_pretrain, '--save_epochs', '100000', '--save_steps', '1', '--output_dir', str(tmp_path)]
     process = start('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
                     'main_pretrain.py', *options, '--epochs', '100000')
@@ -189,13 +251,13 @@ def test_all_processes_leave_together(tiny_pretrain, tmp_path):
         children = subprocess.run(['pgrep', '-P', str(process.pid), '-f', 'main_pretrain'], capture_output=True,
                                   text=True, check=True).stdout.split()
         assert len(children) == 2
-        os.kill(int(children[1]), signal.SIGUSR1)
+        os.kill(int(children[1]), told)
         said, _ = process.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1 and (tmp_path / MARKER).exists(), said
-    assert said.count('stopped: told to') == 1, said
+    assert process.returncode == 1 and (tmp_path / MARKER).exists() == (told == signal.SIGUSR1), said
+    assert said.count('stopped: told to' if told == signal.SIGUSR1 else 'interrupted: in epoch') == 1, said
     state = checkpoint.newest(tmp_path)[1]
     epochs = state['epoch'] + 3
     done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')

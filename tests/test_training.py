@@ -22,7 +22,9 @@ from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
 from util.loop import NonFiniteLoss, Trainer
+from util.metrics import count_correct
 from util.optim import adamw, set_learning_rate
+from util.results import read_log, read_result
 
 
 @pytest.fixture(scope='module')
@@ -334,6 +336,23 @@ def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain,
     losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
     assert sorted(losses) == [3, 5, 8, 10]
     assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
+
+
+@pytest.mark.parametrize('loss', [float('inf'), float('nan')])
+def test_a_test_loss_that_is_not_finite_is_null_and_ends_no_run(loss, tiny, tmp_path, monkeypatch, capsys):
+    """Scores may overflow where weights do not."""
+    def count(logits, label):
+        return count_correct(logits, label) * torch.tensor([1, 1, 1, loss])
+    monkeypatch.setattr(engine_finetune, 'count_correct', count)
+    main_finetune.main([*tiny, '--output_dir', str(tmp_path)])
+    main_finetune.main([*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
+    texts = [(tmp_path / name).read_text() for name in ('result.json', 'eval.json')]
+    texts += (tmp_path / 'log.jsonl').read_text().splitlines()
+    result, scores, *lines = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert len(lines) == 2 and all(line['test_loss'] is None and line['test_top1'] >= 0 for line in lines)
+    assert result['last']['loss'] is None and scores['loss'] is None and result['last']['samples'] == NUM_TEST
+    assert read_log(tmp_path / 'log.jsonl') == lines and read_result(tmp_path / 'result.json')['last'] == result['last']
+    assert capsys.readouterr().err.count('test loss is not finite') == 2
 
 
 @pytest.mark.parametrize('what', ['scores', 'features'])

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -318,6 +319,9 @@ class Trainer:
             self.world.share_buffers(self.raw_model)
             scores = evaluate()
             line |= {f'test_{name}': value for name, value in scores.items()}
+            if not math.isfinite(scores['loss']):
+                log.warning('epoch %d: the test loss is not finite and is written as null; the weights and the losses '
+                            'of training are finite', epoch)
             self.record['last'] = scores | {'epoch': epoch}
             if self.record['best'] is None or scores['top1'] > self.record['best']['top1']:
                 self.record['best'] = self.record['last']
