@@ -450,7 +450,9 @@ WORKERS = {
     'mmap': RuntimeError('unable to mmap 4096 bytes from file </torch_1_2_0>: Cannot allocate memory (12)'),
     'shared': RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
                            'workers are out of shared memory. Please try to raise your shared memory limit.'),
-    'killed': RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')}
+    'killed': RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '),
+    'killed twice': RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly')}
+WORKERS['killed twice'].__cause__ = WORKERS['killed']
 
 
 @pytest.mark.parametrize('shortage', WORKERS)
@@ -458,7 +460,8 @@ def test_when_memory_of_the_workers_runs_out(shortage):
     def fail():
         with told_of_shortage(argparse.Namespace(batch_size=4, accum_iter=1), torch.device('cpu')):
             raise WORKERS[shortage]
-    refusal(fail, str(WORKERS[shortage]).strip(), '--num_workers 0', '/dev/shm', 'more memory')
+    said = WORKERS['killed' if shortage == 'killed twice' else shortage]
+    refusal(fail, str(said).strip(), '--num_workers 0', '/dev/shm', 'more memory')
 
 
 def test_a_worker_that_the_system_kills_is_told_as_memory(shelf, tmp_path, monkeypatch):

@@ -53,10 +53,13 @@ def told_of_shortage(args: argparse.Namespace, device: torch.device) -> Iterator
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:       # torch.OutOfMemoryError is of the second
-        first = ' '.join((str(error).splitlines() or [''])[0].split())[:300]
+        said = str(error)
+        if 'exited unexpectedly' in said:       # PyTorch tells of a worker's end twice, and how it ended in the first
+            said = str(error.__cause__)
+        first = ' '.join((said.splitlines() or [''])[0].split())[:300]
         told = f' ({first})' if first else ''
         refused = isinstance(error, OSError) and error.errno == errno.ENOMEM        # to fork, or to map a file
-        if refused or (isinstance(error, RuntimeError) and WORKERS.search(str(error))):
+        if refused or (isinstance(error, RuntimeError) and WORKERS.search(said)):
             raise UserError(f'out of memory on this host{told}; give --num_workers 0 (clips are read by the main '
                             'process), a larger /dev/shm, or more memory; --resume auto goes on from the last '
                             'checkpoint') from error
