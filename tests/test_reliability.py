@@ -341,7 +341,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tin
     """Each time inside the training, after a moment drawn over the share of it that a life has, on average half."""
     options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
                'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
-    options = [*options, '--epochs', str(8 if kills == 1 else 10 * kills), '--num_workers', '1', '--accum_iter', '2',
+    options = [*options, '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1', '--accum_iter', '2',
                '--save_steps', '2']
     whole, killed, note = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'note'
     draw, moments, places = random.Random(kills), [], [(0, 0)]
