@@ -154,6 +154,8 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     check_writable(args.log_dir)
     if args.save_scores or args.save_features:
         _ = test.names          # raises now what it would at the end
+        if args.eval:
+            _keep_off_others(args)
     if args.label_fraction < 1:
         _ = train.names
     batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
@@ -165,16 +167,24 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         trainer.resume(args.resume)
     for split in splits:
         split.look_through(world.rank, world.size)
-    if len(test.rows):
-        result = trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
-    else:
-        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
-        result = trainer.fit(train_one_epoch)
+    trainer.check_folder()
     if world.is_main and args.label_fraction < 1:
         with replacing(Path(args.output_dir) / 'labelled.txt') as partial:
             partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
-    keep_predictions(args, world, model, test, loader, trainer.precision)
-    return result
+    if not len(test.rows):
+        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
+    scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
+    return trainer.fit(train_one_epoch, scored,
+                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision))
+
+
+def _keep_off_others(args: argparse.Namespace) -> None:
+    """UserError where predictions of --resume's checkpoint would take the place of another finished run's."""
+    folder = Path(args.output_dir)
+    own = args.resume == 'auto' or Path(args.resume).resolve().parent == folder.resolve()
+    if not own and (folder / 'result.json').exists():
+        raise UserError(f'{folder}: holds the result of another run than {args.resume}, whose scores would replace '
+                        'those of it; give another --output_dir')
 
 
 def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:
