@@ -225,7 +225,7 @@ def until(condition, process, seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: told to (SIGTERM)'),
-                                              (signal.SIGINT, 130, 'interrupted: in epoch')], ids=['TERM', 'INT'])
+                                              (signal.SIGINT, 130, 'interrupted: ')], ids=['TERM', 'INT'])
 def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):
     """As a cluster or a terminal sends it: to the processes that read clips too."""
     process = start('main_pretrain.py', *tiny_pretrain, '--epochs', '100000', '--num_workers', '2', '--save_epochs',
@@ -258,7 +258,7 @@ def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1 and (tmp_path / MARKER).exists() == (told == signal.SIGUSR1), said
-    assert said.count('stopped: told to' if told == signal.SIGUSR1 else 'interrupted: in epoch') == 1, said
+    assert said.count('stopped: told to' if told == signal.SIGUSR1 else 'interrupted: ') == 1, said
     state = checkpoint.newest(tmp_path)[1]
     epochs = state['epoch'] + 3
     done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')
