@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -149,6 +150,7 @@ FIELDS = {  # of a checkpoint: what they must be; the weights are looked at for 
     'record': lambda value: _is_map(value, deep=True),
     'method': lambda value: isinstance(value, str),
     'pretraining': lambda value: value is None or _is_map(value),
+    'layout': lambda value: _is_map(value, deep=True),
 }
 
 
@@ -213,6 +215,15 @@ def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:
                if not name.startswith(('decoder_', 'mask_token', 'head.'))}
     head = {name: value for name, value in model.state_dict().items() if name.startswith('head.')}
     _load_strictly(model, resize_temp_embed(encoder, model) | head, path)
+
+
+def map_joints(weights: dict, sources: Sequence[Sequence[int]]) -> dict:
+    """The joint embeddings (1, 1, V, D) of other joints: each the mean of those at `sources` (their number, of lists).
+
+    Others, the decoder's too, stay: of a checkpoint of V joints only the encoder fits a model of another number.
+    """
+    given = weights['pos_embed']
+    return weights | {'pos_embed': torch.stack([given[:, :, list(rows)].mean(2) for rows in sources], dim=2)}
 
 
 def resize_temp_embed(weights: dict, model: nn.Module) -> dict:

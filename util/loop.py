@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset, TrainBatches
+from feeder.layouts import check_same, find_layout, told_layout
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
@@ -106,7 +107,7 @@ class Trainer:
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
                                        backward=next(model.blocks.parameters()).requires_grad)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle,
-                               args.max_turn)
+                               args.max_turn, layout=find_layout(args.layout, args.num_joints))
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
@@ -202,6 +203,7 @@ class Trainer:
             state = checkpoint.load(path)
         if other := checkpoint.differences(state['args'], self.args, ('num_heads', 'stream')):
             raise UserError(f'{path}: trained with {other}; give the same')     # neither shows in the weights' shapes
+        check_same(told_layout(state, path), self.clips.layout, path)           # nor do the joints' names
         checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
         if 'optimizer' not in state or 'epoch' not in state:
             raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
@@ -230,7 +232,7 @@ class Trainer:
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
                  'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
-                 'save_scores', 'save_features'}
+                 'save_scores', 'save_features', 'layout'}
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]
@@ -325,6 +327,8 @@ class Trainer:
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
                    'pretraining': self.facts.get('pretraining'), 'version': self.version}
+        if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
+            content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:
             if name == LAST:
                 checkpoint.keep(self.output_dir / LAST, PREVIOUS)

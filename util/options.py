@@ -3,18 +3,9 @@
 import argparse
 import math
 
-from util.errors import Parser
+from util.errors import Parser, shown
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
-
-
-def shown(value) -> str:
-    """A value as messages quote it, however long it is."""
-    try:
-        quoted = repr(value)
-    except ValueError:      # a whole number with more digits than Python writes
-        return 'a number of thousands of digits'
-    return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
 
 
 class Number:
@@ -96,7 +87,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('model').add_argument
     add('--num_frames', type=COUNT, default=120, help='frames after the resize')
-    add('--num_joints', type=COUNT, default=25, help='joints of one body')
+    add('--num_joints', type=COUNT, help='joints of one body (default: those of --layout, 25 without)')
+    add('--layout', type=text, metavar='NAME|YAML', help='what the joints are: kinect-v2, kinect-v1, coco-17 or a YAML '
+        'file of your own (default: told by --num_joints)')
     add('--t_patch_size', type=COUNT, default=4, help='frames a segment')
     add('--dim_feat', type=COUNT, default=256, help='width')
     add('--depth', type=COUNT, default=8, help='encoder blocks')

@@ -24,9 +24,9 @@ STREAMS = ('joint', 'bone', 'velocity')
 # Settings that say where and how a run was computed, or that stand in its name anyway: runs that differ in these only
 # are the same experiment. Of lr and blr it is lr that was used.
 NOT_THE_RECIPE = {
-    'config', 'data_path', 'benchmark', 'output_dir', 'log_dir', 'resume', 'finetune', 'features', 'device', 'seed',
-    'num_workers', 'data_on_device', 'compile', 'attention', 'precision', 'batch_size', 'accum_iter', 'blr', 'eval',
-    'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features', 'random_encoder',
+    'config', 'data_path', 'layout', 'benchmark', 'output_dir', 'log_dir', 'resume', 'finetune', 'features', 'device',
+    'seed', 'num_workers', 'data_on_device', 'compile', 'attention', 'precision', 'batch_size', 'accum_iter', 'blr',
+    'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features', 'random_encoder',
     'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric'}
 
 
