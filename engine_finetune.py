@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from feeder.augment import ClipMaker
+from feeder.classes import names_beside
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.layouts import check_same, find_layout, match_joints, told_layout
 from feeder.loader import make_loader, read_batches
@@ -139,7 +140,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     check_writable(args.output_dir)
     check_writable(args.log_dir)
     if args.save_scores or args.save_features:
-        _ = test.names          # raises now what it would at the end
+        _ = test.names, names_beside(args.data_path, args.num_classes)      # raises now what it would at the end
     if args.label_fraction < 1:
         _ = train.names
     batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
@@ -183,7 +184,9 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
     folder, rows = Path(args.output_dir), test.rows
     name, label = test.names[rows], test.label.numpy()[rows]
     if args.save_scores:
-        write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz'))
+        classes = names_beside(args.data_path, args.num_classes)
+        write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz',
+                            None if classes is None else np.array(classes)))
     if args.save_features:
         write_features(folder / 'features.npz', {'test': Features(found['features'][rows], name, label)},
                        benchmark=args.benchmark, stream=args.stream)
