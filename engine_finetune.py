@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 
 from feeder.augment import ClipMaker
@@ -64,17 +65,17 @@ def predict(model: SkeletonEncoder, loader: DataLoader, clips_of: ClipMaker, pre
     segments and joints, and of a classifier 'scores' (num_clips, classes), probabilities; float32, on every process.
     """
     model.eval()
-    found = {}
+    widths = {'features': model.dim_feat}
+    if isinstance(model, ActionTransformer):
+        widths['scores'] = model.num_classes
+    # Before the first batch: of few clips a process may have none, and still takes part in the sums.
+    found = {name: torch.zeros(num_clips, width, device=world.device) for name, width in widths.items()}
     for batch in read_batches(loader, world.device):
         with precision.autocast():
             features = model.features(clips_of.eval_view(batch))
-            made = {'features': features.float().mean(dim=(1, 2, 3))}
-            if isinstance(model, ActionTransformer):
-                made['scores'] = model.head(features).float().softmax(dim=1)
-        for name, values in made.items():
-            if name not in found:
-                found[name] = values.new_zeros(num_clips, values.shape[1])
-            found[name][batch.index] = values
+            found['features'][batch.index] = features.float().mean(dim=(1, 2, 3))
+            if 'scores' in found:
+                found['scores'][batch.index] = model.head(features).float().softmax(dim=1)
     return {name: world.sum(values).cpu().numpy() for name, values in found.items()}
 
 
@@ -129,11 +130,27 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     return {'method': method, 'pretraining': told | {'path': args.finetune, 'epoch': state.get('epoch')}}
 
 
+def shared_statistics(args: argparse.Namespace, world: World, model: ActionTransformer) -> ActionTransformer:
+    """With --sync_batchnorm, the model with its BatchNorm (the head's, there is no other) over all processes.
+
+    Weights and their names stay the same. UserError on CPUs, where PyTorch has no such layer.
+    """
+    if not args.sync_batchnorm:
+        return model
+    if world.size == 1:
+        log.info('--sync_batchnorm: one process shares with nobody; nothing changes')
+        return model
+    if world.device.type != 'cuda':
+        raise UserError('--sync_batchnorm: processes on CPUs cannot share statistics, GPUs can; leave it out')
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def run_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,
                    optimizer: torch.optim.Optimizer, splits: tuple[SkeletonDataset, SkeletonDataset],
                    facts: dict) -> dict:
     """Trains and evaluates `model`, or with --eval only evaluates it; returns what the result file says."""
-    if args.batch_size < 2 and not args.eval:
+    model = shared_statistics(args, world, model)
+    if args.batch_size < 2 and not args.eval and not (args.sync_batchnorm and world.size > 1):
         raise UserError('--batch_size 1: the head normalises over a micro-batch (BatchNorm); give a process 2 clips or '
                         'more at once')
     train, test = splits

@@ -33,7 +33,8 @@ from util.files import check_writable, write_json
 from util.flops import clip_flops
 from util.log import describe_machine
 from util.loop import Precision, Trainer
-from util.options import COUNT, WHOLE
+from util.memory import told_of_shortage
+from util.options import COUNT, PROCESSES, WHOLE
 from util.plain import make_plain, plain_loader
 
 CONFIG = Path(__file__).parent / 'config'
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--batch_size', type=COUNT, help="clips a process at once; default: the recipe's on a GPU, 8 on a CPU")
     add('--steps', type=COUNT, help='a turn; default: 70 on a GPU, 2 on a CPU')
     add('--repeats', type=COUNT, default=3, help='turns that count')
-    add('--num_workers', type=WHOLE, help='default: 8 on a GPU, 0 on a CPU')
+    add('--num_workers', type=PROCESSES, help='default: 8 on a GPU, 0 on a CPU')
     add('--train_clips', type=COUNT, default=40091, help="training clips of the recipe's projection; NTU-60 XSub's")
     add('--test_clips', type=WHOLE, default=16487, help='test clips, of which classifiers see all after every epoch')
     add('--device', default='auto')
@@ -207,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     add('--json', type=Path, help='also write the rows into this file')
     options = parser.parse_args(argv)
 
-    with joined(options.device) as world, tempfile.TemporaryDirectory() as scratch:
+    with (joined(options.device) as world, told_of_shortage(options, world.device),
+          tempfile.TemporaryDirectory() as scratch):
         on_gpu = world.device.type == 'cuda'
         options.steps = options.steps or (70 if on_gpu else 2)
         options.batch_size = options.batch_size or (None if on_gpu else 8)

@@ -10,9 +10,9 @@ import torch
 from engine_finetune import open_splits, run_classifier, start_encoder
 from model_transformer import ActionTransformer
 from util.args import parse_args, resolve_batch, settings_for
-from util.dist import World, joined
+from util.dist import World
 from util.errors import run_main
-from util.log import set_up_console
+from util.loop import started
 from util.optim import adamw
 
 
@@ -33,8 +33,7 @@ def finetune(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('finetune', argv)
-    with joined(args.device) as world:
-        set_up_console(world.is_main)
+    with started(args) as world:
         finetune(args, world)
     return 0
 

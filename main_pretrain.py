@@ -12,11 +12,10 @@ import engine_pretrain
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from util.args import parse_args, resolve_batch, settings_for
-from util.dist import World, joined
+from util.dist import World
 from util.errors import run_main
 from util.files import check_writable
-from util.log import set_up_console
-from util.loop import Trainer
+from util.loop import Trainer, started
 from util.optim import adamw
 
 
@@ -49,8 +48,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('pretrain', argv)
-    with joined(args.device) as world:
-        set_up_console(world.is_main)
+    with started(args) as world:
         pretrain(args, world)
     return 0
 

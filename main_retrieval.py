@@ -21,11 +21,11 @@ from feeder.loader import make_loader
 from model_transformer import SkeletonEncoder
 from util.args import parse_args, settings_for
 from util.attention import choose_kernel, shape_of
-from util.dist import World, joined
+from util.dist import World
 from util.errors import UserError, run_main
 from util.files import check_writable, write_json
-from util.log import code_version, describe_machine, set_up_console
-from util.loop import Precision, compile_blocks
+from util.log import code_version, describe_machine
+from util.loop import Precision, compile_blocks, started
 from util.saved import Features, read_features, write_features
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('retrieval', argv)
-    with joined(args.device) as world:
-        set_up_console(world.is_main)
+    with started(args) as world:
         retrieve(args, world)
     return 0
 

@@ -165,6 +165,7 @@ class ActionTransformer(SkeletonEncoder):
                          drop_path_rate)
         if protocol not in ('linprobe', 'finetune'):
             raise ValueError(f"protocol is 'linprobe' or 'finetune', not {protocol!r}")
+        self.num_classes = num_classes
         self.frozen = protocol == 'linprobe'
         if self.frozen:
             self.requires_grad_(False)

@@ -18,20 +18,21 @@ step() {    # script, what stands between benchmark and options, options
 }
 
 if [ -n "${JOB:-}" ]; then
+    few=(--effective_batch_size 16 --epochs 100 --lr 3e-4)      # 102 clips: smaller batches, more often
     read -r name SEED <<< "$JOB"
     export SEED
     case "$name" in
         mamp | mae)
             export METHOD="$name"
             for script in pretrain linprobe retrieval finetune; do step "$script" '' "$@"; done
-            step semi 0.1 "$@" ;;
+            step semi 0.1 "${few[@]}" "$@" ;;
         bone | velocity)
             export STREAM="$name"
             for script in pretrain linprobe; do step "$script" '' "$@"; done ;;
         untrained)
             for script in linprobe retrieval; do METHOD=random step "$script" '' "$@"; done
             step scratch '' "$@"
-            FROM=scratch step semi 0.1 "$@" ;;
+            FROM=scratch step semi 0.1 "${few[@]}" "$@" ;;
         ensemble) step streams '' "$@" ;;
     esac
     exit

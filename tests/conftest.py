@@ -1,5 +1,6 @@
 """A tiny data set and settings with which every stage runs in a second."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.common import one_hot, write_npz
+from util import checkpoint
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +57,25 @@ def run(*command: str, env: dict | None = None, timeout: float = 300) -> subproc
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)} | (env or {})
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True,
                           timeout=timeout, check=False)
+
+
+def torchrun(processes: int, *command: str, env: dict | None = None,
+             timeout: float = 300) -> subprocess.CompletedProcess:
+    """The same as so many processes."""
+    return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command, env=env,
+               timeout=timeout)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / 'result.json').read_text())
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / 'checkpoint-last.pth')['model']
 
 
 def refusal(call, *naming):

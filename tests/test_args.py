@@ -245,6 +245,7 @@ BOUNDS = {
     'motion_stride': COUNT, 'num_classes': (['1', '0', '-3', '2.5', 'x'], ['2', '120']), 'smoothing': SHARE,
     'label_fraction': (['0', '-0.1', '1.001', 'nan', 'x'], ['0.001', '1']), 'novel_every': WHOLE, 'k': COUNT,
     'layer_decay': (['0', '-0.1', '1.001', 'nan', 'x'], ['0.001', '1']), 'drop_path_rate': SHARE, 'head_dropout': SHARE,
+    'patience': (['0', '-1', '1.1e6', 'nan', 'inf', 'x'], ['0.5', '1e6']),
 }
 
 

@@ -21,8 +21,10 @@ import main_pretrain
 import main_retrieval
 from data.common import one_hot, write_npz
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, NUM_TRAIN, refusal, run
+from tests.test_hostile import bounded
 from util import checkpoint
 from util.checkpoint import LAST
+from util.errors import UserError
 from util.loop import Trainer
 
 SIZE = (f'--num_joints {NUM_JOINTS} --num_frames 16 --t_patch_size 4 --dim_feat 16 --depth 2 --num_heads 2 '
@@ -78,6 +80,17 @@ TABLE = [
     ('main_linprobe', '--novel_every 1', ['--novel_every 1', 'give 0 or 2']),
     ('main_linprobe', '--finetune {s}/pretrain/{last} --random_encoder', ['--finetune', '--random_encoder']),
     ('main_finetune', '--eval', ['--eval needs --resume']),
+    # ---- sizes
+    ('main_pretrain', '--dim_feat 10000000000', ['--dim_feat 1e+10', 'GB', 'memory; give smaller sizes']),
+    ('main_pretrain', '--decoder_dim_feat 10000000000', ['--decoder_dim_feat 1e+10', 'give smaller sizes']),
+    ('main_pretrain', '--dim_feat ' + '9' * 400, ['--dim_feat', 'whole number and >= 1 and <= 1e+12']),
+    ('main_finetune', '--num_frames 1000000000000', ['--num_frames 1e+12', 'give smaller sizes']),
+    ('main_finetune', '--num_frames 400000000000 --t_patch_size 400000000000', ['--t_patch_size 4e+11', 'smaller']),
+    ('main_linprobe', '--mlp_ratio 1000 --dim_feat 100000', ['--mlp_ratio 1000', 'give smaller sizes']),
+    ('main_linprobe', '--mlp_ratio 1e300', ['--mlp_ratio', "'1e300'", '<= 1000']),
+    ('main_retrieval', '--dim_feat 10000000000 --random_encoder', ['--dim_feat 1e+10', 'give smaller sizes']),
+    ('main_pretrain', '--depth 1000000', ['--depth', "'1000000'", '<= 1000']),
+    ('main_pretrain', '--num_workers 1000000', ['--num_workers', "'1000000'", '<= 1000']),
     # ---- the machine
     ('main_pretrain', '--device cuda', ['--device cuda', 'no CUDA GPU', 'use --device cpu']),
     ('main_retrieval', '--device cuda:7 --random_encoder', ['--device cuda:7', 'no CUDA GPU', 'use --device cpu']),
@@ -403,6 +416,45 @@ def test_as_a_process_it_ends_with_two_and_one_line(command, words, says, shelf,
     done = run(command.replace('.', '/') + '.py', *options_of(command, words, shelf, tmp_path / 'out'))
     assert (done.returncode, done.stdout) == (2, '') and says in done.stderr
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+CPU_FULL = ("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            'allocate 4096 bytes. Error code 12 (Cannot allocate memory)')
+SHORTAGES = {'GPU': (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total\n…'),
+                     '20.00 MiB more'),
+             'CPU': (RuntimeError(CPU_FULL), '4096 bytes more'), 'Python': (MemoryError(), '--batch_size'),
+             'cuBLAS': (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'), '')}
+
+
+@pytest.mark.parametrize('shortage', SHORTAGES)
+@pytest.mark.parametrize('command, batch, advice', [
+    ('main_pretrain', 4, 'accumulation keeps the effective batch'), ('main_linprobe', 4, '--resume auto'),
+    ('main_finetune', 4, '--resume auto'), ('main_retrieval', 128, 'give a smaller model')])
+def test_when_memory_runs_out(command, batch, advice, shortage, shelf, tmp_path, monkeypatch):
+    error, asked = SHORTAGES[shortage]
+
+    def fail(*_, **__):
+        raise error
+    monkeypatch.setattr(*{'main_retrieval': (main_retrieval, 'predict')}.get(command, (Trainer, 'backward')), fail)
+    options = options_of(command, '--random_encoder' * (command == 'main_retrieval'), shelf, tmp_path)
+    refusal(lambda: importlib.import_module(command).main(options), 'out of memory on cpu', f'--batch_size {batch}',
+            advice, asked)
+
+
+def test_other_failures_are_not_taken_for_a_shortage_of_memory(shelf, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('CUDA error: device-side assert triggered')
+    monkeypatch.setattr(Trainer, 'backward', fail)
+    with pytest.raises(RuntimeError, match='device-side'):
+        main_pretrain.main(options_of('main_pretrain', '', shelf, tmp_path))
+
+
+def test_memory_that_really_runs_out(shelf, tmp_path):
+    """Clips of 800,000 frames, where no more than a little address space is left."""
+    options = options_of('main_pretrain', '--num_frames 800000', shelf, tmp_path)
+    with pytest.raises(UserError, match='out of memory on cpu') as error, bounded(seconds=60, room=1 << 28):
+        main_pretrain.main(options)
+    assert '--batch_size 4' in str(error.value) and '\n' not in str(error.value)
 
 
 def test_a_path_with_a_line_break_is_told_in_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """What holds on a GPU as on the CPU; skipped without one."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import PackedDataset, make_loader, read_batches
 from model_mamp import MAMP
-from tests.conftest import refusal
+from tests.conftest import refusal, run, torchrun, weights_of
 from util import attention
 from util.dist import World
 from util.errors import UserError
@@ -157,6 +158,60 @@ def test_compiled_blocks_give_the_same_losses_and_gradients():
     eager = losses()
     assert compile_blocks(model, 'on', CUDA)
     assert losses() == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
+@pytest.mark.parametrize('options', [['--precision', 'bf16'], ['--precision', 'fp32'], ['--compile', 'off']],
+                         ids=' '.join)
+def test_deterministic_runs_give_equal_weights(stage, options, tiny, tiny_pretrain, tmp_path):
+    """Each in a process of its own, as cuBLAS must be told before CUDA starts."""
+    given = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
+             'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
+    given = [*given, *options, '--device', 'cuda', '--deterministic']
+    env = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0')}
+    for name in ('one', 'other'):
+        done = run(f'main_{stage}.py', *given, '--output_dir', str(tmp_path / name), env=env, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert result_of(tmp_path / name)['attention'] == ('efficient' if 'fp32' in options else 'flash')
+    one, other = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'other')
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Two processes on one GPU, which nccl would refuse and gloo does not: each normalises its half of a batch.
+SHARED_STATISTICS = """
+import os
+from argparse import Namespace
+import torch
+import torch.distributed as dist
+from engine_finetune import shared_statistics
+from model_transformer import FinetuneHead
+from util.dist import World
+
+dist.init_process_group('gloo')
+rank, device = dist.get_rank(), torch.device('cuda', 0)
+torch.manual_seed(0)
+head, features = FinetuneHead(8, 5, 3, dropout=0.).to(device).train(), torch.randn(6, 2, 4, 5, 8, device=device)
+whole = head(features)
+fresh = FinetuneHead(8, 5, 3, dropout=0.).to(device).train()
+fresh.load_state_dict({name: value for name, value in head.state_dict().items() if 'running' not in name and
+                       'tracked' not in name}, strict=False)
+shared = shared_statistics(Namespace(sync_batchnorm=True), World(rank, 2, device), fresh)
+part = shared(features[4 * rank:4 * rank + 4 - 2 * rank])       # uneven: four clips and two
+torch.testing.assert_close(part, whole[4 * rank:4 * rank + 4 - 2 * rank], rtol=1e-4, atol=1e-5)
+torch.testing.assert_close(shared.bn.running_var, head.bn.running_var)
+assert shared.state_dict().keys() == head.state_dict().keys()
+part.sum().backward()
+print('shared', flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_statistics_shared_by_two_processes_are_those_of_the_whole_batch(tmp_path):
+    script = tmp_path / 'shared.py'
+    script.write_text(SHARED_STATISTICS)
+    env = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0')}
+    done = torchrun(2, str(script), env=env)
+    assert done.returncode == 0 and done.stdout.count('shared') == 2, done.stderr
 
 
 def test_the_benchmark_measures_every_mode(tmp_path):

@@ -50,11 +50,11 @@ class Command:
 
 
 @contextmanager
-def bounded(seconds: float = 10):
+def bounded(seconds: float = 10, room: int = ENOUGH):
     """The body may take neither long nor much memory."""
     now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     limits, began = resource.getrlimit(resource.RLIMIT_AS), time.perf_counter()
-    resource.setrlimit(resource.RLIMIT_AS, (now + ENOUGH, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (now + room, limits[1]))
     try:
         yield
     finally:

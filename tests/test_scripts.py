@@ -606,5 +606,34 @@ def test_two_nodes_for_real(real, bench):
     assert result_of(bench.out / 'pretrain')['processes'] == 2
 
 
+@pytest.mark.slow
+def test_a_table_of_every_experiment_for_real(real):
+    out = real.folder / 'table'
+    done = real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
+    names = {*(f'{stage}{method}' for stage in ('pretrain', 'linprobe', 'retrieval', 'finetune')
+               for method in ('', '_mae')), 'scratch', 'linprobe_random', 'retrieval_random', 'pretrain_bone',
+             'pretrain_velocity', 'linprobe_bone', 'linprobe_velocity', 'ensemble_linprobe'}
+    semis = {f'semi{method}_0.1_{seed}' for method in ('', '_mae', '_scratch') for seed in (0, 1)}
+    found = {path.parent.relative_to(out) for path in out.rglob('result.json')}
+    assert found == {Path(name, f'seed_{seed}') for name in names for seed in (0, 1)} | {
+        Path(name, f'seed_{name[-1]}') for name in semis}
+    assert "| MAMP's lead: points ± standard error | over MAE | over random encoder | over scratch |" in done.stdout
+    before = times_of(out)
+    real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
+    changed = {path.parent.parent.name for path, time in times_of(out).items() if time != before[path]}
+    assert changed == {'ensemble_linprobe'}, 'the sums alone are made again'
+
+
+@pytest.mark.slow
+def test_made_up_recordings_for_real(real):
+    out = real.folder / 'synthetic'
+    real('synthetic.sh', OUT=str(out), SEEDS='0')
+    found = {result_of(path.parent)['protocol']: result_of(path.parent) for path in out.rglob('result.json')}
+    assert {*found} == {'pretrain', 'linprobe', 'finetune', 'oneshot'}
+    result = result_of(out / 'transfer_synth_xsub' / 'seed_0')
+    assert (result['benchmark'], result['pretraining']['benchmark']) == ('synth_other', 'synth_xsub')
+    assert result_of(out / 'other' / 'scratch' / 'seed_0')['benchmark'] == 'synth_other'
+
+
 def test_a_script_for_every_stage():
     assert all((SCRIPTS / f'{stage}.sh').exists() for stage in STAGES)

@@ -1,4 +1,5 @@
 import hashlib
+import platform
 import re
 import subprocess
 import sys
@@ -431,7 +432,8 @@ def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
     finally:
         run.kill()
         run.wait()
-    assert not out.exists() and [path.name for path in tmp_path.iterdir()] == [f'.out.{run.pid}.tmp']
+    left = f'.out.{run.pid}@{platform.node()}.mamp-partial'
+    assert not out.exists() and [path.name for path in tmp_path.iterdir()] == [left]
 
 
 @pytest.mark.parametrize('start, where', [

@@ -12,24 +12,12 @@ import main_linprobe
 import main_pretrain
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from tests.conftest import NUM_TEST, NUM_TRAIN, run
+from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, result_of, run, weights_of
 from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
 from util.loop import NonFiniteLoss, Trainer
 from util.optim import adamw, set_learning_rate
-
-
-def lines_of(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-
-
-def result_of(folder) -> dict:
-    return json.loads((folder / 'result.json').read_text())
-
-
-def weights_of(folder) -> dict[str, torch.Tensor]:
-    return checkpoint.load(folder / 'checkpoint-last.pth')['model']
 
 
 @pytest.fixture(scope='module')
@@ -311,41 +299,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
     saved = sorted(tmp_path.glob('*.pth'))
     assert saved, 'the first step, at learning rate 0, was saved'
     assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
-
-
-def torchrun(processes: int, *command: str):
-    return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command)
-
-
-def test_two_processes_pretrain_as_one(tiny_pretrain, pretrained, tmp_path):
-    done = torchrun(2, 'main_pretrain.py', *tiny_pretrain, '--output_dir', str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert result_of(tmp_path)['processes'] == 2
-    for ours, alone in zip(lines_of(tmp_path), lines_of(pretrained), strict=True):
-        assert ours['train_loss'] == pytest.approx(alone['train_loss'], rel=1e-6)
-
-
-def test_two_processes_count_an_odd_test_split_as_one(tiny, tmp_path):
-    assert NUM_TEST % 2 == 1
-    main_finetune.main([*tiny, '--epochs', '1', '--output_dir', str(tmp_path)])
-    scores = []
-    for processes in (1, 2):
-        options = [*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)]
-        done = torchrun(processes, 'main_finetune.py', *options)
-        assert done.returncode == 0, done.stderr
-        scores.append(json.loads((tmp_path / 'eval.json').read_text()))
-    alone, both = scores
-    assert both['samples'] == alone['samples'] == NUM_TEST
-    assert (both['top1'], both['top5']) == (alone['top1'], alone['top5'])
-    assert both['loss'] == pytest.approx(alone['loss'], rel=1e-6)
-
-
-def test_two_processes_fine_tune_with_shared_statistics(tiny, tmp_path):
-    """BatchNorm's running statistics are one process's own between steps; what is scored and saved must agree."""
-    done = torchrun(2, 'main_finetune.py', *tiny, '--output_dir', str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    last = result_of(tmp_path)['last']
-    main_finetune.main([*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
-    scores = json.loads((tmp_path / 'eval.json').read_text())
-    assert (scores['top1'], scores['samples']) == (last['top1'], NUM_TEST)
-    assert scores['loss'] == pytest.approx(last['loss'], rel=1e-5)

@@ -10,10 +10,19 @@ import difflib
 import inspect
 from pathlib import Path
 
+<<<<<<< HEAD
 from feeder.layouts import find_layout, layout_of
 from util.errors import UserError, shown
 from util.options import STAGES, build_parser
 from util.plain_yaml import read_map
+=======
+import yaml
+
+from feeder.layouts import parents_of
+from util.errors import UserError
+from util.memory import check_weights
+from util.options import STAGES, build_parser, shown
+>>>>>>> main
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -128,6 +137,7 @@ def _check_model(args: argparse.Namespace) -> None:
     for width in ('dim_feat', 'decoder_dim_feat'):
         if getattr(args, width, 0) % args.num_heads:
             raise UserError(f'--{width} {getattr(args, width)} is not a multiple of --num_heads {args.num_heads}')
+    check_weights(args)
 
 
 def _check_training(args: argparse.Namespace, stage: str) -> None:

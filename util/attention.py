@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 KERNELS = {'flash': SDPBackend.FLASH_ATTENTION, 'cudnn': SDPBackend.CUDNN_ATTENTION,      # the first wins a tie
            'efficient': SDPBackend.EFFICIENT_ATTENTION, 'math': SDPBackend.MATH}
+# With torch.use_deterministic_algorithms PyTorch's flash and efficient kernels sum gradients in one order, and it lets
+# the cuDNN one not run (aten/src/ATen/native/transformers/cuda). Flash is for half precision only; bf16 GPUs have it.
+REPEATABLE = {torch.bfloat16: 'flash', torch.float32: 'efficient'}
 TIE = 1.05
 SCORE_BYTES = 5 << 20       # of scores at once, to stay in the caches; 1.1 MB a head at 750 tokens
 
@@ -96,12 +99,19 @@ def choose_kernel(wanted: str, world: World, dtype: torch.dtype, shape: tuple[in
     """Which of PyTorch's attention kernels a GPU runs from now on: the one wanted, or for 'auto' the fastest.
 
     The fastest is found by timing them at `shape` (B, H, L, E) in `dtype`, some milliseconds; all processes take the
-    same. On a CPU there is nothing to choose. Raises UserError for a kernel that does not run here.
+    same. On a CPU there is nothing to choose. With deterministic algorithms the type alone decides (see REPEATABLE).
+    Raises UserError for a kernel that does not run here.
     """
     if world.device.type != 'cuda':
         if wanted != 'auto':
             raise UserError(f'--attention {wanted} chooses a kernel of a CUDA GPU; leave it out on a CPU')
         return wanted
+    if torch.are_deterministic_algorithms_enabled():
+        if wanted == 'cudnn':
+            raise UserError('--attention cudnn has no backward pass that is --deterministic; use flash, efficient or '
+                            'math')
+        if wanted == 'auto':
+            return use_kernel(REPEATABLE[dtype])
     tried = [name for name in KERNELS if name != 'math'] if wanted == 'auto' else [wanted]
     found = time_kernels(tried, world.device, dtype, shape, backward)
     seconds = world.sum(torch.tensor([found[name] for name in tried], dtype=torch.float64,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
-from util.files import check_members, replacing
+from util.files import check_members, partial_of, replacing
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def keep(path: str | Path, name: str) -> None:
     if not path.exists():
         return
     _note(kept, [*noted(path), *noted(kept)])
-    partial = kept.with_name(f'.{name}.{os.getpid()}.tmp')
+    partial = partial_of(kept)
     try:
         partial.unlink(missing_ok=True)
         os.link(path, partial)

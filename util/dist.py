@@ -1,6 +1,11 @@
 """One process or many: the same program under `python`, or under torchrun on GPUs (nccl) or CPUs (gloo)."""
 
 import os
+import re
+import socket
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,10 +13,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
-from util.errors import UserError
+from util.errors import PeerLost, UserError
 
-PATIENCE = timedelta(minutes=10)        # for the others, at the start and in every exchange
+PATIENCE = 600.     # seconds to wait for the others, at the start and in every exchange
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,11 @@ class World:
 
 
 @contextmanager
-def joined(device: str):
+def joined(device: str, patience: float = PATIENCE):
     """Yields this process's World, among the processes torchrun started if it did; leaves them at the end.
 
-    device: auto, cpu, cuda or cuda:N. Raises UserError when a GPU is asked for that is not there.
+    device: auto, cpu, cuda or cuda:N. Raises UserError when a GPU is asked for that is not there, or the others do
+    not come within `patience` seconds; PeerLost when one of them ends, or does not answer for as long.
     """
     rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in
                               (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
@@ -68,24 +75,63 @@ def joined(device: str):
         torch.cuda.set_device(chosen)
     hosts = None
     if size > 1:
-        _meet(rank, size, chosen)
+        _meet(rank, size, chosen, timedelta(seconds=patience))
         hosts = dist.new_group(backend='gloo') if chosen.type == 'cuda' else None
-    yield World(rank, size, chosen, hosts)
+    try:
+        yield World(rank, size, chosen, hosts)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or 'gloo' in str(error):       # gloo's errors have no type of their own
+            raise PeerLost(f'process {rank} of {size} lost another one, which was killed or answers no more '
+                           f'({_one_line(error)}); go on with --resume auto') from error
+        raise
     if size > 1:        # not after a failure of this process alone: its peers would not take part (see run_main)
         dist.destroy_process_group()
 
 
-def _meet(rank: int, size: int, device: torch.device) -> None:
+def _meet(rank: int, size: int, device: torch.device, patience: timedelta) -> None:
     """Joins the other processes; UserError when they do not come."""
     ids = {'device_id': device} if device.type == 'cuda' else {}
-    place = f'{os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}'
+    host, port = os.environ.get('MASTER_ADDR', ''), os.environ.get('MASTER_PORT', '')
     try:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=size,
-                                timeout=PATIENCE, **ids)
-    except (dist.DistError, RuntimeError, ValueError) as error:     # no peers, no such host, a port that is taken
-        raise UserError(f'process {rank} of {size} cannot meet the others at {place} '
-                        f'({" ".join(str(error).split())[:200]}); start them all, with torchrun, and check that '
-                        'address and port can be reached') from error
+        socket.getaddrinfo(host, port)      # PyTorch would try until its patience ends
+        with _hushed():
+            dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=size,
+                                    timeout=patience, store=_find_store(rank, size, patience), **ids)
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:    # nobody, no such host, a port that is taken
+        raise UserError(f'process {rank} of {size} cannot meet the others at {host}:{port} ({_one_line(error)}); start '
+                        'them all, with torchrun, and check that address and port can be reached') from error
+
+
+def _find_store(rank: int, size: int, patience: timedelta) -> dist.Store:
+    """Where the processes meet, by MASTER_ADDR and MASTER_PORT; found in a thread, as PyTorch waits for ever for an
+    answer from somebody else's port."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        found = thread.submit(lambda: next(rendezvous('env://', rank, size, timeout=patience)))
+        return found.result(3 * patience.total_seconds())[0]        # PyTorch tries twice
+    finally:
+        thread.shutdown(wait=False)
+
+
+@contextmanager
+def _hushed():
+    """Keeps back what PyTorch's C++ writes to stderr, pages of it while it waits; an error inside drops it."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        usual = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+        said.seek(0)
+        os.write(2, said.read())
+
+
+def _one_line(error: Exception) -> str:
+    """What the error says, without the place in gloo's code."""
+    return re.sub(r'^\[\S+\] ', '', ' '.join(str(error).split()))[:200] or type(error).__name__
 
 
 def _choose_device(name: str, local_rank: int, size: int) -> torch.device:

@@ -4,7 +4,11 @@ import argparse
 import difflib
 import os
 import sys
+import time
 import traceback
+from datetime import timedelta
+
+GRACE = 3       # seconds a process that fails after another one leaves torchrun to end it
 
 
 class UserError(ValueError):
@@ -14,6 +18,7 @@ class UserError(ValueError):
     label = 'error'
 
 
+<<<<<<< HEAD
 def shown(value) -> str:
     """A value as messages quote it, however long it is."""
     try:
@@ -21,6 +26,12 @@ def shown(value) -> str:
     except ValueError:      # a whole number with more digits than Python writes
         return 'a number of thousands of digits'
     return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
+=======
+class PeerLost(UserError):
+    """Another process of the run ended, or answers no more: a failure, and not of this process."""
+
+    exit_code = 1
+>>>>>>> main
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,20 +51,45 @@ def run_main(main) -> None:
     """Calls `main()` and leaves the process with its exit code; the last line of every command.
 
     One of several processes that fails leaves at once, without the clean-up that would wait for its peers; torchrun
-    then stops those.
+    then stops those. Of all of them the first one to fail says why, the others follow it in silence.
     """
+    several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     try:
         sys.exit(main())
     except UserError as error:
-        print(f'{error.label}: {" ".join(str(error).splitlines())}', file=sys.stderr, flush=True)
-        code = error.exit_code
+        said, code = f'{error.label}: {" ".join(str(error).splitlines())}', error.exit_code
+        follows = isinstance(error, PeerLost)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr, flush=True)
-        code = 130
+        said, code, follows = 'interrupted', 130, False
     except Exception:
-        traceback.print_exc()
-        code = 1
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        said, code, follows = traceback.format_exc().rstrip(), 1, False
+        if several:
+            said = f'process {os.environ.get("RANK")} failed:\n{said}'
+    first = _is_first_to_fail()
+    if first:
+        print(said, file=sys.stderr, flush=True)
+    if several:
         sys.stdout.flush()
+        if _under_torchrun() and (follows or not first):
+            time.sleep(GRACE)       # torchrun reports the process that ended first: not this one
         os._exit(code)
     sys.exit(code)
+
+
+def _under_torchrun() -> bool:
+    """Whether torchrun itself keeps the store in which its processes meet, so that it outlives each of them."""
+    return os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+
+
+def _is_first_to_fail() -> bool:
+    """Whether no other process of this run said before why it ends; where nobody can be asked, it is."""
+    if not _under_torchrun():
+        return True
+    # Not at the top: the commands in data/ do without PyTorch.
+    from torch.distributed import TCPStore
+    try:
+        store = TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+                         wait_for_workers=False, timeout=timedelta(seconds=5))
+        return store.add(f'failed/{os.environ.get("TORCHELASTIC_RESTART_COUNT")}', 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True

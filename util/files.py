@@ -1,14 +1,21 @@
 """Files that are either the old one or the whole new one, whatever happens in between."""
 
+import fcntl
 import json
 import os
+import platform
+import re
+import shutil
 import stat
+import time
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from util.errors import UserError
 
+DAY = 24 * 3600         # seconds
+PARTIAL = re.compile(r'\..+\.(?P<pid>\d+)@(?P<host>[^/]*)\.mamp-partial', re.DOTALL)
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200   # zips that unpack to more, in bytes and in multiples of what they take
 
 
@@ -20,19 +27,75 @@ def replacing(path: str | Path):
     becomes a UserError naming the file.
     """
     path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with open(partial, 'rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        remove_leftovers(path.parent)
+        partial.touch()
+        with locked(partial):
+            yield partial
+            with open(partial, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); free space or correct the '
                         'permissions; what was there before is untouched') from error
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`: a hidden name beside it that tells process and machine."""
+    return path.with_name(f'.{path.name}.{os.getpid()}@{platform.node()}.mamp-partial')
+
+
+@contextmanager
+def locked(path: Path):
+    """Holds the lock of a file or folder, the sign that somebody writes there; nothing where there are no locks."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes partial files and folders in `folder` whose writers were killed.
+
+    One goes when its lock is free and it was made on this machine by a process that is gone; or, wherever it was made,
+    when its lock is free and it has not changed for a day: what runs on other machines nobody can tell, nor does every
+    file system tell of their locks. Where one has no locks at all, everything stays.
+    """
+    found = []
+    with suppress(OSError):         # a folder that may be written and not read
+        found = [named for name in os.listdir(folder) if (named := PARTIAL.fullmatch(name))]
+    for named in found:
+        with suppress(OSError):     # locked, gone meanwhile, or not ours to remove
+            _remove_if_left(folder / named[0], named['host'] == platform.node() and not _runs(int(named['pid'])))
+
+
+def _remove_if_left(path: Path, orphaned: bool) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if orphaned or time.time() - os.fstat(descriptor).st_ctime > DAY:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process on this machine, anybody's."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: str | Path, content) -> None:

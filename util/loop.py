@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,14 @@ from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
 from util.checkpoint import BEST, LAST, PREVIOUS
-from util.dist import World
+from util.dist import World, joined
 from util.errors import UserError
 from util.files import replacing, write_json
-from util.log import EpochLog, NoLog, code_version, describe_machine
+from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
+from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
 from util.preempt import MARKER, Preempted, listening
+from util.repeat import repeatable
 from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,15 @@ class NonFiniteLoss(UserError):
     """Training diverged: a failure of the run, not of what was asked for. What was saved before is whole."""
 
     exit_code = 1
+
+
+@contextlib.contextmanager
+def started(args: argparse.Namespace) -> Iterator[World]:
+    """A stage's surroundings: the processes that take part, how they compute, and what they say when it ends badly."""
+    with (repeatable(args.deterministic, args.device), joined(args.device, args.patience) as world,
+          told_of_shortage(args, world.device)):
+        set_up_console(world.is_main)
+        yield world
 
 
 class Precision:
@@ -232,7 +244,11 @@ class Trainer:
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
                  'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
+<<<<<<< HEAD
                  'save_scores', 'save_features', 'layout'}
+=======
+                 'save_scores', 'save_features', 'patience'}
+>>>>>>> main
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]

@@ -45,6 +45,7 @@ def text(value) -> str:
 
 
 COUNT, WHOLE = Number(int, least=1), Number(int, least=0)
+SIZE, BLOCKS, PROCESSES = (Number(int, least, most) for least, most in ((1, 10**12), (1, 1000), (0, 1000)))
 POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
 SHARE = Number(float, least=0, below=1)
 
@@ -57,6 +58,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     _add_data(parser)
     _add_model(parser)
     _add_computing(parser)
+    _add_processes(parser)
     _add_run(parser)
     if stage != 'retrieval':
         _add_training(parser)
@@ -79,22 +81,22 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add('--data_path', type=text, help='npz with x_train, y_train, x_test, y_test')
     add('--benchmark', type=text, help='name in result.json (default: the name of the data file)')
     add('--stream', type=text, choices=('joint', 'bone', 'velocity'), default='joint', help='what the model sees')
-    add('--num_workers', type=WHOLE, default=2, help='processes that read clips (0: the main one does)')
+    add('--num_workers', type=PROCESSES, default=2, help='processes that read clips (0: the main one does)')
     add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
         help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('model').add_argument
-    add('--num_frames', type=COUNT, default=120, help='frames after the resize')
-    add('--num_joints', type=COUNT, help='joints of one body (default: those of --layout, 25 without)')
+    add('--num_frames', type=SIZE, default=120, help='frames after the resize')
+    add('--num_joints', type=SIZE, help='joints of one body (default: those of --layout, 25 without)')
     add('--layout', type=text, metavar='NAME|YAML', help='what the joints are: kinect-v2, kinect-v1, coco-17 or a YAML '
         'file of your own (default: told by --num_joints)')
-    add('--t_patch_size', type=COUNT, default=4, help='frames a segment')
-    add('--dim_feat', type=COUNT, default=256, help='width')
-    add('--depth', type=COUNT, default=8, help='encoder blocks')
-    add('--num_heads', type=COUNT, default=8, help='attention heads')
-    add('--mlp_ratio', type=POSITIVE, default=4., help='hidden width of the MLP, in widths')
+    add('--t_patch_size', type=SIZE, default=4, help='frames a segment')
+    add('--dim_feat', type=SIZE, default=256, help='width')
+    add('--depth', type=BLOCKS, default=8, help='encoder blocks')
+    add('--num_heads', type=SIZE, default=8, help='attention heads')
+    add('--mlp_ratio', type=Number(float, above=0, most=1000), default=4., help='hidden width of the MLP, in widths')
 
 
 def _add_computing(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +106,13 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
     add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
         help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
     add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
-        help="kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process)")
+        help='kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process); with '
+        '--deterministic flash for bf16, else efficient')
     add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
         help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
+    add('--deterministic', action=argparse.BooleanOptionalAction, default=False,
+        help='the same numbers, bit for bit, from every run on the same GPUs, by slower kernels (on a CPU they are the '
+        'same without)')
     add('--seed', type=Number(int, least=0, most=2**62), default=0,
         help='of weights, data order, crops, masks, dropout, labels drawn')
 
@@ -129,6 +135,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
 
 
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('processes').add_argument
+    add('--patience', type=Number(float, above=0, most=1e6), default=600.,
+        help='seconds that processes wait for each other, to meet at the start and in every exchange; after that the '
+        'run ends')
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('run').add_argument
     add('--output_dir', type=text, help='checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)')
@@ -148,8 +161,8 @@ def _add_saving(parser: argparse.ArgumentParser) -> None:
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('pre-training').add_argument
-    add('--decoder_dim_feat', type=COUNT, default=256, help='decoder width')
-    add('--decoder_depth', type=COUNT, default=5, help='decoder blocks')
+    add('--decoder_dim_feat', type=SIZE, default=256, help='decoder width')
+    add('--decoder_depth', type=BLOCKS, default=5, help='decoder blocks')
     add('--mask_ratio', type=Number(float, above=0, below=1), default=0.9, help='share of the tokens hidden')
     add('--motion_aware_tau', type=NOT_NEGATIVE, default=0.8, help='temperature of the mask; 0: plain random')
     add('--motion_stride', type=COUNT, default=1, help='frames between the two ends of a motion')
@@ -166,6 +179,9 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
     add('--finetune', type=text, metavar='PATH', help='pre-trained checkpoint to start from')
     add('--eval', action=argparse.BooleanOptionalAction, default=False,
         help='only evaluate the checkpoint given with --resume')
+    add('--sync_batchnorm', action=argparse.BooleanOptionalAction, default=False,
+        help="statistics of the head's BatchNorm over the micro-batches of all processes, GPUs only (default: each "
+        'has its own, as the authors did); of one process nothing changes')
     add('--smoothing', type=SHARE, default=0., help='label smoothing')
     add('--label_fraction', type=Number(float, above=0, most=1), default=1.,
         help='share of the training clips whose labels are used, drawn by --seed (semi-supervised)')
