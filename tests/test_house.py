@@ -8,11 +8,7 @@ import pytest
 from tests.conftest import ROOT, run
 
 FLOORS = {  # lower floors first; the two models stand on one floor, one above the other
-<<<<<<< HEAD
-    'util.errors': -2, 'util.files': -1, 'util.rng': -1, 'util.plain_yaml': -1,
-=======
-    'util.errors': -2, 'util.files': -1, 'util.rng': -1, 'util.repeat': -1, 'util.memory': -1,
->>>>>>> main
+    'util.errors': -2, 'util.files': -1, 'util.rng': -1, 'util.plain_yaml': -1, 'util.repeat': -1, 'util.memory': -1,
     'util.dist': 0, 'util.log': 0, 'util.checkpoint': 0, 'util.optim': 0, 'util.metrics': 0, 'data.common': 0,
     'util.attention': 0.5, 'util.options': 0.5, 'util.preempt': 0.5,
     'data.ntu_text': 0.5, 'data.body': 0.5, 'data.pipeline': 0.5, 'data.ntu_actors': 0.6, 'data.prepare_ntu': 0.8,

@@ -10,19 +10,11 @@ import difflib
 import inspect
 from pathlib import Path
 
-<<<<<<< HEAD
 from feeder.layouts import find_layout, layout_of
 from util.errors import UserError, shown
+from util.memory import check_weights
 from util.options import STAGES, build_parser
 from util.plain_yaml import read_map
-=======
-import yaml
-
-from feeder.layouts import parents_of
-from util.errors import UserError
-from util.memory import check_weights
-from util.options import STAGES, build_parser, shown
->>>>>>> main
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:

@@ -18,7 +18,12 @@ class UserError(ValueError):
     label = 'error'
 
 
-<<<<<<< HEAD
+class PeerLost(UserError):
+    """Another process of the run ended, or answers no more: a failure, and not of this process."""
+
+    exit_code = 1
+
+
 def shown(value) -> str:
     """A value as messages quote it, however long it is."""
     try:
@@ -26,12 +31,6 @@ def shown(value) -> str:
     except ValueError:      # a whole number with more digits than Python writes
         return 'a number of thousands of digits'
     return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
-=======
-class PeerLost(UserError):
-    """Another process of the run ended, or answers no more: a failure, and not of this process."""
-
-    exit_code = 1
->>>>>>> main
 
 
 class Parser(argparse.ArgumentParser):

@@ -244,11 +244,7 @@ class Trainer:
     def _compare_settings(self, before: dict, path) -> None:
         where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
                  'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
-<<<<<<< HEAD
-                 'save_scores', 'save_features', 'layout'}
-=======
-                 'save_scores', 'save_features', 'patience'}
->>>>>>> main
+                 'save_scores', 'save_features', 'layout', 'patience'}
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
                    if name in before and name not in where and before[name] != value]
