@@ -124,14 +124,18 @@ def tidy(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: b
     frames = frames[frames.any(axis=(1, 2, 3))]
     if not len(frames):
         raise UserError('all coordinates are zero')
-    if centre:
-        there = frames.any(axis=(2, 3))                                                     # (T, M)
-        body = there.any(axis=0).argmax()
-        joints = frames[there[:, body].argmax(), body]                                      # (V, 3)
-        names = shared_names(layout) if layout else []
-        frames -= joints[names.index('spine')] if 'spine' in names else joints.mean(axis=0)
-        frames[~there] = 0
-    return frames.astype(np.float32)
+    return (centred(frames, layout) if centre else frames).astype(np.float32)
+
+
+def centred(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+    """Bodies (T, M, V, 3), one at least, moved so that the origin is where `tidy` says."""
+    there = frames.any(axis=(2, 3))                                                         # (T, M)
+    body = there.any(axis=0).argmax()
+    joints = frames[there[:, body].argmax(), body]                                          # (V, 3)
+    names = shared_names(layout) if layout else []
+    moved = frames - (joints[names.index('spine')] if 'spine' in names else joints.mean(axis=0))
+    moved[~there] = 0
+    return moved
 
 
 def _fitting(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
@@ -213,7 +217,7 @@ def _read_npz(path: Path, layout: Layout | None, _) -> Iterator[Recording]:
         for row, name in enumerate(names):
             if not np.isin(y[row], (0, 1)).all() or y[row].sum() != 1:
                 raise UserError(f'row {row} of y_{split} is not one-hot; write the file again')
-            frames = _recorded(x[row], f'clip {row} of x_{split}').reshape(-1, x.shape[2] // (3 * len(own.joints)),
+            frames = recorded(x[row], f'clip {row} of x_{split}').reshape(-1, x.shape[2] // (3 * len(own.joints)),
                                                                           len(own.joints), 3)
             yield Recording(str(name), frames, own, int(y[row].argmax()))
 
@@ -226,7 +230,7 @@ def _layout_by_width(width: int) -> Layout:
     return layout_of(width // 3)
 
 
-def _recorded(rows: np.ndarray, what: str) -> np.ndarray:
+def recorded(rows: np.ndarray, what: str) -> np.ndarray:
     """The rows (T', width) float32 that the feeder takes of a clip (T, width): as many as do not sum to zero."""
     with np.errstate(invalid='ignore', over='ignore'):
         sums = rows.sum(axis=1)

@@ -26,11 +26,16 @@ def names_of(benchmark: str | None, num_classes: int | None) -> list[str] | None
     another number of classes than it should have is no longer known: its labels may have been counted anew.
     `num_classes` None: as many as the benchmark has.
     """
-    start = next((start for start in SETS if (benchmark or '').lower().startswith(start)), None)
-    name, count = SETS.get(start or TELLING.get(num_classes), (None, None))
+    name, count = SETS.get(set_of(benchmark, num_classes), (None, None))
     if name is None or num_classes not in (None, count):
         return None
     return _lists()[name][:count]
+
+
+def set_of(benchmark: str | None, num_classes: int | None) -> str | None:
+    """Which of SETS a benchmark is of, told as `names_of` says; None where that is not known."""
+    start = next((start for start in SETS if (benchmark or '').lower().startswith(start)), None)
+    return start or TELLING.get(num_classes)
 
 
 def file_beside(data_path: str | Path) -> Path:

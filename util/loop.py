@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from feeder.augment import ClipMaker
+from feeder.classes import names_beside
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.layouts import check_same, find_layout, told_layout
 from feeder.loader import make_loader, read_batches
@@ -129,6 +130,10 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.log = NoLog()
+        classes = getattr(args, 'num_classes', None)
+        # What predicting needs to know and the weights do not say.
+        self.data_facts = {'bodies': dataset.num_bodies,
+                           'classes': names_beside(args.data_path, classes) if classes else None}
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
         self.told = SimpleNamespace(signal=None)        # to stop; see `fit`
@@ -338,7 +343,8 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'pretraining': self.facts.get('pretraining'), 'version': self.version}
+                   'pretraining': self.facts.get('pretraining'), 'version': self.version,
+                   **{name: fact for name, fact in self.data_facts.items() if fact is not None}}
         if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
             content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:
