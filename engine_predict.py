@@ -193,7 +193,12 @@ class Recording(NamedTuple):
     several: bool           # whether its file may hold more
 
     def __str__(self) -> str:
-        return f'{self.file}:{self.name}' if self.several else str(self.file)
+        return printable(f'{self.file}:{self.name}' if self.several else self.file)
+
+
+def printable(path: Path | str) -> str:
+    """A path on one line, whatever bytes its name is made of."""
+    return ''.join(one if one.isprintable() else repr(one)[1:-1] for one in str(path))
 
 
 class Window(NamedTuple):
@@ -284,8 +289,8 @@ def _recordings_of(path: Path, fmt: str, recogniser: Recogniser, layout: Layout 
 def _clips_of(path: Path, split: str, recogniser: Recogniser,
               layout: Layout | None) -> Iterator[Recording | tuple[Path, UserError]]:
     x = open_member(path, f'x_{split}', REMEDY)
-    joints, rest = divmod(x.shape[-1], 3)
-    if x.ndim == 3 and (rest or joints % recogniser.num_joints):
+    joints = x.shape[2] // 3 if x.ndim == 3 else 0
+    if joints % recogniser.num_joints:
         told = layout or next((one for one in LAYOUTS if joints in (len(one.joints), 2 * len(one.joints))), None)
         _check_joints(path, len(told.joints) if told else joints, told, recogniser)
     if layout:

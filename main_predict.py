@@ -22,7 +22,17 @@ import numpy as np
 
 from data.common import write_npz
 from data.recordings import FORMATS
-from engine_predict import Clock, Prediction, Recogniser, Recording, find_files, predict_all, read_files, timeline
+from engine_predict import (
+    Clock,
+    Prediction,
+    Recogniser,
+    Recording,
+    find_files,
+    predict_all,
+    printable,
+    read_files,
+    timeline,
+)
 from util.errors import Parser, UserError, run_main
 from util.files import check_writable, replacing
 from util.memory import told_of_shortage
@@ -171,9 +181,10 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
             recordings.append(told)
             if speaks:
                 print(as_text(told), flush=True)
-    content = {'checkpoint': str(args.checkpoint), 'benchmark': recogniser.benchmark, 'stream': recogniser.stream,
-               'recordings': recordings,
-               'unreadable': [{'file': str(path), 'reason': str(error)} for path, error in bad]}
+    unreadable = [{'file': printable(path), 'reason': printable(str(error))} for path, error in bad]
+    content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
+               'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
+               'recordings': recordings, 'unreadable': unreadable}
     if args.json:
         write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
     if args.csv:
@@ -182,9 +193,9 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
         kept.write(args.features, recogniser)
     print(f'{clock.clips:,} {"windows" if args.window else "clips"}: {clock.reading:.1f} s reading, '
           f'{clock.computing:.1f} s computing on {recogniser.device}', file=sys.stderr)
-    for path, error in bad:
-        told = str(error)
-        print(f'error: {told if str(path) in told else f"{path}: {told}"}', file=sys.stderr)
+    for one in unreadable:
+        where = '' if one['file'] in one['reason'] else f'{one["file"]}: '
+        print(f'error: {where}{one["reason"]}', file=sys.stderr)
     return UserError.exit_code if bad else 0
 
 

@@ -43,6 +43,8 @@ def save_model(path, num_joints, num_classes=None, benchmark='mine', stream='joi
     with torch.no_grad():       # or every clip would be about as likely of one class as of another
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape) * 0.2)
+        if num_classes:         # nor certain to be of one
+            model.head.fc2.weight.mul_(0.05)
     settings = sizes | {'stream': stream, 'benchmark': benchmark, 'num_classes': num_classes}
     checkpoint.save(path, {'model': model.state_dict(), 'args': settings, 'method': 'MAMP', **content})
     return path
@@ -172,14 +174,20 @@ def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     """Neither is centred for a model of PKU-MMD; a window of a label's rows is the sample of that label."""
     raw = unpacked('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1/skeleton/0003-M.txt'
     rows = np.loadtxt(raw)
+    rows[40:47] = 0         # nobody for a while: the clip then ends so many frames earlier, as in training
+    np.savetxt(raw, rows, '%.7f')
     start = int(np.flatnonzero((rows != 0).any(axis=1))[0])
+    assert start + 24 <= 40 and len(rows) > 60
     x = np.zeros((2, len(rows), 150), np.float32)
     x[0] = rows
     x[1, :24] = rows[start:start + 24]
     write_npz(tmp_path / 'v.npz', x_train=x, y_train=one_hot([0, 0], 51), x_test=x, y_test=one_hot([0, 0], 51))
     path = save_model(tmp_path / 'c.pth', 25, 51, 'pkuv1_xsub')
     whole, sample = evaluated(path, tmp_path / 'v.npz', 'test', 25, 51).values()
+    assert abs(whole - sample).max() > 1e-3
     told = predicted(capsys, '--checkpoint', path, raw)['recordings'][0]
+    np.testing.assert_allclose(row_of(told['top']), whole, rtol=0, atol=1e-5)
+    told = predicted(capsys, '--checkpoint', path, tmp_path / 'v.npz')['recordings'][0]
     np.testing.assert_allclose(row_of(told['top']), whole, rtol=0, atol=1e-5)
     told = predicted(capsys, '--checkpoint', path, raw, '--window', 24, '--hop', 1)['recordings'][0]
     window = next(one for one in told['windows'] if one['start'] == start)
@@ -271,7 +279,8 @@ def test_arrays_of_every_shape(mine):
 def test_of_too_many_bodies_those_that_move_most_stay(mine):
     recogniser, rng = Recogniser(mine, 'cpu'), np.random.default_rng(1)
     bodies = rng.normal(size=(30, 4, 5, 3)) * np.array([1, .1, 0, 3])[:, None, None]
-    bodies[5:, 3] = 0       # it leaves: where it is not it does not move either
+    bodies[:15, 1] += 9
+    bodies[15:, 1:] = 0     # two leave: where they are not they do not move either
     np.testing.assert_array_equal(recogniser.fit_bodies(bodies), bodies[:, [0, 3]])
     assert recogniser.fit_bodies(bodies[:, :1]).shape == (30, 2, 5, 3)
 
@@ -360,7 +369,7 @@ def folder(tmp_path):
     rng, folder = np.random.default_rng(0), tmp_path / 'in'
     (folder / 'b').mkdir(parents=True)
     np.save(folder / 'b/one.npy', rng.normal(size=(12, 5, 3)))
-    np.save(folder / 'two.npy', rng.normal(size=(15, 3, 5, 3)))
+    np.save(folder / 'two.npy', rng.normal(size=(40, 3, 5, 3)).cumsum(axis=0))
     np.save(folder / 'arm.npy', rng.normal(size=(15, 20, 3)))
     (folder / 'cut.skeleton').write_text('1\n1\n')
     (folder / 'README.md').write_text('not a recording')
@@ -399,10 +408,10 @@ def test_csv_tells_the_same_as_json(folder, mine, tmp_path, capsys):
                                         float(row['probability'])) for row in rows]
     assert {row['class'] for row in rows} == {'sit', 'stand', 'wave "hi", '}
     assert main_predict.main([*files, '--csv', str(tmp_path / 'w.csv'), '--window', '6']) == 0
-    assert ' to 15 ' in capsys.readouterr().out
+    assert ' to 40 ' in capsys.readouterr().out
     with open(tmp_path / 'w.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert rows[0]['start'] == '0' and {row['rank'] for row in rows} == {'1'}
+    assert rows[0]['start'] == '0' and {row['rank'] for row in rows} == {'1'} and len(rows) > 2
     for one, other in zip(rows, rows[1:], strict=False):
         assert other['start'] == (one['end'] if one['recording'] == other['recording'] else '0')
 
@@ -426,6 +435,28 @@ def test_joints_of_another_layout(mine, tmp_path, capsys):
     told = predicted(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', tmp_path / 'other.yaml', rc=2)
     assert 'bodies of 25 joints (other), the model is of 25 joints (kinect-v2)' in told['unreadable'][0]['reason']
     assert predicted(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
+
+
+def test_names_of_any_bytes_are_shown_on_one_line(mine, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    np.save(os.path.join(os.fsencode(folder), b'caf\xe9\n\xc3\xa9.npy').decode('utf-8', 'surrogateescape'),
+            np.random.default_rng(0).normal(size=(9, 5, 3)))
+    (folder / 'b\nad.npy').write_text('no array')
+    told = predicted(capsys, '--checkpoint', mine, folder, rc=2)
+    assert told['recordings'][0]['recording'] == f'{folder}/caf\\udce9\\né.npy'
+    assert told['unreadable'][0]['file'] == f'{folder}/b\\nad.npy'
+    assert main_predict.main(['--checkpoint', str(mine), str(folder), '--device', 'cpu', '--top', '1', '--csv',
+                              str(tmp_path / 'a.csv')]) == 2
+    done = capsys.readouterr()
+    assert len(done.out.splitlines()) == len(done.err.splitlines()) == 2
+    assert done.out.startswith((tmp_path / 'a.csv').read_text(encoding='utf-8').splitlines()[1].split(',')[0])
+
+
+def test_an_npz_of_another_shape_is_named(mine, tmp_path, capsys):
+    write_npz(tmp_path / 'a.npz', x_test=np.float32(3)[()] * np.ones(()), y_test=one_hot([0], 3))
+    assert 'x_test is float' in predicted(capsys, '--checkpoint', mine, tmp_path / 'a.npz', rc=2)['unreadable'][0][
+        'reason']
 
 
 @pytest.mark.parametrize('options, naming', [
