@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from feeder.augment import ClipMaker
+from feeder.classes import names_beside
 from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.layouts import check_same, find_layout, match_joints, told_layout
 from feeder.loader import make_loader, read_batches
 from feeder.subset import draw_labelled, without_novel
 from model_transformer import ActionTransformer, SkeletonEncoder
@@ -112,7 +114,10 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     if args.finetune is None or getattr(args, 'eval', False):
         return {'method': 'random encoder' if hasattr(args, 'random_encoder') else 'scratch', 'pretraining': None}
     state = checkpoint.load(args.finetune)
-    checkpoint.load_encoder(model, state['model'], args.finetune)
+    weights, given, own = state['model'], told_layout(state, args.finetune), find_layout(args.layout, args.num_joints)
+    if given and own and given.joints != own.joints:
+        weights = checkpoint.map_joints(weights, match_joints(given, own, args.finetune))
+    checkpoint.load_encoder(model, weights, args.finetune)
     settings, method = state['args'], state.get('method', 'authors')
     if other := checkpoint.differences(settings, args, ('num_heads',)):
         raise UserError(f'{args.finetune}: pre-trained with {other}; give the same')
@@ -153,7 +158,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     check_writable(args.output_dir)
     check_writable(args.log_dir)
     if args.save_scores or args.save_features:
-        _ = test.names          # raises now what it would at the end
+        _ = test.names, names_beside(args.data_path, args.num_classes)      # raises now what it would at the end
         if args.eval:
             _keep_off_others(args)
     if args.label_fraction < 1:
@@ -199,14 +204,17 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
     """Writes scores.npz and features.npz of the test clips, those of the two that are wanted."""
     if not (args.save_scores or args.save_features) or not len(test.rows):
         return
-    clips_of = ClipMaker(args.num_frames, args.stream, args.seed)
+    clips_of = ClipMaker(args.num_frames, args.stream, args.seed,
+                         layout=find_layout(args.layout, args.num_joints))
     found = predict(model, loader, clips_of, precision, world, len(test))
     if not world.is_main:
         return
     folder, rows = Path(args.output_dir), test.rows
     name, label = test.names[rows], test.label.numpy()[rows]
     if args.save_scores:
-        write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz'))
+        classes = names_beside(args.data_path, args.num_classes)
+        write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz',
+                            None if classes is None else np.array(classes)))
     if args.save_features:
         write_features(folder / 'features.npz', {'test': Features(found['features'][rows], name, label)},
                        benchmark=args.benchmark, stream=args.stream)
@@ -222,7 +230,10 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     checkpoint.load_model(model, state['model'], path, resize=False)
     if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {other}; give the same')
-    clips_of, precision = ClipMaker(args.num_frames, args.stream, args.seed), Precision(args.precision, world.device)
+    layout = find_layout(args.layout, args.num_joints)
+    check_same(told_layout(state, path), layout, path)
+    clips_of = ClipMaker(args.num_frames, args.stream, args.seed, layout=layout)
+    precision = Precision(args.precision, world.device)
     choose_kernel(args.attention, world, precision.dtype, shape_of(args, test.num_bodies), backward=False)
     scores = evaluate(model, loader, clips_of, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],

@@ -16,6 +16,7 @@ from engine_finetune import predict, start_encoder
 from engine_retrieval import check_protocol, knn, one_shot
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.layouts import find_layout
 from feeder.loader import make_loader
 from model_transformer import SkeletonEncoder
 from util.args import parse_args, settings_for
@@ -47,7 +48,8 @@ def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features]
     model = SkeletonEncoder(**settings_for(SkeletonEncoder, args)).to(world.device)
     facts = start_encoder(model, args)
     compile_blocks(model, args.compile, world.device)
-    precision, clips_of = Precision(args.precision, world.device), ClipMaker(args.num_frames, args.stream, args.seed)
+    precision = Precision(args.precision, world.device)
+    clips_of = ClipMaker(args.num_frames, args.stream, args.seed, layout=find_layout(args.layout, args.num_joints))
     splits = {}
     for split, dataset in datasets.items():
         choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)

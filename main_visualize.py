@@ -15,7 +15,7 @@ import torch  # noqa: E402
 
 from feeder.augment import ClipMaker  # noqa: E402
 from feeder.dataset import SkeletonDataset  # noqa: E402
-from feeder.layouts import Layout, layout_of  # noqa: E402
+from feeder.layouts import Layout, find_layout, layout_of, told_layout  # noqa: E402
 from model_mamp import MAMP, motion, motion_intensity, patchify  # noqa: E402
 from util import checkpoint  # noqa: E402
 from util.args import settings_for  # noqa: E402
@@ -28,8 +28,8 @@ NEEDED = ('decoder_depth', 'data_path', 'benchmark', 'stream', 'num_joints', 'nu
 KEPT, HIDDEN, PREDICTED = '#1f4e9c', '#c9ccd1', '#d9541e'
 
 
-def load_model(path: str) -> tuple[MAMP, dict]:
-    """The pre-trained model of a checkpoint, in eval mode, and the settings it was trained with."""
+def load_model(path: str) -> tuple[MAMP, dict, Layout | None]:
+    """The pre-trained model of a checkpoint, in eval mode, the settings and the layout it was trained with."""
     state = checkpoint.load(path)
     settings = state['args']
     if not set(NEEDED) <= set(settings):
@@ -40,7 +40,7 @@ def load_model(path: str) -> tuple[MAMP, dict]:
         raise UserError(f'{path}: its settings make no model ({" ".join(str(error).split())}); take another '
                         'checkpoint') from error
     checkpoint.load_model(model, state['model'], path)
-    return model.eval(), settings
+    return model.eval(), settings, told_layout(state, path)
 
 
 @torch.inference_mode()
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--data_path', help='npz of the clip (default: what the model was trained on)')
     parser.add_argument('--split', choices=('train', 'test'), default='test')
     parser.add_argument('--clip', type=int, default=0, help='row in the split')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are (default: what the checkpoint says)')
     parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
     parser.add_argument('--out', type=Path, default=Path('clip.png'), help='the picture')
     args = parser.parse_args(argv)
@@ -138,17 +139,19 @@ def main(argv: list[str] | None = None) -> int:
     check_writable(args.out.parent)
     if args.out.is_dir():
         raise UserError(f'--out {args.out}: is a folder; give the name of a PNG file')
-    model, settings = load_model(args.checkpoint)
+    model, settings, layout = load_model(args.checkpoint)
+    if args.layout:
+        layout = find_layout(args.layout, model.num_joints)
     dataset = SkeletonDataset(args.data_path or settings['data_path'], args.split, settings['num_joints'])
     if not 0 <= args.clip < len(dataset):
         raise UserError(f'--clip {args.clip}: {args.split} has the clips 0 to {len(dataset) - 1}; give one of them')
+    layout = layout or layout_of(model.num_joints)
     batch = dataset[[(args.clip, 0)]]
     if isinstance(batch, UserError):
         raise batch
-    clip = ClipMaker(settings['num_frames'], settings['stream'], settings['seed']).eval_view(batch)
+    clip = ClipMaker(settings['num_frames'], settings['stream'], settings['seed'], layout=layout).eval_view(batch)
     inside = look_inside(model, settings, clip, args.seed)
-    draw(inside, layout_of(settings['num_joints']), settings, f'{settings["benchmark"]}, {args.split} clip {args.clip}',
-         args.out)
+    draw(inside, layout, settings, f'{settings["benchmark"]}, {args.split} clip {args.clip}', args.out)
     print(args.out)
     return 0
 

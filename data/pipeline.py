@@ -207,7 +207,7 @@ def peak_memory() -> int:
 class Spool:
     """Samples on the disk, in a file without a name: it is gone with the process, however that ends.
 
-    `names`, `labels` and `lengths` (N,) are lists; indexing gives a sample's rows (T, width) float32.
+    `names`, `labels`, `lengths` and `widths` (N,) are lists; indexing gives a sample's rows (T, width) float32.
     """
 
     def __init__(self, folder: Path):
@@ -217,7 +217,7 @@ class Spool:
         except OSError as error:
             raise UserError(f'{folder}: cannot be written ({error.strerror}); give another --out') from error
         self.folder, self._end = folder, 0
-        self.names, self.labels, self.lengths, self._widths, self._starts = [], [], [], [], []
+        self.names, self.labels, self.lengths, self.widths, self._starts = [], [], [], [], []
 
     def append(self, sample: Sample) -> None:
         try:
@@ -229,7 +229,7 @@ class Spool:
         self.names.append(sample.name)
         self.labels.append(sample.label)
         self.lengths.append(len(sample.rows))
-        self._widths.append(sample.rows.shape[1])
+        self.widths.append(sample.rows.shape[1])
         self._starts.append(self._end)
         self._end += sample.rows.nbytes
 
@@ -237,7 +237,7 @@ class Spool:
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        length, width = self.lengths[index], self._widths[index]
+        length, width = self.lengths[index], self.widths[index]
         self._file.seek(self._starts[index])
         rows = np.frombuffer(self._file.read(4 * length * width), dtype=np.float32)
         return rows.reshape(length, width)

@@ -6,7 +6,7 @@ import torch
 
 from feeder import transforms
 from feeder.dataset import Batch
-from feeder.layouts import parents_of
+from feeder.layouts import Layout, parents_of
 from util.rng import derive_seed, uniform
 
 CROP, ROTATION, MASK = range(3)     # what random numbers are for: each purpose has a stream of its own
@@ -23,6 +23,7 @@ class ClipMaker:
     max_angle: float = 0.3                  # rad, about each axis
     max_turn: float | None = None           # rad, about the second one (upright in Kinect data); None: max_angle
     eval_crop: float = 0.95
+    layout: Layout | None = None            # None: told by the number of joints
 
     @property
     def max_angles(self) -> tuple[float, float, float]:
@@ -45,7 +46,7 @@ class ClipMaker:
 
     def derive_stream(self, clips: torch.Tensor) -> torch.Tensor:
         if self.stream == 'bone':
-            return transforms.bone(clips, parents_of(clips.shape[3]))
+            return transforms.bone(clips, list(self.layout.parents) if self.layout else parents_of(clips.shape[3]))
         if self.stream == 'velocity':
             return transforms.velocity(clips)
         return clips

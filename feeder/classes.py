@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from util.errors import UserError
+
 # Beginning of a benchmark's name: its list in classes.yaml, and how many names of it there are.
 SETS = {'ntu120': ('ntu', 120), 'ntu60': ('ntu', 60), 'pku': ('pku', 51), 'nwucla': ('nwucla', 10),
         'synth': ('synth', 12)}
@@ -24,8 +26,33 @@ def names_of(benchmark: str | None, num_classes: int | None) -> list[str] | None
     another number of classes than it should have is no longer known: its labels may have been counted anew.
     `num_classes` None: as many as the benchmark has.
     """
-    start = next((start for start in SETS if (benchmark or '').lower().startswith(start)), None)
-    name, count = SETS.get(start or TELLING.get(num_classes), (None, None))
+    name, count = SETS.get(set_of(benchmark, num_classes), (None, None))
     if name is None or num_classes not in (None, count):
         return None
     return _lists()[name][:count]
+
+
+def set_of(benchmark: str | None, num_classes: int | None) -> str | None:
+    """Which of SETS a benchmark is of, told as `names_of` says; None where that is not known."""
+    start = next((start for start in SETS if (benchmark or '').lower().startswith(start)), None)
+    return start or TELLING.get(num_classes)
+
+
+def file_beside(data_path: str | Path) -> Path:
+    """Where data/prepare_custom.py leaves the class names of an npz file: a line each, label 0 first."""
+    return Path(data_path).with_name(f'{Path(data_path).stem}_classes.txt')
+
+
+def names_beside(data_path: str | Path, num_classes: int) -> list[str] | None:
+    """The class names that lie beside an npz file; None where there are none, or not so many.
+
+    Raises UserError when they cannot be read.
+    """
+    path = file_beside(data_path)
+    try:
+        names = path.read_text(encoding='utf-8').splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); correct or remove it') from error
+    return names if len(names) == num_classes and all(map(str.strip, names)) else None

@@ -33,6 +33,15 @@ class Batch(NamedTuple):
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
 
+def pack_clips(clips: Sequence[np.ndarray]) -> Batch:
+    """Clips (T, M, V, C) float32 of any lengths as one batch, their rows in it as rows of a file; labels are 0."""
+    num_valid = np.array([len(clip) for clip in clips], dtype=np.int64)
+    first, num_valid = torch.from_numpy(num_valid.cumsum() - num_valid), torch.from_numpy(num_valid)
+    nothing = torch.zeros_like(first)
+    return Batch(torch.from_numpy(np.concatenate(clips, dtype=np.float32)), first, num_valid, nothing,
+                 torch.arange(len(clips)), nothing)
+
+
 class SkeletonDataset(Dataset):
     """One split ('train' or 'test') of an npz file, memory-mapped; `rows` are those of its clips that take part.
 

@@ -8,6 +8,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,28 @@ def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray
     archive that is none to trust (see `check_members`).
     """
     path = Path(path)
+    with _told(path, f'member {name}', remedy), zipfile.ZipFile(path) as archive:
+        check_members(path, archive)
+        member = _find(archive, path, name, remedy)
+        if member.compress_type == zipfile.ZIP_STORED:
+            return _map_npy(path, _payload_offset(path, member), member.file_size)
+        return _map_npy(_unpacked(archive, path, member), 0, member.file_size)
+
+
+def open_npy(path: str | Path, remedy: str) -> np.ndarray:
+    """The array of a .npy file as a read-only memory map; raises as `open_member`."""
+    path = Path(path)
+    with _told(path, 'the array', remedy):
+        return _map_npy(path, 0, path.stat().st_size)
+
+
+@contextmanager
+def _told(path: Path, what: str, remedy: str):
+    """Makes what reading `what` of a file can end in a UserError."""
     if not path.is_file():
         raise UserError(f'{path}: no such data file; {remedy}')
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(path, archive)
-            member = _find(archive, path, name, remedy)
-            if member.compress_type == zipfile.ZIP_STORED:
-                return _map_npy(path, _payload_offset(path, member), member.file_size)
-            return _map_npy(_unpacked(archive, path, member), 0, member.file_size)
+        yield
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:     # RuntimeError: encrypted, unknown zip
         raise UserError(f'{path}: not a whole npz file ({error}); write it again or copy it again') from error
     except UserError:
@@ -47,7 +61,7 @@ def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray
             MemoryError) as error:
         # all that a header in pieces, or one made on purpose, can end in
         why = ' '.join(str(error).split())
-        raise UserError(f'{path}: member {name} is damaged ({why}); write the file again') from error
+        raise UserError(f'{path}: {what} is damaged ({why}); write the file again') from error
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '
                         'again') from error

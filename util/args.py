@@ -10,12 +10,11 @@ import difflib
 import inspect
 from pathlib import Path
 
-import yaml
-
-from feeder.layouts import parents_of
-from util.errors import UserError
+from feeder.layouts import find_layout, layout_of
+from util.errors import UserError, shown
 from util.memory import check_weights
-from util.options import STAGES, build_parser, shown
+from util.options import STAGES, build_parser
+from util.plain_yaml import read_map
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,49 +52,13 @@ def _overlay(settings: dict, layer: dict) -> None:
     settings.update(layer)
 
 
-class _Unclear(yaml.YAMLError):
-    """YAML that is none for settings."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values: nothing in it is run, no key stands twice, and no value refers to another place.
-
-    Of references a few lines can stand for more values than any memory holds.
-    """
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise _Unclear(f'line {event.start_mark.line + 1}: *{event.anchor} refers to another place; write the '
-                           'values out')
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        marks = {}
-        for key, _ in node.value:
-            here = key.start_mark
-            if isinstance(key, yaml.ScalarNode) and (first := marks.setdefault((key.tag, key.value), here)) is not here:
-                raise _Unclear(f'line {here.line + 1}: {shown(key.value)} stands there twice, first in line '
-                               f'{first.line + 1}; keep one')
-        return super().construct_mapping(node, deep)
-
-
 def read_config(path: str | Path, stage: str) -> list[dict]:
     """A YAML file's layers for `stage`: its common keys this stage knows, then the stage's own map, values typed.
 
     Raises UserError for a file that is missing or no YAML map, a key that no stage (in a stage's map: that stage)
     knows, and a value of the wrong type.
     """
-    try:
-        content = yaml.load(Path(path).read_text(), _Loader)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); correct --config') from error
-    except _Unclear as error:
-        raise UserError(f'{path}: {error}') from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of ValueError: no UTF-8, no such date
-        raise UserError(f'{path}: not YAML ({" ".join(str(error).split())}); correct it') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: not a map of settings')
+    content = read_map(path, 'settings', 'correct --config')
     known = {name: {action.dest: action for action in _options(build_parser(name)) if action.dest != 'config'}
              for name in STAGES}
     everything = {key: action for options in known.values() for key, action in options.items()}
@@ -159,8 +122,12 @@ def _check(args: argparse.Namespace, stage: str) -> None:
 
 
 def _check_model(args: argparse.Namespace) -> None:
-    if args.stream == 'bone':
-        parents_of(args.num_joints)
+    if args.num_joints is None and args.layout is None:
+        args.num_joints = 25
+    layout = find_layout(args.layout, args.num_joints)
+    args.num_joints = len(layout.joints) if layout else args.num_joints
+    if args.stream == 'bone' and layout is None:
+        layout_of(args.num_joints)
     if args.num_frames % args.t_patch_size:
         raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
     for width in ('dim_feat', 'decoder_dim_feat'):

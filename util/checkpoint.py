@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -149,6 +150,9 @@ FIELDS = {  # of a checkpoint: what they must be; the weights are looked at for 
     'record': lambda value: _is_map(value, deep=True),
     'method': lambda value: isinstance(value, str),
     'pretraining': lambda value: value is None or _is_map(value),
+    'layout': lambda value: _is_map(value, deep=True),
+    'bodies': lambda value: isinstance(value, int) and 1 <= value <= 1000,
+    'classes': lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
 }
 
 
@@ -192,14 +196,15 @@ def load_model(model: nn.Module, weights: dict, path: str | Path, resize: bool =
 
     `resize` fits the segment embeddings to another number of frames; not for resuming, where moments go with them.
     """
-    given, own = _stage_of(weights), _stage_of(model.state_dict())
+    given, own = stage_of(weights), stage_of(model.state_dict())
     if given != own:
         raise UserError(f'{path}: is a checkpoint of {given}, where one of {own} is needed; give one, or start from '
                         'the encoder of this one with --finetune')
     _load_strictly(model, resize_temp_embed(weights, model) if resize else weights, path)
 
 
-def _stage_of(weights: dict) -> str:
+def stage_of(weights: dict) -> str:
+    """What made these weights: 'pre-training', 'fine-tuning', 'a linear probe' or 'an encoder alone'."""
     for stage, begins in (('pre-training', ('decoder_', 'mask_token')), ('fine-tuning', 'head.fc1.'),
                           ('a linear probe', 'head.fc.')):
         if any(name.startswith(begins) for name in weights):
@@ -213,6 +218,15 @@ def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:
                if not name.startswith(('decoder_', 'mask_token', 'head.'))}
     head = {name: value for name, value in model.state_dict().items() if name.startswith('head.')}
     _load_strictly(model, resize_temp_embed(encoder, model) | head, path)
+
+
+def map_joints(weights: dict, sources: Sequence[Sequence[int]]) -> dict:
+    """The joint embeddings (1, 1, V, D) of other joints: each the mean of those at `sources` (their number, of lists).
+
+    Others, the decoder's too, stay: of a checkpoint of V joints only the encoder fits a model of another number.
+    """
+    given = weights['pos_embed']
+    return weights | {'pos_embed': torch.stack([given[:, :, list(rows)].mean(2) for rows in sources], dim=2)}
 
 
 def resize_temp_embed(weights: dict, model: nn.Module) -> dict:

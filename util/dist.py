@@ -70,7 +70,7 @@ def joined(device: str, patience: float = PATIENCE):
     """
     rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in
                               (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    chosen = _choose_device(device, local_rank, size)
+    chosen = choose_device(device, local_rank, size)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
     hosts = None
@@ -134,7 +134,8 @@ def _one_line(error: Exception) -> str:
     return re.sub(r'^\[\S+\] ', '', ' '.join(str(error).split()))[:200] or type(error).__name__
 
 
-def _choose_device(name: str, local_rank: int, size: int) -> torch.device:
+def choose_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
+    """The device that 'auto', 'cpu', 'cuda' or 'cuda:N' means; UserError when it is not there."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

@@ -24,6 +24,15 @@ class PeerLost(UserError):
     exit_code = 1
 
 
+def shown(value) -> str:
+    """A value as messages quote it, however long it is."""
+    try:
+        quoted = repr(value)
+    except ValueError:      # a whole number with more digits than Python writes
+        return 'a number of thousands of digits'
+    return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are UserErrors; of an unknown option they name the nearest known one."""
 

@@ -16,7 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from feeder.augment import ClipMaker
+from feeder.classes import names_beside
 from feeder.dataset import SkeletonDataset, TrainBatches
+from feeder.layouts import check_same, find_layout, told_layout
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
@@ -120,7 +122,7 @@ class Trainer:
         self.attention = choose_kernel(args.attention, world, self.precision.dtype, shape_of(args, dataset.num_bodies),
                                        backward=next(model.blocks.parameters()).requires_grad)
         self.clips = ClipMaker(args.num_frames, args.stream, args.seed, tuple(args.p_interval), args.max_angle,
-                               args.max_turn)
+                               args.max_turn, layout=find_layout(args.layout, args.num_joints))
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
@@ -131,6 +133,10 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.log = NoLog()
+        classes = getattr(args, 'num_classes', None)
+        # What predicting needs to know and the weights do not say.
+        self.data_facts = {'bodies': dataset.num_bodies,
+                           'classes': names_beside(args.data_path, classes) if classes else None}
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
         self.told = SimpleNamespace(signal=None)        # to stop; see `fit`
@@ -217,6 +223,7 @@ class Trainer:
             state = checkpoint.load(path)
         if other := checkpoint.differences(state['args'], self.args, ('num_heads', 'stream')):
             raise UserError(f'{path}: trained with {other}; give the same')     # neither shows in the weights' shapes
+        check_same(told_layout(state, path), self.clips.layout, path)           # nor do the joints' names
         checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
         if 'optimizer' not in state or 'epoch' not in state:
             raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
@@ -364,7 +371,10 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'pretraining': self.facts.get('pretraining'), 'version': self.version}
+                   'pretraining': self.facts.get('pretraining'), 'version': self.version,
+                   **{name: fact for name, fact in self.data_facts.items() if fact is not None}}
+        if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
+            content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:
             if name == LAST:
                 checkpoint.keep(self.output_dir / LAST, PREVIOUS)

@@ -3,16 +3,16 @@
 import argparse
 import math
 
-from util.errors import Parser
+from util.errors import Parser, shown
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
 # Settings that are no part of a recipe, each in one of three sets; runs that differ in these only are one experiment.
 # What belongs to none of them changes what is computed.
 # Where a run stands, what it leaves, how its work is cut up: a run may go on with other ones.
 SURROUNDINGS = frozenset({
-    'config', 'data_path', 'output_dir', 'log_dir', 'resume', 'device', 'num_workers', 'data_on_device', 'batch_size',
-    'accum_iter', 'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features',
-    'patience'})
+    'config', 'data_path', 'layout', 'output_dir', 'log_dir', 'resume', 'device', 'num_workers', 'data_on_device',
+    'batch_size', 'accum_iter', 'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores',
+    'save_features', 'patience'})
 # By which kernels: the same numbers but for their rounding.
 ROUNDING = frozenset({'compile', 'attention', 'precision', 'deterministic'})
 # Told in another way: in an experiment's name, by the seed, by the facts of the pre-training; of lr and blr it is lr
@@ -21,15 +21,6 @@ TOLD_ELSEWHERE = frozenset({
     'benchmark', 'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric', 'random_encoder',
     'finetune', 'features', 'seed', 'blr'})
 NOT_THE_RECIPE = SURROUNDINGS | ROUNDING | TOLD_ELSEWHERE
-
-
-def shown(value) -> str:
-    """A value as messages quote it, however long it is."""
-    try:
-        quoted = repr(value)
-    except ValueError:      # a whole number with more digits than Python writes
-        return 'a number of thousands of digits'
-    return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
 
 
 class Number:
@@ -118,7 +109,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('model').add_argument
     add('--num_frames', type=SIZE, default=120, help='frames after the resize')
-    add('--num_joints', type=SIZE, default=25, help='joints of one body')
+    add('--num_joints', type=SIZE, help='joints of one body (default: those of --layout, 25 without)')
+    add('--layout', type=text, metavar='NAME|YAML', help='what the joints are: kinect-v2, kinect-v1, coco-17 or a YAML '
+        'file of your own (default: told by --num_joints)')
     add('--t_patch_size', type=SIZE, default=4, help='frames a segment')
     add('--dim_feat', type=SIZE, default=256, help='width')
     add('--depth', type=BLOCKS, default=8, help='encoder blocks')

@@ -29,6 +29,7 @@ class Scores(NamedTuple):
     benchmark: str
     stream: str
     path: Path
+    classes: np.ndarray | None = None       # (C,) text: names of a data set of one's own
 
 
 class Features(NamedTuple):
@@ -41,7 +42,8 @@ class Features(NamedTuple):
 
 def write_scores(scores: Scores) -> None:
     """Writes scores.npz to `scores.path`, atomically; UserError when it cannot be written."""
-    write_npz(scores.path, **{key: np.asarray(value) for key, value in scores._asdict().items() if key != 'path'})
+    write_npz(scores.path, **{key: np.asarray(value) for key, value in scores._asdict().items()
+                              if key != 'path' and value is not None})
 
 
 def write_features(path: Path, splits: dict[str, Features], run: dict | None = None, **facts: str) -> None:
@@ -60,7 +62,7 @@ def write_features(path: Path, splits: dict[str, Features], run: dict | None = N
 def read_scores(path: str | Path) -> Scores:
     """A run's scores.npz. Raises UserError when it is missing, damaged, or not what it should be."""
     path = Path(path)
-    held = _read(path, ('name', 'label', 'scores', 'benchmark', 'stream'))
+    held = _read(path, ('name', 'label', 'scores', 'benchmark', 'stream'), ('classes',))
     name, label, scores = held['name'], held['label'], held['scores']
     _check_clips(path, 'scores', scores, name, label)
     if len(np.unique(name)) < len(name):
@@ -71,8 +73,11 @@ def read_scores(path: str | Path) -> Scores:
         raise UserError(f'{path}: label {label.max()} in scores of {classes} classes; save it again')
     if (scores < 0).any() or not np.allclose(scores.sum(1), 1, atol=0.02):      # bf16 rounds to 1 / 256
         raise UserError(f'{path}: the scores are no probabilities (rows that sum to 1); save it again')
+    named = held.get('classes')
+    if named is not None and (named.shape != (classes,) or named.dtype.kind != 'U'):
+        raise UserError(f'{path}: classes is {named.dtype} {named.shape}, not {classes} names; save it again')
     return Scores(name, label.astype(np.int64), scores.astype(np.float32), str(held['benchmark']), str(held['stream']),
-                  path)
+                  path, named)
 
 
 def read_features(path: str | Path, wanted: tuple[str, ...] = ('train', 'test')) -> tuple[dict[str, Features], dict]:

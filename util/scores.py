@@ -17,8 +17,10 @@ from util.saved import Scores, write_scores
 
 
 def class_names(scores: Scores) -> list[str]:
-    """Names where they are known, 'class 0' and so on elsewhere."""
+    """Names where they are known, 'class 0' and so on elsewhere; those of the data itself come first."""
     classes = scores.scores.shape[1]
+    if scores.classes is not None:
+        return scores.classes.tolist()
     return names_of(scores.benchmark, classes) or [f'class {i}' for i in range(classes)]
 
 
