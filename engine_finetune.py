@@ -116,7 +116,7 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     state = checkpoint.load(args.finetune)
     weights, given, own = state['model'], told_layout(state, args.finetune), find_layout(args.layout, args.num_joints)
     if given and own and given.joints != own.joints:
-        weights = checkpoint.map_joints(weights, match_joints(given, own, args.finetune))
+        weights = checkpoint.map_joints(weights, model, match_joints(given, own, args.finetune))
     checkpoint.load_encoder(model, weights, args.finetune)
     settings, method = state['args'], state.get('method', 'authors')
     if other := checkpoint.differences(settings, args, ('num_heads',)):

@@ -208,32 +208,20 @@ def check_same(given: Layout | None, own: Layout | None, path: str | Path) -> No
                         f'{odd[1]!r} here); give the same --layout, or start from its encoder with --finetune')
 
 
-def match_joints(given: Layout, own: Layout, path: str | Path) -> list[list[int]]:
-    """For every joint of `own`, of which joints of `given` it takes the mean; logs a line that says so.
+def match_joints(given: Layout, own: Layout, path: str | Path) -> list[int | None]:
+    """For every joint of `own` the joint of `given` of the same name, None where there is none; logs a line of it.
 
-    A joint of the same name is taken as it is. Of the others each takes what the nearest joint on its way to the root
-    takes: a finger tip stands and moves as its hand does, not as the average of a body. Where no joint on the way has
-    a namesake, in the middle of the body if anywhere, it takes the mean of all. Raises UserError when no joint has one.
+    Raises UserError when no joint has a namesake.
     """
     there = {}
     for joint, name in enumerate(shared_names(given)):
         there.setdefault(name, joint)
-    names = shared_names(own)
-    taken, sources, new = 0, [], []
-    for joint in range(len(names)):
-        at = joint
-        while names[at] not in there and own.parents[at] != at:
-            at = own.parents[at]
-        found = there.get(names[at])
-        sources.append(list(range(len(given.joints))) if found is None else [found])
-        if at == joint and found is not None:
-            taken += 1
-        else:
-            new.append(f'{own.joints[joint]} (as {"the mean" if found is None else given.joints[found]})')
-    if not taken:
+    sources = [there.get(name) for name in shared_names(own)]
+    new = [joint for joint, source in zip(own.joints, sources, strict=True) if source is None]
+    if len(new) == len(sources):
         raise UserError(f'{path}: none of its joints ({", ".join(given.joints[:3])}, … of {given.name}) is called like '
                         f'one of {own.name} ({", ".join(own.joints[:3])}, …); name the same joints alike in the YAML '
                         'file of --layout')
-    log.info('%s: from the layout %s to %s: %d of %d joints taken by name, new: %s', path, given.name, own.name, taken,
-             len(names), ', '.join(new) or 'none')
+    log.info('%s: from the layout %s to %s: %d of %d joints taken by name, as initialised: %s', path, given.name,
+             own.name, len(sources) - len(new), len(sources), ', '.join(new) or 'none')
     return sources

@@ -220,13 +220,16 @@ def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:
     _load_strictly(model, resize_temp_embed(encoder, model) | head, path)
 
 
-def map_joints(weights: dict, sources: Sequence[Sequence[int]]) -> dict:
-    """The joint embeddings (1, 1, V, D) of other joints: each the mean of those at `sources` (their number, of lists).
+def map_joints(weights: dict, model: nn.Module, sources: Sequence[int | None]) -> dict:
+    """The weights with the joint embeddings (1, 1, V, D) of the model's joints: that at `sources`, or the model's own.
 
-    Others, the decoder's too, stay: of a checkpoint of V joints only the encoder fits a model of another number.
+    Other weights, the decoder's too, stay: a checkpoint's encoder alone fits a model of another number of joints.
     """
-    given = weights['pos_embed']
-    return weights | {'pos_embed': torch.stack([given[:, :, list(rows)].mean(2) for rows in sources], dim=2)}
+    given, mapped = weights['pos_embed'], model.pos_embed.detach().clone()
+    for joint, source in enumerate(sources):
+        if source is not None:
+            mapped[:, :, joint] = given[:, :, source]
+    return weights | {'pos_embed': mapped}
 
 
 def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
