@@ -18,11 +18,12 @@ from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
+from util.card import write_card
 from util.checkpoint import BEST, LAST, PREVIOUS
 from util.dist import World
 from util.errors import UserError
 from util.files import replacing, write_json
-from util.log import EpochLog, NoLog, code_version, describe_machine
+from util.log import EpochLog, NoLog, code_version, command_line, describe_machine
 from util.optim import learning_rate, set_learning_rate
 from util.preempt import MARKER, Preempted, listening
 from util.rng import derive_seed
@@ -97,6 +98,7 @@ class Trainer:
                  dataset: SkeletonDataset, facts: dict):
         """`facts` go into result.json beside the figures (protocol, method, what it started from)."""
         self.args, self.world, self.facts = args, world, facts
+        self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes}
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
         self.compiled = compile_blocks(model, args.compile, world.device)
@@ -324,22 +326,24 @@ class Trainer:
                                 'clips': self.record['clips'] + clips}
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
-                   'pretraining': self.facts.get('pretraining'), 'version': self.version}
+                   'pretraining': self.facts.get('pretraining'), 'bodies': self.data['bodies'],
+                   'version': self.version}
         for name in names:
             if name == LAST:
                 checkpoint.keep(self.output_dir / LAST, PREVIOUS)
             checkpoint.save(self.output_dir / name, content)
 
     def _result(self) -> dict:
-        """What result.json says of the run, written by the main process."""
+        """What result.json says of the run, written by the main process, and the model card made of it."""
         record = self.record
-        result = {'benchmark': self.args.benchmark, **self.facts, 'stream': self.args.stream, 'seed': self.args.seed,
+        result = {'benchmark': self.args.benchmark, **self.facts, **self.data, 'stream': self.args.stream, 'seed': self.args.seed,
                   'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
                   'machine': describe_machine(self.world.device), 'precision': self.precision.name,
                   'attention': self.attention, 'compiled': self.compiled, 'processes': self.world.size,
-                  'code_version': self.version, 'config': vars(self.args)}
+                  'code_version': self.version, 'command': command_line(), 'config': vars(self.args)}
         if self.world.is_main:
             write_json(self.output_dir / 'result.json', result)
+            write_card(self.output_dir)
         return result
