@@ -100,10 +100,9 @@ def _making(result: dict) -> str:
     return _list('How it was made', {
         'code version': _code(result['code_version']), 'machine': _plain(result['machine']),
         'processes': result['processes'],
-        'wall time': f'{result["wall_seconds"] / 60:.1f} min, evaluations included, all processes together' if
-        result['processes'] == 1 else f'{result["wall_seconds"] / 60:.1f} min',
+        'wall time': f'{result["wall_seconds"] / 60:.1f} min, with evaluations',
         'command': _code(command) if command else 'called from Python, not by a command',
-        'resumed': 'yes; the command is the one that ended the run' if result['config'].get('resume') else 'no'})
+        'resumed': 'yes; the command is the one that ended the run' if result['resumed'] else 'no'})
 
 
 def _use(result: dict) -> str:
@@ -126,7 +125,7 @@ def _use(result: dict) -> str:
 
 
 def exit_checks(folder: Path, result: dict) -> list[tuple[bool | None, str]]:
-    """What was looked at when the run ended: whether it holds, and what it is. None where there is nothing to look at."""
+    """What was looked at when the run ended: whether it holds (None: there is nothing to look at), and what."""
     epochs, tested = result['config']['epochs'], result.get('test_clips')
     try:
         state = checkpoint.load(folder / LAST)

@@ -101,6 +101,7 @@ class Trainer:
         self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes}
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
+        self.resumed = False
         self.compiled = compile_blocks(model, args.compile, world.device)
         self.model = world.wrap(model)
         self.optimizer = optimizer
@@ -227,6 +228,7 @@ class Trainer:
         self.record.update(state.get('record', {}))
         self.loss_sum.fill_(self.record['loss_sum'])
         self._compare_settings(state['args'], path)
+        self.resumed = True
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_settings(self, before: dict, path) -> None:
@@ -336,7 +338,8 @@ class Trainer:
     def _result(self) -> dict:
         """What result.json says of the run, written by the main process, and the model card made of it."""
         record = self.record
-        result = {'benchmark': self.args.benchmark, **self.facts, **self.data, 'stream': self.args.stream, 'seed': self.args.seed,
+        result = {'benchmark': self.args.benchmark, **self.facts, **self.data, 'stream': self.args.stream,
+                  'seed': self.args.seed, 'resumed': self.resumed,
                   'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
