@@ -167,7 +167,8 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
         return evaluate_checkpoint(args, world, model, test, loader)
-    trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train)})
+    trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train),
+                                                                       'test_clips': len(test.rows)})
     if args.resume:
         trainer.resume(args.resume)
     for split in splits:

@@ -33,16 +33,12 @@ from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout, told_layo
 from feeder.npz import open_member
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
-from util.args import settings_for
 from util.dist import World, choose_device
-from util.errors import UserError, shown
+from util.errors import UserError
 from util.loop import Precision
+from util.rebuild import load_whole
 
 BODIES = {'ntu60': 2, 'ntu120': 2, 'pku': 2, 'synth': 2, 'nwucla': 1}      # of a clip of these sets
-NEEDED = {'dim_feat': int, 'depth': int, 'num_heads': int, 'num_joints': int, 'num_frames': int, 't_patch_size': int,
-          'mlp_ratio': int | float, 'stream': str, 'benchmark': str}      # of a model's settings
-STREAMS = ('joint', 'bone', 'velocity')
-PROTOCOLS = {'fine-tuning': 'finetune', 'a linear probe': 'linprobe'}
 
 
 class Recogniser:
@@ -66,19 +62,12 @@ class Recogniser:
             UserError: the file is no whole checkpoint of these, or the device is not there.
         """
         self.path, self.device = Path(path), choose_device(device)
-        state = checkpoint.load(path)
-        settings = state['args']
-        if odd := [name for name, kind in NEEDED.items() if not isinstance(settings.get(name), kind)]:
-            raise UserError(f'{path}: its settings do not say what the model is ({odd[0]}: '
-                            f'{shown(settings.get(odd[0]))}); give a checkpoint of main_pretrain.py, main_linprobe.py '
-                            'or main_finetune.py')
-        if settings['stream'] not in STREAMS:
-            raise UserError(f'{path}: its stream is {shown(settings["stream"])}; take another checkpoint')
-        self.stage = checkpoint.stage_of(state['model'])
-        self.model = _load_model(state, self.stage, path).eval().to(self.device)
+        model, _, settings, state = load_whole(path)
+        self.model, self.stage = model.to(self.device), checkpoint.stage_of(state['model'])
         self.num_joints, self.width, self.num_frames = (settings[name] for name in
                                                         ('num_joints', 'dim_feat', 'num_frames'))
-        self.layout, self.stream, self.benchmark = told_layout(state, path), settings['stream'], settings['benchmark']
+        self.layout, self.stream = told_layout(state, path), settings['stream']
+        self.benchmark = settings.get('benchmark') or ''
         self.method = state.get('method')
         self.class_names = _class_names(state, self.model, path)
         name = set_of(self.benchmark, len(self.class_names) if self.class_names else None)
@@ -152,18 +141,6 @@ class Recogniser:
         return np.pad(frames, ((0, 0), (0, lacking), (0, 0), (0, 0))) if lacking else frames
 
 
-def _load_model(state: dict, stage: str, path: str | Path) -> SkeletonEncoder:
-    kind, given = (ActionTransformer, {'protocol': PROTOCOLS[stage]}) if stage in PROTOCOLS else (SkeletonEncoder, {})
-    try:
-        model = kind(**given, **settings_for(kind, state['args']))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f'{path}: its settings make no model ({" ".join(str(error).split())}); take another '
-                        'checkpoint') from error
-    load = checkpoint.load_model if stage in PROTOCOLS else checkpoint.load_encoder
-    load(model, state['model'], path)
-    return model
-
-
 def _class_names(state: dict, model: SkeletonEncoder, path: str | Path) -> list[str] | None:
     """Those of a data set of one's own, which its checkpoints hold, or those of the benchmark."""
     if not isinstance(model, ActionTransformer):
@@ -171,7 +148,7 @@ def _class_names(state: dict, model: SkeletonEncoder, path: str | Path) -> list[
     count, told = model.num_classes, state.get('classes')
     if told is not None and len(told) != count:
         raise UserError(f'{path}: {len(told)} class names for {count} classes; take another checkpoint')
-    return told or names_of(state['args']['benchmark'], count) or [f'class {label}' for label in range(count)]
+    return told or names_of(state['args'].get('benchmark'), count) or [f'class {label}' for label in range(count)]
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:

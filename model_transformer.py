@@ -21,7 +21,7 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 def make_blocks(width: int, depth: int, num_heads: int, mlp_ratio: float,
                 drop_path_rate: float = 0.) -> nn.ModuleList:
     """`depth` pre-norm transformer blocks; stochastic depth grows linearly from 0 to `drop_path_rate`."""
-    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
     return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=LayerNorm,
                                attn_layer=Attention) for rate in rates)
 
@@ -117,7 +117,7 @@ class SkeletonEncoder(nn.Module):
         else:
             distinct, place = distinct_bodies(x)
             tokens = self.encode(self.embed(bodies[distinct]))[place]
-        return tokens.reshape(len(x), -1, self.num_segments, self.num_joints, self.dim_feat)
+        return tokens.reshape(x.shape[0], -1, self.num_segments, self.num_joints, self.dim_feat)
 
 
 class LinearHead(nn.Module):

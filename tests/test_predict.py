@@ -340,13 +340,21 @@ def test_checkpoints_that_say_nonsense(field, value, tmp_path):
     refusal(lambda: Recogniser(path, 'cpu'), path, 'class' if value == ['only one'] else field)
 
 
-@pytest.mark.parametrize('name, value', [('stream', 'bones'), ('stream', None), ('dim_feat', '16'), ('depth', 2),
-                                         ('num_heads', 3), ('benchmark', 7), ('num_classes', None)])
+@pytest.mark.parametrize('name, value', [('stream', 'bones'), ('stream', None), ('num_heads', 3), ('num_heads', '2'),
+                                         ('num_heads', None), ('benchmark', 7)])
 def test_settings_that_make_no_model(name, value, mine, tmp_path):
     state = checkpoint.load(mine)
     state['args'][name] = value
     torch.save(state, tmp_path / 'c.pth')
     refusal(lambda: Recogniser(tmp_path / 'c.pth', 'cpu'), tmp_path / 'c.pth')
+
+
+def test_sizes_are_those_of_the_weights(mine, tmp_path):
+    state, clip = checkpoint.load(mine), np.random.default_rng(0).normal(size=(9, NUM_JOINTS, 3))
+    expected = Recogniser(mine, 'cpu').probabilities(clip)
+    state['args'].update(dim_feat='16', depth=2, num_classes=None)
+    torch.save(state, tmp_path / 'c.pth')
+    assert np.array_equal(Recogniser(tmp_path / 'c.pth', 'cpu').probabilities(clip), expected)
 
 
 def test_a_pretrained_model_has_features_and_no_labels(tmp_path):

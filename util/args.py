@@ -23,19 +23,31 @@ def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
     With --features, benchmark, stream, seed and output_dir are None where they are not given.
     Raises UserError for an unknown key or option, a wrong type or value, a missing setting.
     """
+    args = read_settings(stage, argv)
+    _check(args, stage)
+    return args
+
+
+def read_settings(stage: str, argv: list[str] | None = None, known: dict | None = None,
+                  where: str = '') -> argparse.Namespace:
+    """As `parse_args`, but a setting may be missing, and each is checked by itself only.
+
+    `known` settings, from `where`, come over the files and under the command line.
+    """
     parser = build_parser(stage)
     settings = {action.dest: action.default for action in _options(parser)}
     unset = object()        # argparse fills in no default where the namespace has a value already
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(settings, unset) | {'config': []})))
     given = {name: value for name, value in given.items() if value is not unset}
-    layers = [layer for path in given.get('config', []) for layer in read_config(path, stage)] + [given]
+    layers = [layer for path in given.get('config', []) for layer in read_config(path, stage)]
     for layer in layers:
         _overlay(settings, layer)
+    options = {action.dest: action for action in _options(parser)}
+    _overlay(settings, {name: _typed(options, name, value, where) for name, value in (known or {}).items()})
+    _overlay(settings, given)
     if settings.get('features') is not None:        # the file tells what nobody gives
-        settings |= dict.fromkeys({'stream', 'seed'} - set().union(*layers))
-    args = argparse.Namespace(**settings)
-    _check(args, stage)
-    return args
+        settings |= dict.fromkeys({'stream', 'seed'} - set(given).union(*layers))
+    return argparse.Namespace(**settings)
 
 
 def _options(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -212,10 +212,15 @@ def stage_of(weights: dict) -> str:
     return 'an encoder alone'
 
 
+def encoder_of(weights: dict) -> dict:
+    """The weights without those of a decoder or head."""
+    return {name: value for name, value in weights.items()
+            if not name.startswith(('decoder_', 'mask_token', 'head.'))}
+
+
 def load_encoder(model: nn.Module, weights: dict, path: str | Path) -> None:
     """The encoder's weights; the decoder's are ignored and the head stays fresh. Any other mismatch is a UserError."""
-    encoder = {name: value for name, value in weights.items()
-               if not name.startswith(('decoder_', 'mask_token', 'head.'))}
+    encoder = encoder_of(weights)
     head = {name: value for name, value in model.state_dict().items() if name.startswith('head.')}
     _load_strictly(model, resize_temp_embed(encoder, model) | head, path)
 
@@ -249,15 +254,19 @@ def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
     return weights
 
 
-def _load_strictly(model: nn.Module, weights: dict, path: str | Path) -> None:
+def misfits(model: nn.Module, weights: dict) -> str:
+    """Names and shapes in which the weights are not the model's, the first three as text; '' when all are."""
     own = model.state_dict()
     problems = [f'{name} is missing' for name in own if name not in weights]
     problems += [f'{name} is not a weight of this model' for name in weights if name not in own]
     problems += [f'{name} is {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}' for name in own
                  if name in weights and weights[name].shape != own[name].shape]
-    if problems:
-        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-        raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; give the settings it was '
+    return '; '.join(problems[:3]) + (f' and {len(problems) - 3} more' if len(problems) > 3 else '')
+
+
+def _load_strictly(model: nn.Module, weights: dict, path: str | Path) -> None:
+    if problems := misfits(model, weights):
+        raise UserError(f'{path}: does not fit the model: {problems}; give the settings it was '
                         'trained with (--dim_feat, --depth, --num_joints, …), and data of as many classes')
     if wrong := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f'{path}: {wrong[0]} holds NaN or infinity; take another checkpoint')

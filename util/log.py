@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -77,6 +79,12 @@ def code_version() -> str:
                               cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return 'unknown'
+
+
+def command_line() -> str | None:
+    """The command of this process, a main_*.py with its options as they were given; None for any other program."""
+    name = Path(sys.argv[0]).name
+    return shlex.join([name, *sys.argv[1:]]) if name.startswith('main_') else None
 
 
 def describe_machine(device: torch.device) -> str:

@@ -22,11 +22,12 @@ from feeder.layouts import check_same, find_layout, told_layout
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
+from util.card import write_card
 from util.checkpoint import BEST, LAST, PREVIOUS
 from util.dist import World, joined
 from util.errors import UserError
 from util.files import replacing, write_json
-from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
+from util.log import EpochLog, NoLog, code_version, command_line, describe_machine, set_up_console
 from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
 from util.options import SURROUNDINGS
@@ -115,6 +116,7 @@ class Trainer:
         self.args, self.world, self.facts = args, world, facts
         self.output_dir = Path(args.output_dir)
         self.raw_model = model
+        self.resumed = False
         self.compiled = compile_blocks(model, args.compile, world.device)
         self.model = world.wrap(model)
         self.optimizer = optimizer
@@ -133,10 +135,9 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.log = NoLog()
-        classes = getattr(args, 'num_classes', None)
-        # What predicting needs to know and the weights do not say.
-        self.data_facts = {'bodies': dataset.num_bodies,
-                           'classes': names_beside(args.data_path, classes) if classes else None}
+        self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes,
+                     'class_names': names_beside(args.data_path, dataset.num_classes),
+                     'layout': self.clips.layout and self.clips.layout.name}
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
         self.told = SimpleNamespace(signal=None)        # to stop; see `fit`
@@ -248,6 +249,7 @@ class Trainer:
         self.record.update(state.get('record', {}) | {'data': self.record['data']})
         self.loss_sum.fill_(self.record['loss_sum'])
         self._compare_settings(state['args'], path)
+        self.resumed = True
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_data(self, before: str, path) -> None:
@@ -372,7 +374,9 @@ class Trainer:
         content = {'model': self.raw_model.state_dict(), 'optimizer': self.optimizer.state_dict(), 'epoch': epoch - 1,
                    'step': step, 'args': vars(self.args), 'record': record, 'method': self.facts['method'],
                    'pretraining': self.facts.get('pretraining'), 'version': self.version,
-                   **{name: fact for name, fact in self.data_facts.items() if fact is not None}}
+                   'bodies': self.data['bodies']}   # from here on what predicting needs and the weights do not say
+        if self.data['class_names'] and hasattr(self.args, 'num_classes'):
+            content['classes'] = self.data['class_names']
         if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
             content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:
@@ -381,15 +385,17 @@ class Trainer:
             checkpoint.save(self.output_dir / name, content)
 
     def _result(self) -> dict:
-        """What result.json says of the run, written by the main process."""
+        """What result.json says of the run, written by the main process, and the model card made of it."""
         record = self.record
-        result = {'benchmark': self.args.benchmark, **self.facts, 'stream': self.args.stream, 'seed': self.args.seed,
+        result = {'benchmark': self.args.benchmark, **self.facts, **self.data, 'stream': self.args.stream,
+                  'seed': self.args.seed, 'resumed': self.resumed,
                   'train_loss': record.get('last_loss'), 'last': record['last'], 'best': record['best'],
                   'wall_seconds': record['seconds'],
                   'clips_per_s': record['clips'] / max(record['train_seconds'], 1e-9),
                   'machine': describe_machine(self.world.device), 'precision': self.precision.name,
                   'attention': self.attention, 'compiled': self.compiled, 'processes': self.world.size,
-                  'code_version': self.version, 'config': vars(self.args)}
+                  'code_version': self.version, 'command': command_line(), 'config': vars(self.args)}
         if self.world.is_main:
             write_json(self.output_dir / 'result.json', result)
+            write_card(self.output_dir)
         return result
