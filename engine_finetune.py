@@ -23,7 +23,7 @@ from util.errors import UserError
 from util.files import check_writable, replacing, write_json
 from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
-from util.saved import Features, Scores, write_features, write_scores
+from util.saved import Features, Scores, write_features, write_projector, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     train, test = splits
     check_writable(args.output_dir)
     check_writable(args.log_dir)
-    if args.save_scores or args.save_features:
+    if args.save_scores or args.save_features or args.projector:
         _ = test.names          # raises now what it would at the end
     if args.label_fraction < 1:
         _ = train.names
@@ -185,8 +185,8 @@ def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:
 
 def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
                      loader: DataLoader, precision: Precision) -> None:
-    """Writes scores.npz and features.npz of the test clips, those of the two that are wanted."""
-    if not (args.save_scores or args.save_features) or not len(test.rows):
+    """Writes scores.npz, features.npz and the projector's files of the test clips, those of them that are wanted."""
+    if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
     clips_of = ClipMaker(args.num_frames, args.stream, args.seed)
     found = predict(model, loader, clips_of, precision, world, len(test))
@@ -196,9 +196,11 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
     name, label = test.names[rows], test.label.numpy()[rows]
     if args.save_scores:
         write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz'))
+    features = Features(found['features'][rows], name, label)
     if args.save_features:
-        write_features(folder / 'features.npz', {'test': Features(found['features'][rows], name, label)},
-                       benchmark=args.benchmark, stream=args.stream)
+        write_features(folder / 'features.npz', {'test': features}, benchmark=args.benchmark, stream=args.stream)
+    if args.projector:
+        write_projector(args.log_dir, features, args.benchmark, args.projector, args.seed)
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,

@@ -25,7 +25,7 @@ from util.errors import UserError, run_main
 from util.files import check_writable, write_json
 from util.log import code_version, describe_machine
 from util.loop import Precision, compile_blocks, started
-from util.saved import Features, read_features, write_features
+from util.saved import Features, read_features, write_features, write_projector
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
         if not args.features:
             write_features(Path(args.output_dir) / 'features.npz', splits, benchmark=args.benchmark,
                            stream=args.stream, method=facts['method'])
+        if args.projector:
+            write_projector(args.output_dir, splits['test'], args.benchmark, args.projector, args.seed)
         write_json(Path(args.output_dir) / 'result.json', result)
     return result
 

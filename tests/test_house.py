@@ -17,7 +17,8 @@ FLOORS = {  # lower floors first; the two models stand on one floor, one above t
     'feeder.npz': 0.5, 'feeder.layouts': 0.5, 'feeder.subset': 0.5, 'feeder.classes': 0.5, 'feeder.transforms': 0.5,
     'feeder.dataset': 1, 'feeder.loader': 1.5, 'feeder.augment': 1.5,
     'util.saved': 1, 'util.results': 2, 'util.report': 2.5, 'util.scores': 2.6, 'util.figures': 2.7,
-    'util.flops': 2, 'util.bench': 2.6, 'util.loop': 2, 'util.args': 2, 'util.plain': 2.5, 'engine_': 3, 'main_': 4,
+    'util.flops': 2, 'util.bench': 2.6, 'util.loop': 2, 'util.args': 2, 'util.plain': 2.5,
+    'util.inside': 2.5, 'util.pictures': 2.6, 'util.page': 2.7, 'engine_': 3, 'main_': 4,
     'main_benchmark': 5,
 }
 

@@ -192,14 +192,15 @@ def load_model(model: nn.Module, weights: dict, path: str | Path, resize: bool =
 
     `resize` fits the segment embeddings to another number of frames; not for resuming, where moments go with them.
     """
-    given, own = _stage_of(weights), _stage_of(model.state_dict())
+    given, own = stage_of(weights), stage_of(model.state_dict())
     if given != own:
         raise UserError(f'{path}: is a checkpoint of {given}, where one of {own} is needed; give one, or start from '
                         'the encoder of this one with --finetune')
     _load_strictly(model, resize_temp_embed(weights, model) if resize else weights, path)
 
 
-def _stage_of(weights: dict) -> str:
+def stage_of(weights: dict) -> str:
+    """What these weights (by their names) come from: 'pre-training', 'fine-tuning', 'a linear probe' or neither."""
     for stage, begins in (('pre-training', ('decoder_', 'mask_token')), ('fine-tuning', 'head.fc1.'),
                           ('a linear probe', 'head.fc.')):
         if any(name.startswith(begins) for name in weights):

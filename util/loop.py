@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,11 @@ from util.repeat import repeatable
 from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
+
+# Settings that say where and how a run goes, not what it trains.
+WHERE = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
+         'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
+         'save_features', 'patience', 'picture_epochs', 'projector'}
 
 
 class NonFiniteLoss(UserError):
@@ -127,6 +133,8 @@ class Trainer:
         self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.grad_norm = torch.zeros((), device=world.device)       # of a step that is read
+        self.reads = False
         self.log = NoLog()
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
@@ -147,16 +155,18 @@ class Trainer:
                                args.epochs)
             set_learning_rate(self.optimizer, lr)
             torch.manual_seed(derive_seed(args.seed, epoch, step, self.world.rank))     # drop path, dropout
-            yield step, itertools.islice(stream, args.accum_iter)
             done = step + 1
+            self.reads = done % args.log_steps == 0 or done == self.steps_per_epoch
+            yield step, itertools.islice(stream, args.accum_iter)
             due = args.save_steps and done % args.save_steps == 0
-            if done % args.log_steps == 0 or done == self.steps_per_epoch:
+            if self.reads:
                 self.stop_if_non_finite(epoch, done)
                 loss = self.mean_over_world(self.loss_sum - read[1]) / (done - read[0])
                 read = done, self.loss_sum.clone()
                 speed = (done - self.first_step) * args.effective_batch_size / (time.perf_counter() - began)
                 bar.set_postfix_str(f'loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} clips/s')
-                self.log.scalars({'train/loss': loss, 'train/lr': lr}, epoch * self.steps_per_epoch + done)
+                self.log.scalars({'train/loss': loss, 'train/lr': lr, 'train/clips_per_s': speed,
+                                  'train/grad_norm': self.grad_norm.item()}, epoch * self.steps_per_epoch + done)
                 due = due or self.save_is_due()
             stop = self.world.any(self.told.signal is not None)
             if (due or stop) and done < self.steps_per_epoch:
@@ -180,7 +190,10 @@ class Trainer:
 
     def update(self) -> None:
         if self.args.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+        elif self.reads:
+            self.grad_norm = nn.utils.get_total_norm(
+                [weight.grad for weight in self.model.parameters() if weight.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -240,22 +253,20 @@ class Trainer:
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
     def _compare_settings(self, before: dict, path) -> None:
-        where = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
-                 'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval',
-                 'save_scores', 'save_features', 'patience'}
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
-                   if name in before and name not in where and before[name] != value]
+                   if name in before and name not in WHERE and before[name] != value]
         if self.first_step and any(name in before and before[name] != vars(self.args).get(name) for name in order):
             raise UserError(f'{path}: made inside an epoch with other settings ({"; ".join(changed)}); give the same '
                             f'{", ".join(name for name in order if hasattr(self.args, name))}')
         if changed:
             log.warning('resuming with other settings: %s', '; '.join(changed))
 
-    def fit(self, train_one_epoch, evaluate=None) -> dict:
+    def fit(self, train_one_epoch, evaluate=None, pictures=None) -> dict:
         """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
 
         train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss.
+        pictures() returns images by name, for TensorBoard; the main process alone calls it, every --picture_epochs.
         """
         last, result = self.output_dir / LAST, self.output_dir / 'result.json'
         source = None if self.args.resume is None else last if self.args.resume == 'auto' else Path(self.args.resume)
@@ -276,14 +287,15 @@ class Trainer:
         try:
             with listening() as self.told:
                 for epoch in range(self.epoch, self.args.epochs):
-                    self._run_epoch(epoch, train_one_epoch, evaluate)
+                    self._run_epoch(epoch, train_one_epoch, evaluate, pictures)
                     if epoch + 1 < self.args.epochs and self.world.any(self.told.signal is not None):
                         self.leave(f'after epoch {epoch}')
+            self.log.outcome(*self._outcome(), self.args.epochs * self.steps_per_epoch)
         finally:
             self.log.close()
         return self._result()
 
-    def _run_epoch(self, epoch: int, train_one_epoch, evaluate) -> None:
+    def _run_epoch(self, epoch: int, train_one_epoch, evaluate, pictures) -> None:
         began, first_step = time.perf_counter(), self.first_step
         train_one_epoch(self, epoch)
         self.stop_if_non_finite(epoch, self.steps_per_epoch)     # waits for the device, so the clock is honest
@@ -311,6 +323,9 @@ class Trainer:
         self.record['clips'] += clips
         self.log.epoch(epoch, line | {'seconds': time.perf_counter() - began}, (epoch + 1) * self.steps_per_epoch)
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
+        if pictures and self.world.is_main and ((epoch + 1) % self.args.picture_epochs == 0
+                                                or epoch + 1 == self.args.epochs):
+            self.log.pictures(pictures(), (epoch + 1) * self.steps_per_epoch)
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
     def leave(self, where: str) -> None:
@@ -341,6 +356,15 @@ class Trainer:
             if name == LAST:
                 checkpoint.keep(self.output_dir / LAST, PREVIOUS)
             checkpoint.save(self.output_dir / name, content)
+
+    def _outcome(self) -> tuple[dict, dict[str, float]]:
+        """Settings and final figures, by which runs are compared."""
+        settings = {name: value for name, value in vars(self.args).items() if name not in WHERE}
+        figures = {'train_loss': self.record.get('last_loss', math.nan),
+                   'clips_per_s': self.record['clips'] / max(self.record['train_seconds'], 1e-9)}
+        figures |= {f'test_{name}': value for name, value in (self.record['last'] or {}).items()
+                    if name in ('top1', 'top5', 'loss')}
+        return {'method': self.facts['method'], 'protocol': self.facts['protocol']} | settings, figures
 
     def _result(self) -> dict:
         """What result.json says of the run, written by the main process."""
