@@ -208,7 +208,8 @@ def draw_classes(part: Part, inside: Inside, most: int = 5) -> None:
     share = 100 * inside.classes[best]
     bars = axis.barh(range(len(best)), share, color=[SHOWN if i == label else BONE for i in best])
     axis.bar_label(bars, [f'{value:.1f} %' for value in share], padding=3, fontsize=9)
-    axis.set_yticks(range(len(best)), [inside.class_names[i] + ' (true)' * (i == label) for i in best], fontsize=9)
+    names = [inside.class_names[i] + (' (true)' if i == label else '') for i in best]
+    axis.set_yticks(range(len(best)), names, fontsize=9)
     axis.invert_yaxis()
     axis.set(xlim=(0, 112), xticks=[])
     axis.spines[['top', 'right', 'bottom']].set_visible(False)
