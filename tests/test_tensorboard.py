@@ -41,12 +41,12 @@ def kinect(tmp_path_factory) -> list[str]:
 
 
 def test_pictures_are_logged_and_change_no_weight(kinect, tmp_path):
-    main_pretrain.main([*kinect, '--picture_epochs', '1', '--output_dir', str(tmp_path / 'with')])
-    main_pretrain.main([*kinect, '--output_dir', str(tmp_path / 'without')])
+    main_pretrain.main([*kinect, '--epochs', '3', '--picture_epochs', '2', '--output_dir', str(tmp_path / 'with')])
+    main_pretrain.main([*kinect, '--epochs', '3', '--output_dir', str(tmp_path / 'without')])
     one, other = weights_of(tmp_path / 'with'), weights_of(tmp_path / 'without')
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     drawn = told(tmp_path / 'with').Images('pictures/clip')
-    assert [image.step for image in drawn] == [2, 4]
+    assert [image.step for image in drawn] == [4, 6], 'every second epoch, and after the last one'
     assert drawn[0].width == pictures.WIDTH * pictures.DPI and drawn[0].encoded_image_string[1:4] == b'PNG'
     assert not told(tmp_path / 'without').Tags()['images']
     assert len(list((tmp_path / 'with').glob('events.*'))) == len(list((tmp_path / 'without').glob('events.*')))
