@@ -57,11 +57,10 @@ def test_one_of_several_processes_draws_and_none_waits_for_ever(kinect, tmp_path
     done = torchrun(2, 'main_pretrain.py', *kinect, '--picture_epochs', '2', '--output_dir', str(tmp_path / 'two'))
     assert done.returncode == 0, done.stderr
     assert [image.step for image in told(tmp_path / 'two').Images('pictures/clip')] == [4]
-    one, two = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'two')
-    for name in one:        # gradients are summed in another order
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
-    norms = [scalars(tmp_path / name, 'train/grad_norm') for name in ('one', 'two')]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    # Not the weights: of a gradient that is all rounding, such as that of the keys' biases, AdamW makes whole steps.
+    for tag in ('train/loss', 'train/grad_norm'):
+        one, two = (scalars(tmp_path / name, tag) for name in ('one', 'two'))
+        assert one == pytest.approx(two, rel=1e-3), tag
 
 
 def test_pictures_need_a_known_skeleton(tiny_pretrain, tmp_path):
