@@ -51,8 +51,8 @@ def evaluate(model: ActionTransformer, loader: DataLoader, clips_of: ClipMaker, 
     counts = torch.zeros(4, dtype=torch.float64, device=world.device)
     for batch in read_batches(loader, world.device):
         with precision.autocast():
-            logits = model(clips_of.eval_view(batch))
-        counts += count_correct(logits.float(), batch.label)
+            features = model.features(clips_of.eval_view(batch))
+        counts += count_correct(model.head(features.float()), batch.label)      # bf16 logits would tie
     return summarise(world.sum(counts))
 
 
@@ -71,9 +71,10 @@ def predict(model: SkeletonEncoder, loader: DataLoader, clips_of: ClipMaker, pre
     for batch in read_batches(loader, world.device):
         with precision.autocast():
             features = model.features(clips_of.eval_view(batch))
-            found['features'][batch.index] = features.float().mean(dim=(1, 2, 3))
-            if 'scores' in found:
-                found['scores'][batch.index] = model.head(features).float().softmax(dim=1)
+        features = features.float()
+        found['features'][batch.index] = features.mean(dim=(1, 2, 3))
+        if 'scores' in found:
+            found['scores'][batch.index] = model.head(features).softmax(dim=1)
     return {name: world.sum(values).cpu().numpy() for name, values in found.items()}
 
 
@@ -153,6 +154,8 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     check_writable(args.log_dir)
     if args.save_scores or args.save_features or args.projector:
         _ = test.names          # raises now what it would at the end
+        if args.eval:
+            _keep_off_others(args)
     if args.label_fraction < 1:
         _ = train.names
     batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
@@ -164,16 +167,24 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         trainer.resume(args.resume)
     for split in splits:
         split.look_through(world.rank, world.size)
-    if len(test.rows):
-        result = trainer.fit(train_one_epoch, lambda: evaluate(model, loader, trainer.clips, trainer.precision, world))
-    else:
-        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
-        result = trainer.fit(train_one_epoch)
+    trainer.check_folder()
     if world.is_main and args.label_fraction < 1:
         with replacing(Path(args.output_dir) / 'labelled.txt') as partial:
             partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
-    keep_predictions(args, world, model, test, loader, trainer.precision)
-    return result
+    if not len(test.rows):
+        log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
+    scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
+    return trainer.fit(train_one_epoch, scored,
+                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision))
+
+
+def _keep_off_others(args: argparse.Namespace) -> None:
+    """UserError where predictions of --resume's checkpoint would take the place of another finished run's."""
+    folder = Path(args.output_dir)
+    own = args.resume == 'auto' or Path(args.resume).resolve().parent == folder.resolve()
+    if not own and (folder / 'result.json').exists():
+        raise UserError(f'{folder}: holds the result of another run than {args.resume}, whose scores would replace '
+                        'those of it; give another --output_dir')
 
 
 def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:

@@ -28,34 +28,41 @@ def build_parser() -> argparse.ArgumentParser:
     add('--benchmark', metavar='NAME', help='only the table of this one; of --features: whose classes they are')
     add('--figure', type=Path, metavar='PNG', help='also draw the training curves of the runs in the folder')
     add('--scores', type=Path, metavar='NPZ', help='accuracy by class, worst first, and the classes most confused')
-    add('--pairs', type=int, default=10, metavar='N', help='how many confused pairs (default: 10)')
+    add('--pairs', type=int, metavar='N', help='how many confused pairs of --scores (default: 10)')
     add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: their names, one a line')
     add('--confusion', type=Path, metavar='PNG', help='also draw the confusion matrix of --scores')
     add('--ensemble', nargs='+', metavar='NPZ', help='add the scores of several runs, clips matched by name')
     add('--out', type=Path, metavar='DIR', help='where --ensemble writes result.json and scores.npz')
     add('--features', type=Path, metavar='NPZ', help='features for --tsne')
     add('--tsne', type=Path, metavar='PNG', help='draw the test features of --features in the plane (t-SNE)')
-    add('--points', type=int, default=2000, metavar='N', help='at most so many clips in --tsne (default: 2000)')
-    add('--seed', type=int, default=0, help='of --tsne and of the draw of its clips')
+    add('--points', type=int, metavar='N', help='at most so many clips in --tsne (default: 2000)')
+    add('--seed', type=int, help='of --tsne and of the draw of its clips (default: 0)')
     add('--readme', type=Path, metavar='MD', help='rewrite its tables: what stands between <!-- table: FOLDER --> and '
         '<!-- end -->')
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Which options need which others."""
+    """Which options need which others; fills in the defaults of those that do."""
     needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'without': 'scores',
-             'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features'}
+             'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features', 'pairs': 'scores',
+             'points': 'tsne', 'seed': 'tsne'}
     for name, other in needs.items():
-        if getattr(args, name) and getattr(args, other) is None:
+        given = getattr(args, name) is not None and getattr(args, name) is not False       # 0 is given, too
+        if given and getattr(args, other) is None:
             raise UserError(f'--{name} needs {"a folder of runs" if other == "folder" else f"--{other}"}')
     if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
         raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
                         '--help explains them')
     for path in filter(None, (args.figure, args.confusion, args.tsne)):
+        if path.is_dir():
+            raise UserError(f'{path}: is a folder; give the name of a PNG file')
         check_writable(path.parent)
     if args.out:
         check_writable(args.out)
+    for name, default in (('pairs', 10), ('points', 2000), ('seed', 0)):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     if args.pairs < 0 or args.points < 5 or not 0 <= args.seed < 2**32:
         raise UserError('--pairs must be at least 0, --points at least 5, --seed from 0 to 4294967295')
 

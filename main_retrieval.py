@@ -1,7 +1,7 @@
 """Recognition without training: nearest neighbours, or one exemplar a class, in a frozen encoder's features.
 
 python main_retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
-python main_retrieval.py --benchmark nwucla_xview --features runs/nwucla_xview/retrieval/features.npz --k 5
+python main_retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
 """
 
 import argparse
@@ -25,9 +25,12 @@ from util.errors import UserError, run_main
 from util.files import check_writable, write_json
 from util.log import code_version, describe_machine
 from util.loop import Precision, compile_blocks, started
+from util.options import NOT_THE_RECIPE, defaults_of
+from util.results import STREAMS
 from util.saved import Features, read_features, write_features, write_projector
 
 log = logging.getLogger(__name__)
+RECIPE = defaults_of('retrieval').keys() - NOT_THE_RECIPE       # of the encoder and its clips
 
 
 def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features], dict]:
@@ -55,15 +58,44 @@ def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features]
     return splits, facts | {'precision': precision.name, 'num_classes': num_classes}
 
 
+def settle(args: argparse.Namespace, told: dict) -> None:
+    """Fills in what a features file tells of itself; what it does not tell, from its name and the defaults.
+
+    Raises UserError for an option that contradicts the file, for a stream or name in it that cannot be, and for an
+    output folder that holds the file itself, with the result of the run that wrote it.
+    """
+    defaults = {'benchmark': Path(args.data_path or args.features).stem, 'stream': 'joint', 'seed': 0}
+    for name, default in defaults.items():
+        given, written = getattr(args, name), told.get(name)
+        if None not in (given, written) and given != written:
+            raise UserError(f'--{name} {given}: {args.features} holds features of {name} {written}; leave the option '
+                            'out, or give other features')
+        setattr(args, name, next(value for value in (given, written, default) if value is not None))
+    if args.stream not in STREAMS:
+        raise UserError(f'{args.features}: stream {args.stream!r:.80} is none of {", ".join(STREAMS)}; save it again')
+    for name in RECIPE & told.get('config', {}).keys():
+        setattr(args, name, told['config'][name])
+    if args.output_dir is None:
+        if args.benchmark in ('', '..') or Path(args.benchmark).name != args.benchmark:
+            raise UserError(f'{args.features}: benchmark {args.benchmark!r:.80} is no name for a folder; give '
+                            '--output_dir')
+        args.output_dir = str(Path('runs') / args.benchmark / 'retrieval')
+    if Path(args.output_dir).resolve() == Path(args.features).resolve().parent:
+        raise UserError(f'{args.output_dir}: holds {args.features} and the result of the run that wrote it; give '
+                        'another --output_dir')
+    check_writable(args.output_dir)
+
+
 def retrieve(args: argparse.Namespace, world: World) -> dict:
     """Features from the encoder or a file, the protocol on them, and what result.json says."""
     began = time.perf_counter()
-    check_writable(args.output_dir)
     if args.features:
         splits, told = read_features(args.features)
-        facts = {'method': told.get('method', 'features'), 'pretraining': None,
+        settle(args, told)
+        facts = {'method': told.get('method', 'features'), 'pretraining': told.get('pretraining'),
                  'num_classes': 1 + int(max(held.label.max() for held in splits.values()))}
     else:
+        check_writable(args.output_dir)
         splits, facts = extract(args, world)
     num_classes = facts.pop('num_classes')
     if args.protocol == 'knn':
@@ -80,7 +112,9 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
               'processes': world.size, 'code_version': code_version(), 'config': vars(args)}
     if world.is_main:
         if not args.features:
-            write_features(Path(args.output_dir) / 'features.npz', splits, benchmark=args.benchmark,
+            run = {'seed': args.seed, 'pretraining': facts['pretraining'],
+                   'config': {name: getattr(args, name) for name in RECIPE}}
+            write_features(Path(args.output_dir) / 'features.npz', splits, run, benchmark=args.benchmark,
                            stream=args.stream, method=facts['method'])
         if args.projector:
             write_projector(args.output_dir, splits['test'], args.benchmark, args.projector, args.seed)

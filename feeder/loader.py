@@ -84,7 +84,8 @@ def make_loader(dataset: SkeletonDataset, batches: Sampler, num_workers: int, de
 def _begin_worker(_: int) -> None:
     """Signals that tell a run to stop go to its workers too: they serve on for as long as the last step may take."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.cache

@@ -115,6 +115,8 @@ def _unpacked(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> 
     """The compressed member as a .npy beside the npz (or in the temporary folder), written once and atomically."""
     cache_name = f'{path.name}.{member.filename[:-4].replace("/", "_")}.{member.CRC:08x}.npy'
     beside, temporary = path.parent, Path(tempfile.gettempdir()) / f'mamp-cache-{os.getuid()}'
+    if temporary.exists() and (temporary.stat().st_uid != os.getuid() or temporary.stat().st_mode & 0o022):
+        raise UserError(f'{temporary}: others may have put files into it; remove it')
     for folder in (beside, temporary):
         cache = folder / cache_name
         if _is_whole(cache, member):

@@ -10,13 +10,17 @@ case "$name" in
     motion_stride) values='1 2 3 4' ;;                      # frames between the two ends of a motion
     target) values='motion joint' ;;                        # what is predicted
     decoder_depth) values='1 2 3 4 5 6' ;;
-    t_patch_size) values='2 3 4 5 6 8' ;;                   # frames a segment; the probe has the same
+    t_patch_size) values='' frames="$(sed -n 's/^num_frames: *//p' "config/$BENCHMARK.yaml")"
+        for value in 2 3 4 5 6 8; do                        # frames a segment, a divisor; the probe has the same
+            [ $((${frames:-120} % value)) != 0 ] || values+="$value "
+        done ;;
     norm_skes_loss) values='yes no' ;;                      # each target normalised over its own values
     *) fail "no ablation '$name': give one of: mask_ratio motion_aware_tau motion_stride target decoder_depth" \
             "t_patch_size norm_skes_loss" ;;
 esac
 shift 2
 export SKIP_FINISHED=1
+check_options 'pretrain linprobe' "$@"
 base="${OUT}_ablations/$name"
 for value in ${VALUES:-$values}; do
     option=("--$name" "$value") both=()

@@ -4,13 +4,20 @@
 #   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
 set -euo pipefail
 here="$PWD"
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+[ "${1:-}" != --help ] || show_help "$0"
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }
 DATA="${1:+$(absolute "$1")}"
 OUT="$(absolute "${2:-demo_out}")"
 cd "$(dirname "$0")/.."
 source scripts/env.sh
-rm -rf "$OUT/runs" "$OUT/raw"      # a demo starts anew
+if [ -e "$OUT" ] && [ -n "$(ls -A "$OUT")" ] && [ ! -e "$OUT/made_by_demo" ]; then
+    echo "error: $OUT holds other things than a demo's; give another folder, or one that is not there yet" >&2
+    exit 2
+fi
 mkdir -p "$OUT"
+touch "$OUT/made_by_demo"
+rm -rf "$OUT/runs" "$OUT/raw"      # a demo starts anew
 began=$SECONDS
 
 if [ -n "$DATA" ]; then

@@ -46,17 +46,35 @@ find_encoder() {    # stage
     fi
 }
 
+# For scripts of several runs, before the first: options that not every stage has, or that would send all runs into one
+# folder, are refused now and not after days.
+check_options() {   # stages, options
+    local stages="$1" option
+    shift
+    for option; do
+        case "${option%%=*}" in --output_dir | --log_dir)
+            fail "$option: this script makes several runs, each in a folder of its own; give OUT=… for all" ;;
+        esac
+    done
+    "$PYTHON" -c 'import sys; from util.errors import run_main; from util.options import build_parser
+run_main(lambda: [build_parser(stage).parse_args(sys.argv[2:]) for stage in sys.argv[1].split()] and 0)' \
+        "$stages" "$@" > /dev/null
+}
+
 run() {     # stage, name of the folder, 'pretrained' or 'fresh', options
-    local stage="$1" folder start="$3" option code=0 ENCODER=() command=("$PYTHON")
+    local stage="$1" folder start="$3" option before='' code=0 ENCODER=() command=("$PYTHON")
     folder="$(folder_of "$2")"
     shift 3
+    for option; do
+        case "${option%%=*}" in --finetune | --random_encoder | --features | --eval) start=fresh ;; esac
+        case "$option" in --output_dir=*) folder="${option#*=}" ;; esac
+        [ "$before" != --output_dir ] || folder="$option"
+        before="$option"
+    done
     if [ -n "${SKIP_FINISHED:-}" ] && [ -e "$folder/result.json" ]; then
         echo "# finished before: $folder"
         return
     fi
-    for option; do
-        case "${option%%=*}" in --finetune | --random_encoder | --features | --eval) start=fresh ;; esac
-    done
     [ "$start" = fresh ] || find_encoder "$stage"
     if [ -n "${RENDEZVOUS:-}" ]; then       # of several nodes: scripts/slurm/job.sbatch
         command=(srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run $RENDEZVOUS --nproc_per_node "$GPUS")
@@ -68,20 +86,17 @@ run() {     # stage, name of the folder, 'pretrained' or 'fresh', options
     case "$stage" in linprobe | finetune) command+=(--save_scores) ;; esac
     [ -z "$SEED" ] || command+=(--seed "$SEED")
     [ -z "$STREAM_NAME" ] || command+=(--stream "$STREAM")
-    rm -f "$folder/preempted"
+    [ -n "${DRY:-}" ] || rm -f "$folder/preempted"
     execute "${command[@]}" "${ENCODER[@]}" "$@" || code=$?
-    if [ -e "$folder/preempted" ]; then
+    if [ -z "${DRY:-}" ] && [ -e "$folder/preempted" ]; then
         echo "$folder: stopped by a signal; the same command goes on" >&2
         exit 75     # "try again later": scripts/slurm/job.sbatch does
     fi
     return "$code"
 }
 
-if [ "${1:-}" = --help ]; then
-    awk 'FNR == 1 { head = 1 } /^#!/ { next } !/^#/ { head = 0 } head { sub(/^# ?/, ""); print }' \
-        "$0" "${BASH_SOURCE[0]}"
-    exit
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+[ "${1:-}" != --help ] || show_help "$0" "${BASH_SOURCE[0]}"
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BENCHMARK="${1:-}"

@@ -3,11 +3,14 @@
 # fine-tuning and 10 % of the labels beside training from scratch, three streams and their ensemble; three seeds.
 #   python data/prepare_nwucla.py --raw nw_ucla.tar.xz --out data/nwucla
 #   bash scripts/nwucla.sh [options of every stage]
+#   DRY=1 bash scripts/nwucla.sh       prints the commands, runs nothing
 #   JOBS=2 SEEDS="0 1 2" BENCHMARK=nwucla_xview OUT=… bash scripts/nwucla.sh --precision bf16     two runs at a time
 # What is finished is skipped; what was stopped goes on. Each job writes to OUT/console_JOB.txt.
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/help.sh
+[ "${1:-}" != --help ] || show_help scripts/nwucla.sh scripts/launch.sh
 benchmark="${BENCHMARK:-nwucla_xview}"
 export OUT="${OUT:-$PWD/runs/$benchmark}" SKIP_FINISHED=1
 
@@ -40,16 +43,19 @@ fi
 
 JOBS="${JOBS:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
-mkdir -p "$OUT"
+[ -z "${DRY:-}" ] || JOBS=1
+[ -n "${DRY:-}" ] || mkdir -p "$OUT"
 for names in "mamp untrained mae bone velocity" ensemble; do    # ensembles of what the first pass makes
     for name in $names; do
         for seed in ${SEEDS:-0 1 2}; do
             echo "$name $seed"
         done
     done | xargs -P "$JOBS" -I '{}' env JOB='{}' bash -c '
+        [ -z "${DRY:-}" ] || exec bash "$@"
         file="$OUT/console_${JOB/ /_}.txt"
         echo "$(date +%T) $JOB -> $file"
         bash "$@" >> "$file" 2>&1 || { code=$?; tail -n 5 "$file" >&2; exit "$code"; }' job scripts/nwucla.sh "$@"
 done
+[ -z "${DRY:-}" ] || exit 0
 source scripts/env.sh
 "$PYTHON" main_report.py "$OUT"

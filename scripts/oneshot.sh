@@ -6,6 +6,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift
+if [ "$METHOD" = random ]; then check_options retrieval "$@"; else check_options 'retrieval finetune' "$@"; fi
 run retrieval "oneshot$METHOD_NAME" pretrained --protocol oneshot --novel_every 6 "$@"
 [ "$METHOD" != random ] || exit 0
 run finetune "finetune_auxiliary$METHOD_NAME" pretrained --novel_every 6 "$@"

@@ -10,6 +10,16 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift
 export SKIP_FINISHED=1 METHOD=mamp
+stages='pretrain linprobe finetune retrieval'
+[ "$BENCHMARK" != ntu120_oneshot ] || stages='pretrain finetune retrieval'
+check_options "$stages" "$@"
+if [ "$BENCHMARK" = pku2_xsub ]; then
+    for option; do
+        case "${option%%=*}" in --data_path | --benchmark | --num_classes)
+            fail "$option: other benchmarks are pre-trained on, too; give a file for each in its config/*.yaml" ;;
+        esac
+    done
+fi
 
 bash scripts/pretrain.sh "$BENCHMARK" "$@"
 if [ "$BENCHMARK" != ntu120_oneshot ]; then     # whose test clips are of other classes

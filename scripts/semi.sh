@@ -12,6 +12,7 @@ case "${FROM:-pretrained}" in
     scratch) name=semi_scratch start=fresh; set -- --layer_decay 1 "$@" ;;
     *) fail "FROM=$FROM is not pretrained or scratch" ;;
 esac
+check_options finetune "$@"
 for seed in ${SEED:-$(seq 0 $((${RUNS:-5} - 1)))}; do
     run finetune "${name}_${share}_$seed" "$start" --label_fraction "$share" --seed "$seed" "$@"
 done

@@ -7,6 +7,7 @@ shift
 stage="${STAGE:-linprobe}" scores=()
 case "$stage" in linprobe | finetune) ;; *) fail "STAGE=$stage is not linprobe or finetune" ;; esac
 export SKIP_FINISHED=1
+check_options "pretrain $stage" "$@"
 for stream in joint bone velocity; do
     STREAM="$stream" bash scripts/pretrain.sh "$BENCHMARK" "$@"
     STREAM="$stream" bash "scripts/$stage.sh" "$BENCHMARK" "$@"

@@ -5,11 +5,13 @@
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/help.sh
+[ "${1:-}" != --help ] || show_help scripts/synthetic.sh scripts/launch.sh
 export OUT="${OUT:-$PWD/runs/synth_xsub}" SKIP_FINISHED=1
 source scripts/env.sh
 
 make() {    # folder of the data, seed, clips a class
-    if [ ! -e "$1/SYNTH_XSub.npz" ]; then
+    if [ ! -e "$1/SYNTH_XSub.npz" ] && [ -z "${DRY:-}" ]; then
         rm -rf "$1/raw"
         "$PYTHON" data/synthesize.py --out "$1/raw" --seed "$2" --clips_per_class "$3"
         "$PYTHON" data/prepare_ntu.py --dataset synth --raw "$1/raw" --out "$1"
@@ -36,4 +38,4 @@ for seed in ${SEEDS:-0 1 2}; do
     METHOD=random bash scripts/retrieval.sh synth_xsub --protocol oneshot --novel_every 3 "${own[@]}" \
         --output_dir "$OUT/oneshot_random/seed_$seed"
 done
-"$PYTHON" main_report.py "$OUT"
+[ -n "${DRY:-}" ] || "$PYTHON" main_report.py "$OUT"

@@ -4,6 +4,8 @@
 #   PYTHON=… bash scripts/test.sh                      uses an environment that is already there
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/help.sh
+[ "${1:-}" != --help ] || show_help scripts/test.sh
 source scripts/env.sh
 if [ "${1:-}" = --all ]; then
     shift

@@ -454,7 +454,9 @@ def test_retrieval_takes_one_source_of_features_and_needs_no_recipe():
         refusal(lambda sources=sources: parse_args('retrieval', [*enough, *sources]), '--finetune', '--features')
     assert parse_args('retrieval', [*enough, '--finetune', 'c.pth']).batch_size == 128
     args = parse_args('retrieval', ['--features', 'x/features.npz'])        # and no data
-    assert args.benchmark == 'features' and args.output_dir == 'runs/features/retrieval'
+    assert (args.benchmark, args.stream, args.seed, args.output_dir) == (None,) * 4, 'the file tells'
+    args = parse_args('retrieval', ['--features', 'x/features.npz', '--stream', 'joint', '--seed', '0'])
+    assert (args.stream, args.seed) == ('joint', 0)
 
 
 def test_leaving_out_every_class_is_refused():

@@ -5,10 +5,12 @@ folder of the files made below, {out} the folder the command is to write, {last}
 """
 
 import argparse
+import errno
 import importlib
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -20,12 +22,14 @@ import main_linprobe
 import main_pretrain
 import main_retrieval
 from data.common import one_hot, write_npz
+from feeder.dataset import SkeletonDataset
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, NUM_TRAIN, refusal, run
 from tests.test_hostile import bounded
 from util import checkpoint
 from util.checkpoint import LAST
 from util.errors import UserError
 from util.loop import Trainer
+from util.memory import told_of_shortage
 
 SIZE = (f'--num_joints {NUM_JOINTS} --num_frames 16 --t_patch_size 4 --dim_feat 16 --depth 2 --num_heads 2 '
         '--num_workers 0 --device cpu')
@@ -444,12 +448,49 @@ def test_when_memory_runs_out(command, batch, advice, shortage, shelf, tmp_path,
             advice, asked)
 
 
-def test_other_failures_are_not_taken_for_a_shortage_of_memory(shelf, tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError('CUDA error: device-side assert triggered')
-    monkeypatch.setattr(Trainer, 'backward', fail)
-    with pytest.raises(RuntimeError, match='device-side'):
-        main_pretrain.main(options_of('main_pretrain', '', shelf, tmp_path))
+WORKERS = {
+    'fork': OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    'mmap': RuntimeError('unable to mmap 4096 bytes from file </torch_1_2_0>: Cannot allocate memory (12)'),
+    'shared': RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+                           'workers are out of shared memory. Please try to raise your shared memory limit.'),
+    'killed': RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '),
+    'killed twice': RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly')}
+WORKERS['killed twice'].__cause__ = WORKERS['killed']
+
+
+@pytest.mark.parametrize('shortage', WORKERS)
+def test_when_memory_of_the_workers_runs_out(shortage):
+    def fail():
+        with told_of_shortage(argparse.Namespace(batch_size=4, accum_iter=1), torch.device('cpu')):
+            raise WORKERS[shortage]
+    said = WORKERS['killed' if shortage == 'killed twice' else shortage]
+    refusal(fail, str(said).strip(), '--num_workers 0', '/dev/shm', 'more memory')
+
+
+def test_a_worker_that_the_system_kills_is_told_as_memory(shelf, tmp_path, monkeypatch):
+    """What PyTorch really says, of a worker that is killed for want of memory."""
+    monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    refusal(lambda: main_pretrain.main(options_of('main_pretrain', '--num_workers 1', shelf, tmp_path)),
+            'DataLoader worker', 'Killed', '--num_workers 0')
+
+
+def fail_on_a_gpu() -> None:
+    raise RuntimeError('CUDA error: device-side assert triggered')
+
+
+def fail_in_a_kernel() -> None:
+    raise RuntimeError('OutOfResources: out of resource: shared memory, Required: 163840, Hardware limit: 101376')
+
+
+@pytest.mark.parametrize('failure', [
+    lambda: torch.empty(2**40, 2**40), lambda: torch.empty(2**70), lambda: torch.zeros(3) + torch.zeros(4),
+    fail_on_a_gpu, fail_in_a_kernel, lambda: os.stat('/nowhere/at all')],
+    ids=['size', 'number', 'shapes', 'CUDA', 'kernel', 'file'])
+def test_other_failures_are_not_taken_for_a_shortage_of_memory(failure):
+    """Nor are their tracebacks lost: they are faults of ours."""
+    with (pytest.raises((RuntimeError, OSError, TypeError)),     # a UserError is a ValueError
+          told_of_shortage(argparse.Namespace(batch_size=4), torch.device('cpu'))):
+        failure()
 
 
 def test_memory_that_really_runs_out(shelf, tmp_path):

@@ -1,5 +1,6 @@
 import argparse
 import errno
+import json
 import os
 import pathlib
 import resource
@@ -316,6 +317,52 @@ def test_replacing_names_the_file_on_a_full_disk(old):
     message = refusal(body)
     assert message.startswith(str(old)) and 'No space left on device' in message
     assert_untouched(old)
+
+
+@pytest.mark.parametrize('name', ['no space', 'named', 'not to be written'])
+def test_replacing_tells_of_the_written_file(name, old):
+    def body():
+        with files.replacing(old) as partial:
+            if name == 'not to be written':
+                partial.unlink()
+                partial.mkdir()
+                try:
+                    partial.write_bytes(b'ne')
+                finally:
+                    partial.rmdir()
+            raise OSError(errno.EIO, 'broken', str(partial)) if name == 'named' else OSError(errno.ENOSPC, 'full')
+    assert 'cannot be written' in refusal(body)
+    assert_untouched(old)
+
+
+@pytest.mark.parametrize('number, file', [(errno.EIO, None), (errno.EACCES, 'source'), (errno.ENOSPC, 'elsewhere')])
+def test_replacing_lays_no_other_files_fault_on_the_written_one(number, file, old):
+    """What the body reads may fail as well, and then no space need be freed."""
+    with pytest.raises(OSError) as error, files.replacing(old) as partial:
+        partial.write_bytes(b'ne')
+        raise OSError(number, 'cannot be read', *[file] * bool(file))
+    assert error.value.errno == number and error.value.filename == file
+    assert_untouched(old)
+
+
+def test_replacing_brings_the_name_to_the_disk_too(old, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        synced.append((os.readlink(f'/proc/self/fd/{descriptor}'), old.read_bytes()))
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with files.replacing(old) as partial:
+        partial.write_bytes(b'new')
+    assert synced == [(str(partial), b'old'), (str(old.parent), b'new')]
+
+
+def test_json_has_no_numbers_that_are_not_finite(tmp_path):
+    inf, nan = float('inf'), float('nan')
+    files.write_json(tmp_path / 'a.json', {'a': inf, 'b': [nan, (1.5, -inf)], 'c': {'d': True, 'e': None, 'f': 'NaN'}})
+    text = (tmp_path / 'a.json').read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        'a': None, 'b': [None, [1.5, None]], 'c': {'d': True, 'e': None, 'f': 'NaN'}}
 
 
 def test_replacing_where_nothing_was(tmp_path):

@@ -238,6 +238,9 @@ def test_cache_goes_to_the_temporary_folder_when_it_must(tmp_path, monkeypatch):
             array = open_member(folder / 'f.npz', 'x_train')
             np.testing.assert_array_equal(array, members(seed=seed)['x_train'])
             assert elsewhere in Path(array.filename).parents and files_beside(folder / 'f.npz') == []
+        cache = Path(array.filename).parent
+        cache.chmod(0o777)      # anybody's files might lie in it
+        refusal(lambda: open_member(tmp_path / 'a/f.npz', 'x_train'), cache, 'others', 'remove it')
     finally:
         for folder in (tmp_path / 'a', tmp_path / 'b'):
             folder.chmod(0o755)

@@ -20,6 +20,7 @@ import main_pretrain
 import main_retrieval
 from data.common import write_npz
 from engine_finetune import shared_statistics
+from feeder.subset import draw_labelled
 from model_transformer import ActionTransformer
 from tests.conftest import NUM_TEST, lines_of, refusal, result_of, run, torchrun, weights_of
 from util import checkpoint
@@ -132,7 +133,10 @@ def test_every_stage_gives_what_one_process_gives(processes, tiny, tiny_pretrain
         with np.load(folder / path) as ours, np.load(expected / path) as one:
             assert ours.files == one.files
             for member in one.files:
-                if one[member].dtype.kind == 'f':
+                if member == 'run':        # where the encoder lay
+                    told, expected_of_it = (json.loads(str(held[member])) for held in (ours, one))
+                    assert told.keys() == expected_of_it.keys() and told['seed'] == expected_of_it['seed']
+                elif one[member].dtype.kind == 'f':
                     np.testing.assert_allclose(ours[member], one[member], rtol=1e-4, atol=1e-6)
                 else:
                     assert np.array_equal(ours[member], one[member])
@@ -147,6 +151,43 @@ def test_two_processes_fine_tune_with_shared_statistics(tiny, tmp_path):
     scores = json.loads((tmp_path / 'eval.json').read_text())
     assert (scores['top1'], scores['samples']) == (last['top1'], NUM_TEST)
     assert scores['loss'] == pytest.approx(last['loss'], rel=1e-5)
+
+
+# What each process executes: it notes which clips it trains on.
+NOTING = """
+import os, pathlib, sys
+import main_finetune
+from feeder.dataset import TrainBatches
+from util.errors import run_main
+rows, batches = set(), TrainBatches.__iter__
+
+def noting(sampler):
+    for batch in batches(sampler):
+        rows.update(int(row) for row, _ in batch)
+        yield batch
+
+def main():
+    code = main_finetune.main(sys.argv[2:])
+    pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(' '.join(map(str, rows)))
+    return code
+
+TrainBatches.__iter__ = noting
+run_main(main)
+"""
+
+
+def test_all_processes_have_the_same_labels(tiny, tiny_npz, tmp_path):
+    script, run_folder = tmp_path / 'noting.py', tmp_path / 'run'
+    script.write_text(NOTING)
+    done = torchrun(2, str(script), str(tmp_path), *tiny, '--label_fraction', '0.5', '--seed', '4', '--epochs', '12',
+                    '--output_dir', str(run_folder))
+    assert done.returncode == 0, done.stderr
+    with np.load(tiny_npz) as held:
+        drawn = draw_labelled(held['y_train'].argmax(1), 0.5, 4)
+    assert (run_folder / 'labelled.txt').read_text().split() == [f'train_{row}' for row in drawn]
+    rows = [set(map(int, (tmp_path / rank).read_text().split())) for rank in '01']
+    assert all(len(some) > 8 for some in rows), 'of 11, in 12 epochs of 4 a process'
+    assert rows[0] | rows[1] == set(drawn)
 
 
 # ---- a process that fails ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Faults done to runs on purpose: what is damaged is noticed and passed over, what is told to stop loses nothing."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from tests.conftest import ROOT, refusal, run
 from util import checkpoint
 from util.checkpoint import LAST, PREVIOUS
 from util.loop import Trainer
-from util.preempt import MARKER, Preempted
+from util.preempt import MARKER, Interrupted, Preempted, listening
 
 
 def content(epoch: int, step: int = 0) -> dict:
@@ -149,10 +150,69 @@ def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.fixture
+def listens():
+    """Ctrl-C as in a terminal, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def tell(monkeypatch, *signals) -> None:
+    """Makes a run tell itself these signals in its third step."""
+    update, done = Trainer.update, []
+
+    def update_and_tell(trainer):
+        done.append(update(trainer))
+        if len(done) == 3:
+            for number in signals:
+                os.kill(os.getpid(), number)
+    monkeypatch.setattr(Trainer, 'update', update_and_tell)
+
+
+def test_after_ctrl_c_a_run_saves_leaves_and_goes_on_the_same(listens, tiny_pretrain, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
+    tell(monkeypatch, signal.SIGINT)
+    with pytest.raises(Interrupted, match='in epoch 0, after step 3; everything is saved.*--resume auto') as error:
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
+    assert error.value.exit_code == 130 and error.value.label == 'interrupted'
+    assert not (stopped / MARKER).exists(), 'nobody should queue it again'
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    state = checkpoint.load(stopped / LAST)
+    assert (state['epoch'], state['step']) == (-1, 3)
+    main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
+    expected, got = (checkpoint.load(folder / LAST)['model'] for folder in (whole, stopped))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(listens, tiny_pretrain, tmp_path, monkeypatch):
+    tell(monkeypatch, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(tmp_path)])
+    assert not (tmp_path / LAST).exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize('signals', [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)], ids=str)
+def test_a_run_that_a_cluster_stops_too_is_queued_again(signals, listens, tiny_pretrain, tmp_path, monkeypatch):
+    tell(monkeypatch, *signals)
+    with pytest.raises(Preempted, match='SIGTERM'):
+        main_pretrain.main([*tiny_pretrain, '--output_dir', str(tmp_path)])
+    assert (tmp_path / MARKER).exists()
+
+
+def test_a_run_that_was_told_to_ignore_ctrl_c_does(listens):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with listening() as told:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told.signal is None
+
+
 def start(*command: str) -> subprocess.Popen:
     env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
 def until(condition, process, seconds: float = 120) -> None:
@@ -164,23 +224,26 @@ def until(condition, process, seconds: float = 120) -> None:
     pytest.fail('it did not come to that')
 
 
-def test_a_signal_to_the_whole_group_kills_no_worker_first(tiny_pretrain, tmp_path):
-    """As a cluster sends it: to the processes that read clips too."""
+@pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: told to (SIGTERM)'),
+                                              (signal.SIGINT, 130, 'interrupted: ')], ids=['TERM', 'INT'])
+def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):
+    """As a cluster or a terminal sends it: to the processes that read clips too."""
     process = start('main_pretrain.py', *tiny_pretrain, '--epochs', '100000', '--num_workers', '2', '--save_epochs',
                     '100000', '--output_dir', str(tmp_path))
     try:
         until((tmp_path / LAST).exists, process)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, told)
         said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 75, said
-    assert said.strip().splitlines()[-1].startswith('stopped: told to (SIGTERM)') and 'Traceback' not in said
-    assert (tmp_path / MARKER).exists()
+    assert process.returncode == code, said
+    assert said.strip().splitlines()[-1].startswith(says) and 'Traceback' not in said
+    assert (tmp_path / MARKER).exists() == (told == signal.SIGTERM)
 
 
-def test_all_processes_leave_together(tiny_pretrain, tmp_path):
-    """One of two is told; torchrun hides the code, the marker stays, and the run goes on alone."""
+@pytest.mark.parametrize('told', [signal.SIGUSR1, signal.SIGINT], ids=['USR1', 'INT'])
+def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
+    """One of two is told; torchrun hides the code, the marker of a cluster's signal stays, and one goes on alone."""
     options = [*tiny_pretrain, '--save_epochs', '100000', '--save_steps', '1', '--output_dir', str(tmp_path)]
     process = start('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
                     'main_pretrain.py', *options, '--epochs', '100000')
@@ -189,49 +252,118 @@ def test_all_processes_leave_together(tiny_pretrain, tmp_path):
         children = subprocess.run(['pgrep', '-P', str(process.pid), '-f', 'main_pretrain'], capture_output=True,
                                   text=True, check=True).stdout.split()
         assert len(children) == 2
-        os.kill(int(children[1]), signal.SIGUSR1)
+        os.kill(int(children[1]), told)
         said, _ = process.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1 and (tmp_path / MARKER).exists(), said
-    assert said.count('stopped: told to') == 1, said
+    assert process.returncode == 1 and (tmp_path / MARKER).exists() == (told == signal.SIGUSR1), said
+    assert said.count('stopped: told to' if told == signal.SIGUSR1 else 'interrupted: ') == 1, said
     state = checkpoint.newest(tmp_path)[1]
     epochs = state['epoch'] + 3
     done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')
     assert done.returncode == 0, done.stderr
 
 
-# What a run executes that is killed at a moment somebody draws: in a step, while saving, while evaluating.
-AT_ANY_TIME = """
-import os, signal, sys, threading, time
-threading.Thread(target=lambda: (time.sleep({after}), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
-import {main}
-{main}.main(sys.argv[1:])
+# PyTorch is imported once; for each line of stdin, [seconds, options], a process is split off that runs a stage and is
+# killed so many seconds after its first step begins. Before, it notes what it was doing, or how long its training took.
+LIVES = """
+import json, os, pathlib, signal, sys, threading, time
+import engine_finetune
+from util import checkpoint
+from util.loop import Trainer
+main, note, doing, began = __import__(sys.argv[1]).main, pathlib.Path(sys.argv[2]), ['starting'], []
+
+def die():
+    time.sleep(after)
+    if doing[0] != 'finished':
+        note.write_text(doing[0])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def during(what, call):
+    def noted(*given, **named):
+        before, doing[0] = doing[0], what
+        try:
+            return call(*given, **named)
+        finally:
+            doing[0] = before
+    return noted
+
+def steps(trainer, epoch, real=Trainer.steps):
+    for step in real(trainer, epoch):
+        if not began:
+            began.append(time.perf_counter())
+            threading.Thread(target=die, daemon=True).start()
+        doing[0] = 'a step'
+        yield step
+        doing[0] = 'between steps'
+
+def fit(*given, real=Trainer.fit, **named):
+    result = real(*given, **named)
+    doing[0] = 'finished'
+    if began:
+        note.write_text(str(time.perf_counter() - began[0]))
+    return result
+
+Trainer.steps, Trainer.fit = steps, fit
+checkpoint.save, checkpoint.keep = during('saving', checkpoint.save), during('saving', checkpoint.keep)
+engine_finetune.evaluate = during('evaluation', engine_finetune.evaluate)
+for line in sys.stdin:
+    after, options = json.loads(line)
+    child = os.fork()
+    if not child:
+        sys.exit(main(options))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@contextlib.contextmanager
+def lives_of(stage: str, note):
+    """Yields live(seconds, options): what a process of that stage ends with, killed so long after its first step."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', LIVES, f'main_{stage}', str(note)], cwd=ROOT, stdin=subprocess.PIPE, text=True,
+        bufsize=1, stdout=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+
+    def live(after: float, options: list[str]) -> int:
+        process.stdin.write(json.dumps([after, options]) + '\n')
+        return int(process.stdout.readline())
+    with process:
+        try:
+            yield live
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize('stage, kills', [
     ('pretrain', 1), ('linprobe', 1), ('finetune', 1),
     *(pytest.param(stage, 20, marks=pytest.mark.slow) for stage in ('pretrain', 'linprobe', 'finetune'))])
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tiny, tiny_pretrain, tmp_path):
+    """Each time inside the training, after a moment drawn over the share of it that a life has, on average half."""
     options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
                'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
-    options = [*options, '--epochs', str(4 * kills), '--num_workers', '1', '--accum_iter', '2', '--save_steps', '2']
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    began = time.perf_counter()
-    assert run(f'main_{stage}.py', *options, '--output_dir', str(whole)).returncode == 0
-    took, draw, died = time.perf_counter() - began, random.Random(kills), 0
-    for _ in range(10 * kills):
-        after = draw.uniform(.3, 1.) * took / (1 + kills * .2)
-        end = run('-c', AT_ANY_TIME.format(main=f'main_{stage}', after=after), *options, '--output_dir', str(killed),
-                  '--resume', 'auto').returncode
-        died += end == -9
-        if end == 0 or died == kills:
-            break
-        assert end == -9
-    assert died, 'it was never killed'
-    assert run(f'main_{stage}.py', *options, '--output_dir', str(killed), '--resume', 'auto').returncode == 0
+    options = [*options, '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1', '--accum_iter', '2',
+               '--save_steps', '2']
+    whole, killed, note = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'note'
+    draw, moments, places = random.Random(kills), [], [(0, 0)]
+    again = [*options, '--output_dir', str(killed), '--resume', 'auto']
+    with lives_of(stage, note) as live:
+        assert live(1e6, [*options, '--output_dir', str(whole)]) == 0
+        took = float(note.read_text())
+        for _ in range(kills):
+            note.unlink()
+            died = live(draw.uniform(0, took / (kills + 1)), again) == -signal.SIGKILL
+            assert died and note.exists(), f'it ended by itself, or was killed by somebody else, after {moments}'
+            moments.append(note.read_text())
+            found = checkpoint.newest(killed)
+            places.append((found[1]['epoch'] + 1, found[1]['step']) if found else (0, 0))
+        assert live(1e6, again) == 0
+    within = sum(step > 0 for _, step in places)
+    told = ', '.join(f'{moments.count(moment)} in {moment}' for moment in sorted(set(moments)))
+    print(f'{stage}: {kills} kills in {took:.1f} s of training: {told}; {within} of the checkpoints left are of '
+          'mid-epoch')      # pytest -rP shows it
+    assert places == sorted(places)
+    if kills > 1:
+        assert within and len(set(places)) > kills / 2, 'some in mid-epoch, and most made progress'
     expected, got = (checkpoint.load(folder / LAST) for folder in (whole, killed))
     assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
     assert expected['record']['last_loss'] == got['record']['last_loss']

@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import pickle
 from functools import partial
 from itertools import product
-from statistics import mean
+from statistics import mean, stdev
 
 import matplotlib.image
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 import main_report
 from tests.conftest import ROOT, refusal, run
 from util import figures, report, saved, scores
-from util.results import experiment_of
+from util.options import NOT_THE_RECIPE, ROUNDING, STAGES, SURROUNDINGS, TOLD_ELSEWHERE, defaults_of
+from util.results import experiment_of, group_runs
 
 MAMP = {'benchmark': 'ntu60_xsub', 'target': 'motion', 'motion_aware_tau': 0.8, 'mask_ratio': 0.9, 'seed': 0,
         'path': 'p.pth', 'epoch': 399}
@@ -81,11 +83,14 @@ EXPERIMENTS = [     # in the order in which the tables have them
     ('linear, random encoder', {'method': 'random encoder', 'pretraining': None}),
     ('fine-tune, MAMP', {'protocol': 'finetune'}),
     ('fine-tune (auxiliary classes), MAMP', {'protocol': 'finetune', 'config': {'novel_every': 6}}),
+    ('fine-tune (auxiliary classes, novel_every 3), MAMP', {'protocol': 'finetune', 'config': {'novel_every': 3}}),
     ('scratch', {'protocol': 'finetune', 'method': 'scratch', 'pretraining': None}),
     ('scratch, velocity', {'protocol': 'finetune', 'method': 'scratch', 'pretraining': None, 'stream': 'velocity'}),
     ('semi 1 %, MAMP', {'protocol': 'finetune', 'labels': {'fraction': 0.01}}),
     ('semi 10 %, MAMP', {'protocol': 'finetune', 'labels': SEMI}),
     ('semi 10 % (balanced), MAMP', {'protocol': 'finetune', 'labels': SEMI | {'draw': 'balanced'}}),
+    ('semi 10 % (balanced, auxiliary classes), MAMP',
+     {'protocol': 'finetune', 'labels': SEMI | {'draw': 'balanced'}, 'config': {'novel_every': 6}}),
     ('semi 10 %, scratch', {'protocol': 'finetune', 'labels': SEMI, 'method': 'scratch', 'pretraining': None}),
     ('transfer from pku1_xsub, MAMP', {'protocol': 'finetune', 'pretraining': MAMP | {'benchmark': 'pku1_xsub'}}),
     ('retrieval, MAMP', {'protocol': 'retrieval', 'last': {'top1': 62., 'samples': 9, 'k': 1, 'metric': 'cosine'}}),
@@ -93,10 +98,14 @@ EXPERIMENTS = [     # in the order in which the tables have them
      {'protocol': 'retrieval', 'last': {'top1': 62., 'samples': 9, 'k': 5, 'metric': 'euclidean'}}),
     ('one-shot, MAMP', {'protocol': 'oneshot', 'last': {'top1': 62., 'samples': 9, 'k': 1, 'metric': 'cosine'}}),
     ('one-shot, MAMP + supervised', {'protocol': 'oneshot', 'method': 'MAMP + supervised'}),
+    ('one-shot (novel_every 3), MAMP', {'protocol': 'oneshot', 'config': {'novel_every': 3}}),
+    ('one-shot (novel_every 3, euclidean), MAMP', {'protocol': 'oneshot', 'config': {'novel_every': 3}, 'last': {
+        'top1': 62., 'samples': 9, 'k': 1, 'metric': 'euclidean'}}),
     ('ensemble of joint + bone, linear, MAMP', {'protocol': 'ensemble', 'of': 'linprobe', 'stream': 'joint + bone'}),
     ('ensemble of joint + bone, scratch',
      {'protocol': 'ensemble', 'of': 'finetune', 'stream': 'joint + bone', 'method': 'scratch', 'pretraining': None}),
     ('linear, MAMP from pku1_xsub', {'pretraining': MAMP | {'benchmark': 'pku1_xsub'}}),
+    ('one-shot, MAMP', {'protocol': 'oneshot', 'config': {'novel_every': 6}}),
     ('linear, MAMP', {'pretraining': MAMP | {'benchmark': 'NTU60_XSub'}}),      # the data file's name, not another set
     ('linear, MAMP, bone', {'stream': None, 'config': {'stream': 'bone'}}),     # a result from before `stream`
 ]
@@ -108,7 +117,7 @@ def test_an_experiment_has_its_name(name, fields):
 
 
 def test_rows_stand_in_the_order_of_the_paper(tmp_path, capsys):
-    paper = EXPERIMENTS[:22]
+    paper = EXPERIMENTS[:26]
     for i, (_, fields) in enumerate(reversed(paper)):
         write_run(tmp_path / str(i), **fields)
     main_report.main([str(tmp_path)])
@@ -125,6 +134,7 @@ def test_the_lead_over_what_it_is_compared_with(tmp_path, capsys):
             'random': ({'method': 'random encoder', 'pretraining': None}, (40.,)),      # one run has no deviation
             'bone': ({'stream': 'bone'}, (50., 52.)), 'fine': ({'protocol': 'finetune'}, (80., 82.)),
             'scratch': ({'protocol': 'finetune', 'method': 'scratch', 'pretraining': None}, (83., 83.)),
+            'transfer': ({'protocol': 'finetune', 'pretraining': MAMP | {'benchmark': 'pku1_xsub'}}, (85., 87.)),
             'semi': (semi, (30., 30.)), 'bare': (semi | {'method': 'scratch', 'pretraining': None}, (20., 20.))}
     for name, (fields, values) in runs.items():
         for seed, value in enumerate(values):
@@ -133,14 +143,23 @@ def test_the_lead_over_what_it_is_compared_with(tmp_path, capsys):
     last = capsys.readouterr().out.strip().split('\n\n')[-1].splitlines()
     assert [line.strip('| ').split(' | ')[1:] for line in last[:1] + last[2:]] == [
         ['over MAE', 'over random encoder', 'over scratch'], ['+5.0 ± 1.5', '–', '–'], ['–', '–', '-2.0 ± 1.0'],
-        ['–', '–', '+10.0 ± 0.0']]
+        ['–', '–', '+10.0 ± 0.0'], ['–', '–', '+3.0 ± 1.0']]
     assert [line.split(' | ')[0].strip('| ') for line in last[2:]] == ['linear, MAMP', 'fine-tune, MAMP',
-                                                                      'semi 10 %, MAMP']
+                                                                      'semi 10 %, MAMP',
+                                                                      'transfer from pku1_xsub, MAMP']
+
+
+@pytest.mark.parametrize('row, scratch', [
+    ('fine-tune, MAMP', 'scratch'), ('fine-tune (auxiliary classes), MAMP, bone', 'scratch (auxiliary classes), bone'),
+    ('transfer from ntu60, MAMP, velocity', 'scratch, velocity'), ('semi 1 %, MAMP from ntu60', 'semi 1 %, scratch'),
+    ('semi 10 % (balanced), MAMP, bone', 'semi 10 % (balanced), scratch, bone')])
+def test_what_was_trained_from_scratch_in_its_place(row, scratch):
+    assert report._scratch_of(row) == scratch
 
 
 def test_runs_of_different_settings_are_not_averaged(tmp_path, capsys):
-    """… and those that differ in where they ran, or in what an older version did not write, are."""
-    for i, (ratio, path, more) in enumerate([(0.9, 'a', {}), (0.9, 'b', {'newer': 1}), (0.5, 'c', {'newer': 2})]):
+    """… and those that differ in where they ran, or from before an option of which they do the default, are."""
+    for i, (ratio, path, more) in enumerate([(0.9, 'a', {}), (0.9, 'b', {'max_turn': None}), (0.5, 'c', {})]):
         write_run(tmp_path / path, 50. + i, seed=i, pretraining=MAMP | {'mask_ratio': ratio, 'path': path, 'seed': i},
                   config={'epochs': 100, 'output_dir': path, 'num_workers': i, 'batch_size': i} | more)
     main_report.main([str(tmp_path)])
@@ -150,12 +169,54 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path, capsys):
         'linear, MAMP (pre-training mask_ratio 0.9)': '50.0, 51.0'}
 
 
-def test_a_run_that_is_there_twice_is_named(tmp_path, caplog):
-    write_run(tmp_path / 'a')
-    write_run(tmp_path / 'b')
-    write_run(tmp_path / 'c', pretraining=MAMP | {'seed': 1})       # another encoder: no twin
-    main_report.main([str(tmp_path)])
-    assert len(caplog.messages) == 1 and str(tmp_path / 'b') in caplog.text and 'seed 0' in caplog.text
+@pytest.mark.parametrize('stage, settings, rows', [
+    ('linprobe', [{}, {'max_turn': None}, {'max_turn': 1.2}], {' (max_turn None)': 2, ' (max_turn 1.2)': 1}),
+    ('pretrain', [{}, {'skip_empty_bodies': False}, {'skip_empty_bodies': True}],
+     {' (skip_empty_bodies False)': 2, ' (skip_empty_bodies True)': 1}),
+    ('finetune', [{}, {'head_dropout': 0.3, 'patience': 5., 'deterministic': True}, {'head_dropout': 0.3}], {'': 3}),
+    ('oneshot', [{}, {'depth': 8}, {'depth': 4}], {' (depth 8)': 2, ' (depth 4)': 1}),
+    ('linprobe', [{}, {'gone': 1}, {'gone': 1}], {' (gone 1)': 2, ' (gone not told)': 1}),     # no option any more
+])
+def test_a_run_from_before_an_option_did_its_default(stage, settings, rows):
+    runs = [result_of(protocol=stage, seed=seed, config=config, path=str(seed)) for seed, config in enumerate(settings)]
+    assert {note and f' ({note})': len(group) for (_, note), group in group_runs(runs).items()} == rows
+    older = {key: value for key, value in MAMP.items() if key != 'mask_ratio'}
+    both = [runs[0] | {'pretraining': pretraining} for pretraining in (MAMP | {'mask_ratio': 0.5}, older)]
+    assert {note for _, note in group_runs(both)} == {f'pre-training mask_ratio {ratio}' for ratio in (0.5, 0.9)}
+
+
+def test_runs_of_one_seed_count_once(tmp_path, caplog, capsys):
+    for name, top1, fields in (('a', 50., {}), ('b', 70., {}), ('c', 56., {'pretraining': MAMP | {'seed': 1}}),
+                               ('d', 59., {'seed': 1}), ('e', 90., {'seed': 1}),
+                               ('f', 57., {'seed': None}), ('g', 58., {'seed': None})):
+        write_run(tmp_path / 'mamp' / name, top1, **fields)
+    for seed, top1 in ((0, 40.), (1, 50.)):
+        write_run(tmp_path / 'mae' / str(seed), top1, seed=seed, method='MAE')
+    main_report.main([str(tmp_path), '--figure', str(tmp_path / 'curves.png')])
+    table, lead = capsys.readouterr().out.split('\n\n')[1::2]
+    values = [50., 56., 59., 57., 58.]
+    row = rows_of(table)['linear, MAMP']
+    assert row[OURS] == f'{mean(values):.1f} ± {stdev(values):.1f} (5)'
+    assert row['each seed'] == '50.0, 56.0, 59.0, 57.0, 58.0'
+    assert f'+{mean(values) - 45:.1f} ± {math.sqrt(stdev(values) ** 2 / 5 + 50 / 2):.1f}' in lead
+    told = [message for message in caplog.messages if 'twice' in message]
+    assert len(told) == 2
+    for message, counts, left_out in zip(told, 'ad', 'be', strict=True):
+        assert all(f'{tmp_path / "mamp" / name}/' in message for name in (counts, left_out))
+    assert 'seed 0' in told[0] and 'seed 1' in told[1]
+
+
+def test_every_option_is_part_of_the_recipe_or_known_not_to_be():
+    """A new option fails here until it stands in one of the sets of util/options.py or in this list."""
+    recipe = ('p_interval', 'max_angle', 'max_turn', 'num_frames', 'num_joints', 't_patch_size', 'dim_feat', 'depth',
+              'num_heads', 'mlp_ratio', 'epochs', 'warmup_epochs', 'effective_batch_size', 'lr', 'min_lr',
+              'weight_decay', 'clip_grad', 'decoder_dim_feat', 'decoder_depth', 'mask_ratio', 'motion_aware_tau',
+              'motion_stride', 'skip_empty_bodies', 'target', 'norm_skes_loss', 'num_classes', 'sync_batchnorm',
+              'smoothing', 'layer_decay', 'drop_path_rate', 'head_dropout')
+    known = set().union(*(defaults_of(stage) for stage in STAGES))
+    sets = SURROUNDINGS, ROUNDING, TOLD_ELSEWHERE
+    assert sorted([*recipe, *(name for names in sets for name in names)]) == sorted(known), 'each in one of them'
+    assert set().union(*sets) == NOT_THE_RECIPE
 
 
 # The figures once more: linear, SkeletonMAE's linear, fine-tuning; paper and, after a bar, the authors' weights.
@@ -260,6 +321,10 @@ def test_a_folder_without_results_says_so(tmp_path):
     (['--confusion', 'c.png'], '--scores'), (['--ensemble', 'a', 'b'], '--out'), (['--out', 'a'], '--ensemble'),
     (['--tsne', 'a'], '--features'), (['--features', 'a'], '--tsne'), (['runs', '--pairs', '-1'], '--pairs'),
     (['--features', 'a', '--tsne', 'b', '--points', '2'], '--points'), (['runs', '--seed', '-1'], '--seed'),
+    (['--scores', 'a', '--pairs', '-1'], 'at least 0'), (['runs', '--pairs', '3'], '--pairs needs --scores'),
+    (['runs', '--pairs', '0'], '--pairs needs --scores'), (['runs', '--seed', '0'], '--seed needs --tsne'),
+    (['--scores', 'a', '--points', '99'], '--points needs --tsne'),
+    (['--features', 'a', '--tsne', 'b', '--seed', '-1'], '--seed from 0'),
 ], ids=' '.join)
 def test_options_that_need_others(options, says):
     refusal(lambda: main_report.main(options), says)
@@ -272,13 +337,26 @@ def test_a_users_error_is_one_line_and_exit_code_two(tmp_path):
         assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
 
 
+@pytest.mark.parametrize('option', ['confusion', 'figure', 'tsne'])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(option, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError('read before the place was checked')
+    for name in ('read_scores', 'read_results', 'read_features'):
+        monkeypatch.setattr(main_report, name, never)
+    (tmp_path / 'file').touch()
+    source = {'confusion': ['--scores', 'scores.npz'], 'figure': ['runs'], 'tsne': ['--features', 'f.npz']}[option]
+    for place, says in ((tmp_path, 'is a folder'), (tmp_path / 'file' / 'c.png', 'is not a folder')):
+        refusal(lambda place=place: main_report.main([*source, f'--{option}', str(place)]), tmp_path, says)
+
+
 # ---- the README --------------------------------------------------------------------------------------------------
 
 
 def test_the_readmes_tables_are_what_the_command_makes():
     text = (ROOT / 'README.md').read_text()
     assert '<!-- table: docs/results/nwucla_xview -->' in text
-    assert report.with_tables(ROOT / 'README.md') == text, 'run: python main_report.py --readme README.md'
+    for path in (ROOT / 'README.md', ROOT / 'docs' / 'experiments.md'):
+        assert report.with_tables(path) == path.read_text(), f'run: python main_report.py --readme {path.name}'
 
 
 def test_tables_are_written_between_the_markers_only(tmp_path, capsys):
@@ -438,6 +516,20 @@ def test_files_in_pieces_are_refused(tmp_path):
         path.write_bytes(content)
         refusal(lambda: saved.read_scores(path), path)
         refusal(lambda: saved.read_features(path), path)
+
+
+def test_what_is_no_npz_is_refused_without_advice_to_run_what_it_holds(tmp_path):
+    np.save(tmp_path / 'array.npy', np.zeros(3))
+    np.save(tmp_path / 'objects.npy', np.array([{}]), allow_pickle=True)
+    objects = made_up() | {'scores': np.array([{}] * 200)}
+    (tmp_path / 'a.pickle').write_bytes(pickle.dumps({'scores': 1}))
+    (tmp_path / 'picture.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
+    for name in ('array.npy', 'objects.npy', 'a.pickle', 'picture.png'):
+        path = tmp_path / name
+        said = refusal(lambda path=path: main_report.main(['--scores', str(path)]), path, 'is no npz file')
+        assert 'allow_pickle' not in said
+    path = save(tmp_path / 'scores.npz', **objects)
+    assert 'allow_pickle' not in refusal(lambda: saved.read_scores(path), path, 'Python objects')
 
 
 # ---- ensembles ---------------------------------------------------------------------------------------------------

@@ -10,15 +10,16 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 import main_retrieval
-from engine_finetune import predict
+from engine_finetune import evaluate, predict
 from engine_retrieval import exemplars, knn, one_shot
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
 from model_transformer import ActionTransformer
-from tests.conftest import refusal
+from tests.conftest import refusal, result_of
 from util.dist import World
 from util.loop import Precision
+from util.results import experiment_of, group_runs
 from util.saved import Features, read_features, write_features
 
 CPU = torch.device('cpu')
@@ -93,6 +94,80 @@ def test_features_come_back(tmp_path):
     assert all((one == other).all() for split in splits for one, other in zip(splits[split], back[split], strict=True))
 
 
+RUN = {'seed': 2, 'pretraining': {'benchmark': 'b', 'seed': 1, 'mask_ratio': 0.9, 'target': 'motion', 'path': None},
+       'config': {'depth': 4, 'mlp_ratio': 2.5}}
+
+
+def kept(path, run: dict = RUN, **facts: str):
+    write_features(path, made(1), run, **{'benchmark': 'b', 'stream': 'bone', 'method': 'MAMP'} | facts)
+    return path
+
+
+def recognise(path, *options: str) -> dict:
+    out = path.parent / 'out'
+    main_retrieval.main(['--features', str(path), '--device', 'cpu', '--output_dir', str(out), *options])
+    return result_of(out)
+
+
+@pytest.mark.parametrize('options', [[], ['--benchmark', 'b', '--stream', 'bone', '--seed', '2']])
+def test_features_tell_of_the_run_that_made_them(options, tmp_path):
+    result = recognise(kept(tmp_path / 'f.npz'), *options)
+    assert {key: result[key] for key in ('benchmark', 'stream', 'seed', 'method', 'pretraining')} == {
+        'benchmark': 'b', 'stream': 'bone', 'seed': 2, 'method': 'MAMP', 'pretraining': RUN['pretraining']}
+    assert (result['config']['depth'], result['config']['mlp_ratio'], result['config']['dim_feat']) == (4, 2.5, 256)
+    assert experiment_of(result) == 'retrieval, MAMP, bone'
+
+
+def test_features_that_tell_nothing_are_what_the_options_say(tmp_path):
+    write_features(tmp_path / 'f.npz', made(1))
+    for options, told in (([], ('f', 'joint', 0)),
+                          (['--benchmark', 'a', '--stream', 'velocity', '--seed', '3'], ('a', 'velocity', 3))):
+        result = recognise(tmp_path / 'f.npz', *options)
+        assert (result['benchmark'], result['stream'], result['seed']) == told and result['method'] == 'features'
+
+
+@pytest.mark.parametrize('option, value', [('benchmark', 'other'), ('stream', 'joint'), ('seed', '0')])
+def test_an_option_that_contradicts_the_features_is_refused(option, value, tmp_path):
+    path, config = kept(tmp_path / 'f.npz'), tmp_path / 'c.yaml'
+    config.write_text(f'{option}: {value}\n')
+    for words in ([f'--{option}', value], ['--config', str(config)]):
+        refusal(lambda words=words: recognise(path, *words), f'--{option} {value}', path, f'of {option} ')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('told', [
+    '', '[]', '{"seed": 1}', '[' * 9999, {}, {'seed': -1}, {'seed': '1'}, {'seed': 1.5}, {'pretraining': 'p'},
+    {'pretraining': {'seed': []}}, {'pretraining': {'benchmark': 3}}, {'pretraining': {'path': 'a\nb'}},
+    {'config': None}, {'config': {'depth': float('inf')}}, {'config': {'depth': float('nan')}},
+    {'config': {'depth': '8'}}], ids=lambda told: str(told)[:60])
+def test_what_a_run_cannot_have_said_is_refused(told, tmp_path):
+    run = told if isinstance(told, str) else json.dumps(RUN | told)
+    write_features(tmp_path / 'f.npz', made(1))
+    with np.load(tmp_path / 'f.npz') as held:
+        members = dict(held)
+    np.savez(tmp_path / 'f.npz', **members, run=np.array(run))
+    if told == {}:
+        assert read_features(tmp_path / 'f.npz')[1] == RUN
+        return
+    refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'run is', 'save it again')
+
+
+def test_features_lead_nowhere_they_should_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('..', '../../up', '/abs', ''):
+        path = kept(tmp_path / 'f.npz', benchmark=name)
+        refusal(lambda path=path: main_retrieval.main(['--features', str(path), '--device', 'cpu']), 'no name for a')
+    refusal(lambda: recognise(kept(tmp_path / 'f.npz', stream='smell')), 'smell', 'velocity')
+    assert [one.name for one in tmp_path.iterdir()] == ['f.npz']
+
+
+def test_the_result_of_the_run_that_wrote_the_features_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = kept(tmp_path / 'runs' / 'b' / 'retrieval' / 'features.npz')
+    refusal(lambda: main_retrieval.main(['--features', str(path), '--device', 'cpu']), 'another --output_dir')
+    assert list(path.parent.iterdir()) == [path]
+
+
 @pytest.mark.parametrize('split, field, value', [
     ('train', 'label', np.zeros(39, int)), ('test', 'features', np.full((25, 6), np.nan, np.float32)),
     ('test', 'features', np.zeros((25, 5), np.float32)), ('train', 'features', np.zeros((40, 6), int)),
@@ -118,15 +193,12 @@ def size_of(tiny: list[str]) -> list[str]:
     return [word for name, value in pairs if name not in left for word in (name, value)]
 
 
-def result_of(folder) -> dict:
-    return json.loads((folder / 'result.json').read_text())
-
-
 def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_path):
-    options = [*size_of(tiny), '--finetune', str(pretrained), '--batch_size', '4']
+    options = [*size_of(tiny), '--finetune', str(pretrained), '--batch_size', '4', '--stream', 'velocity',
+               '--seed', '3']
     main_retrieval.main([*options, '--output_dir', str(tmp_path / 'a')])
     result, (splits, _) = result_of(tmp_path / 'a'), read_features(tmp_path / 'a' / 'features.npz')
-    assert result['method'] == 'MAMP' and result['protocol'] == 'retrieval' and result['stream'] == 'joint'
+    assert result['method'] == 'MAMP' and result['protocol'] == 'retrieval' and result['stream'] == 'velocity'
     test = SkeletonDataset(tiny_npz, 'test', 5)
     assert splits['test'].label.tolist() == test.label.tolist() and splits['test'].name.tolist() == list(test.names)
     far = distances(splits['test'].features, splits['train'].features, 'cosine')
@@ -135,7 +207,9 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
 
     main_retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
     again = result_of(tmp_path / 'b')
-    assert again['last'] == result['last'] and again['method'] == 'MAMP'
+    told = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
+    assert [again[key] for key in told] == [result[key] for key in told] and result['pretraining']['mask_ratio'] == 0.5
+    assert again['seed'] == 3 and len(group_runs([run | {'path': ''} for run in (again, result)])) == 1, 'one recipe'
     assert not (tmp_path / 'b' / 'features.npz').exists()
 
 
@@ -180,3 +254,18 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     for name in ('features', 'scores'):
         np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
         assert (one[name] != 0).any(axis=1).all()
+
+
+def test_the_head_is_evaluated_in_fp32_and_scores_agree_with_the_accuracy(tiny_npz):
+    """In bf16 logits of classes tie, and the two would break ties differently."""
+    torch.manual_seed(0)
+    model = ActionTransformer(num_classes=3, num_joints=5, num_frames=16, dim_feat=16, depth=1, num_heads=2,
+                              protocol='finetune')
+    dataset, clips_of, seen = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0), []
+    model.head.register_forward_hook(lambda _, given, made: seen.append((given[0].dtype, made.dtype)))
+    world, precision = World(0, 1, CPU), Precision('bf16', CPU)
+    loader = make_loader(dataset, EvalBatches(dataset.rows, 4, 0, 1), 0, CPU)
+    scored = evaluate(model, loader, clips_of, precision, world)
+    found = predict(model, loader, clips_of, precision, world, len(dataset))
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert scored['top1'] == pytest.approx(100 * (found['scores'].argmax(1) == dataset.label.numpy()).mean())

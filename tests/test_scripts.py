@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,12 +278,58 @@ def test_the_error_says_the_command_that_puts_it_right(bench, env):
     assert bench.run('linprobe.sh', 'synth_xsub', **env).returncode == 0
 
 
-@pytest.mark.parametrize('script', [*SINGLE, 'streams', 'reproduce', 'ablations'])
+@pytest.mark.parametrize('script', [*SINGLE, 'streams', 'reproduce', 'ablations', 'nwucla', 'synthetic', 'demo',
+                                    'test'])
 def test_help_tells_the_usage(bench, script):
     done = bench.run(f'{script}.sh', '--help')
     assert done.returncode == 0 and not bench.calls()
-    assert f'bash scripts/{"pretrain" if script == "mae" else script}.sh BENCHMARK' in done.stdout
-    assert 'SEED=N' in done.stdout and 'set -euo' not in done.stdout
+    several = script in ('nwucla', 'synthetic', 'demo', 'test')
+    assert f'bash scripts/{script}.sh' + ' BENCHMARK' * (not several) in done.stdout
+    assert 'set -euo' not in done.stdout and ('SEED=N' in done.stdout or script in ('demo', 'test'))
+
+
+def test_a_run_told_to_go_elsewhere_is_looked_for_there(bench):
+    for given in (['--output_dir', str(bench.folder / 'there')], [f'--output_dir={bench.folder / "there"}']):
+        shutil.rmtree(bench.folder / 'there', ignore_errors=True)
+        options = ['nwucla_xview', *given]
+        (bench.folder / 'there').mkdir()
+        (bench.folder / 'there' / 'preempted').touch()
+        assert bench.run('scratch.sh', *options, DRY='1').returncode == 0
+        assert (bench.folder / 'there' / 'preempted').exists(), 'a dry run removes nothing'
+        assert bench.run('scratch.sh', *options).returncode == 0 and not (bench.folder / 'there' / 'preempted').exists()
+        (bench.folder / 'there' / 'result.json').touch()
+        done = bench.run('scratch.sh', *options, SKIP_FINISHED='1')
+        assert 'finished before' in done.stdout and not bench.calls()
+    done = bench.run('scratch.sh', 'nwucla_xview', '--output_dir', str(bench.folder / 'new'), STUB_MAKES='preempted',
+                     STUB_EXIT='1')
+    assert done.returncode == 75, 'told by torchrun or not, it goes back into the queue'
+
+
+@pytest.mark.parametrize('command, says', [
+    ('semi.sh nwucla_xview 0.1 --output_dir x', 'OUT='), ('streams.sh nwucla_xview --output_dir=x', 'OUT='),
+    ('reproduce.sh nwucla_xview --save_minutes 5', 'main_retrieval.py --help'),
+    ('reproduce.sh nwucla_xview --epochs x', '--epochs'), ('oneshot.sh nwucla_xview --epochs 3', 'main_retrieval.py'),
+    ('ablations.sh nwucla_xview mask_ratio --layer_decay 1', '--layer_decay'),
+    ('reproduce.sh pku2_xsub --data_path mine.npz', '--data_path')])
+def test_options_that_some_run_cannot_take_are_refused_before_the_first(bench, command, says):
+    script, *args = command.split()
+    done = bench.run(script, *args, PYTHON=sys.executable)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not bench.calls() and not list(bench.folder.rglob('pretrain*'))
+
+
+def test_segments_that_do_not_divide_the_clip_are_left_out(bench):
+    done = bench.run('ablations.sh', 'nwucla_xview', 't_patch_size', DRY='1')
+    assert re.findall(r'pretrain.yaml.*--t_patch_size (\d)', done.stdout) == ['2', '4', '5', '8']
+
+
+def test_the_demo_clears_its_own_folder_only(bench):
+    out = bench.folder / 'mine'
+    (out / 'runs').mkdir(parents=True)
+    (out / 'runs' / 'precious').touch()
+    done = bench.run('demo.sh', str(bench.folder / 'data'), str(out))
+    refused(done, str(out), 'another folder')
+    assert (out / 'runs' / 'precious').exists() and not bench.calls()
 
 
 # ---- several runs ----------------------------------------------------------------------------------------------------
@@ -491,7 +538,7 @@ def test_every_script_says_what_it_is_and_is_told_of():
     for path in [*SCRIPTS.glob('*.sh'), SCRIPTS / 'slurm' / 'job.sbatch']:
         lines = path.read_text().splitlines()
         assert all(len(line) <= 120 for line in lines), path
-        if path.name not in ('env.sh', 'launch.sh'):
+        if path.name not in ('env.sh', 'help.sh', 'launch.sh'):
             assert lines[0] == '#!/usr/bin/env bash' and lines[1].startswith('# ') and lines[2].startswith('#'), path
             assert path.name in told, path
     for named in re.findall(r'scripts/(?!X)[\w/]+\.(?:sh|sbatch)|(?:main|data/\w+)_?\w*\.py', told):
@@ -604,6 +651,35 @@ def test_two_nodes_for_real(real, bench):
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
     assert result_of(bench.out / 'pretrain')['processes'] == 2
+
+
+@pytest.mark.slow
+def test_a_table_of_every_experiment_for_real(real):
+    out = real.folder / 'table'
+    done = real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
+    names = {*(f'{stage}{method}' for stage in ('pretrain', 'linprobe', 'retrieval', 'finetune')
+               for method in ('', '_mae')), 'scratch', 'linprobe_random', 'retrieval_random', 'pretrain_bone',
+             'pretrain_velocity', 'linprobe_bone', 'linprobe_velocity', 'ensemble_linprobe'}
+    semis = {f'semi{method}_0.1_{seed}' for method in ('', '_mae', '_scratch') for seed in (0, 1)}
+    found = {path.parent.relative_to(out) for path in out.rglob('result.json')}
+    assert found == {Path(name, f'seed_{seed}') for name in names for seed in (0, 1)} | {
+        Path(name, f'seed_{name[-1]}') for name in semis}
+    assert "| MAMP's lead: points ± standard error | over MAE | over random encoder | over scratch |" in done.stdout
+    before = times_of(out)
+    real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
+    changed = {path.parent.parent.name for path, time in times_of(out).items() if time != before[path]}
+    assert changed == {'ensemble_linprobe'}, 'the sums alone are made again'
+
+
+@pytest.mark.slow
+def test_made_up_recordings_for_real(real):
+    out = real.folder / 'synthetic'
+    real('synthetic.sh', OUT=str(out), SEEDS='0')
+    found = {result_of(path.parent)['protocol']: result_of(path.parent) for path in out.rglob('result.json')}
+    assert {*found} == {'pretrain', 'linprobe', 'finetune', 'oneshot'}
+    result = result_of(out / 'transfer_synth_xsub' / 'seed_0')
+    assert (result['benchmark'], result['pretraining']['benchmark']) == ('synth_other', 'synth_xsub')
+    assert result_of(out / 'other' / 'scratch' / 'seed_0')['benchmark'] == 'synth_other'
 
 
 def test_a_script_for_every_stage():

@@ -1,23 +1,32 @@
 """Whole runs of the three mains on a tiny set: what they write, that they learn, stop, and go on exactly."""
 
 import json
+import os
 import re
 import shutil
+import signal
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
+from data.common import write_npz
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, result_of, run, weights_of
+from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, refusal, result_of, run, weights_of
 from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
 from util.loop import NonFiniteLoss, Trainer
+from util.metrics import count_correct
 from util.optim import adamw, set_learning_rate
+from util.options import defaults_of
+from util.results import read_log, read_result
 
 
 @pytest.fixture(scope='module')
@@ -217,6 +226,50 @@ def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
     assert [line['epoch'] for line in lines_of(pretrained)] == [0, 1]
 
 
+@pytest.fixture(scope='module')
+def other_npz(tiny_npz, tmp_path_factory):
+    """Files like the tiny one, but for what their name says."""
+    root = tmp_path_factory.mktemp('other')
+    with np.load(tiny_npz) as held:
+        arrays = {name: held[name] for name in held}
+    names = {'name_train': np.array([f'clip {i}' for i in range(NUM_TRAIN)])}
+    write_npz(root / 'labels.npz', **arrays | {'y_train': arrays['y_train'][::-1]})
+    write_npz(root / 'names.npz', **arrays | names)
+    write_npz(root / 'fewer.npz', **arrays | {name: arrays[name][:-1] for name in ('x_train', 'y_train')})
+    return root
+
+
+def test_inside_an_epoch_a_run_goes_on_with_the_same_clips_only(tiny_pretrain, tiny_npz, other_npz, tmp_path,
+                                                                monkeypatch, capsys):
+    """Copied elsewhere the file is the same; between epochs another one may take its place, and is named."""
+    options = [*tiny_pretrain, '--save_steps', '1', '--output_dir', str(tmp_path / 'run')]
+    update, done = Trainer.update, []
+
+    def update_twice(trainer):
+        done.append(update(trainer))
+        if len(done) == 2:
+            raise ZeroDivisionError
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer, 'update', update_twice)
+        main_pretrain.main(options)
+    options += ['--resume', 'auto']
+    for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
+        refusal(lambda path=other_npz / f'{name}.npz': main_pretrain.main([*options, '--data_path', str(path)]),
+                'inside an epoch', f'{name}.npz ({clips} clips', 'give the same --data_path')
+    shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
+    main_pretrain.main([*options, '--data_path', str(tmp_path / 'copy.npz')])
+    assert 'other training clips' not in capsys.readouterr().err
+
+    last = tmp_path / 'run' / 'checkpoint-last.pth'
+    state = checkpoint.load(last)
+    main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
+    assert f'other training clips: {other_npz}/labels.npz' in capsys.readouterr().err
+    assert checkpoint.load(last)['record']['data'] != state['record'].pop('data'), 'from here on the new one'
+    checkpoint.save(last, state | {'step': 2})          # as they were before: nothing is known of the data
+    main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
+    assert 'other training clips' not in capsys.readouterr().err and lines_of(tmp_path / 'run')[-1]['epoch'] == 2
+
+
 def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained):
     text = (pretrained / 'result.json').read_text()
     marked = text.replace('"processes": 1', '"processes": 99')
@@ -287,6 +340,97 @@ def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain,
     assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
 
 
+@pytest.mark.parametrize('loss', [float('inf'), float('nan')])
+def test_a_test_loss_that_is_not_finite_is_null_and_ends_no_run(loss, tiny, tmp_path, monkeypatch, capsys):
+    """Scores may overflow where weights do not."""
+    def count(logits, label):
+        return count_correct(logits, label) * torch.tensor([1, 1, 1, loss])
+    monkeypatch.setattr(engine_finetune, 'count_correct', count)
+    main_finetune.main([*tiny, '--output_dir', str(tmp_path)])
+    main_finetune.main([*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
+    texts = [(tmp_path / name).read_text() for name in ('result.json', 'eval.json')]
+    texts += (tmp_path / 'log.jsonl').read_text().splitlines()
+    result, scores, *lines = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert len(lines) == 2 and all(line['test_loss'] is None and line['test_top1'] >= 0 for line in lines)
+    assert result['last']['loss'] is None and scores['loss'] is None and result['last']['samples'] == NUM_TEST
+    assert read_log(tmp_path / 'log.jsonl') == lines and read_result(tmp_path / 'result.json')['last'] == result['last']
+    assert capsys.readouterr().err.count('test loss is not finite') == 2
+
+
+@pytest.mark.parametrize('what', ['scores', 'features'])
+def test_predictions_do_not_replace_those_of_another_run(what, tiny, tmp_path):
+    ours, other, file = tmp_path / 'ours', tmp_path / 'other', f'{what}.npz'
+    for folder, seed in ((ours, '0'), (other, '1')):
+        main_finetune.main([*tiny, '--epochs', '1', '--seed', seed, f'--save_{what}', '--output_dir', str(folder)])
+    before = {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()}
+    options = [*tiny, '--eval', f'--save_{what}', '--resume', str(ours / 'checkpoint-last.pth'), '--output_dir']
+    refusal(lambda: main_finetune.main([*options, str(other)]), other, 'another run', 'give another --output_dir')
+    assert {path.name: path.read_bytes() for path in other.iterdir() if path.is_file()} == before
+    (ours / file).unlink()
+    main_finetune.main([*options, str(ours)])
+    main_finetune.main([*options, str(tmp_path / 'new')])
+    assert (ours / file).exists() and (tmp_path / 'new' / file).exists()
+
+
+# What a run executes that is killed, or fails, when its training is over and its test clips are read once more.
+ENDED_IN_PREDICT = """
+import os, signal, sys
+import engine_finetune, main_finetune
+engine_finetune.predict = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main_finetune.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize('how', ['exception', 'killed'])
+def test_a_run_that_ends_before_its_predictions_is_not_finished(how, tiny, tmp_path, monkeypatch):
+    """result.json is what scripts pass over a folder for: it comes last, and going on makes what is missing."""
+    options = [*tiny, '--label_fraction', '0.5', '--save_scores', '--output_dir', str(tmp_path)]
+    if how == 'killed':
+        assert run('-c', ENDED_IN_PREDICT, *options).returncode == -signal.SIGKILL
+    else:
+        def fail(*_):
+            raise ZeroDivisionError
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(engine_finetune, 'predict', fail)
+            main_finetune.main(options)
+    assert checkpoint.load(tmp_path / 'checkpoint-last.pth')['epoch'] == 1, 'training was over'
+    assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
+    main_finetune.main([*options, '--resume', 'auto'])
+    assert result_of(tmp_path)['last']['samples'] == NUM_TEST
+    with np.load(tmp_path / 'scores.npz') as scores:
+        assert len(scores['scores']) == NUM_TEST
+
+
+def test_the_labels_are_noted_before_anything_trains(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(Trainer, 'update', fail)
+    options = [*tiny, '--label_fraction', '0.5', '--output_dir', str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        main_finetune.main(options)
+    named = (tmp_path / 'labelled.txt').read_text()
+    assert len(named.split()) == NUM_TRAIN // 2
+    (tmp_path / 'checkpoint-last.pth').touch()          # as an earlier run leaves it: its labels stay
+    with pytest.raises(UserError, match='earlier run'):
+        main_finetune.main([*options, '--seed', '5'])
+    assert (tmp_path / 'labelled.txt').read_text() == named
+
+
+def test_a_signal_while_the_predictions_are_made_does_not_end_them(tiny, tmp_path, monkeypatch):
+    predict = engine_finetune.predict
+
+    def tell(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*given)
+    monkeypatch.setattr(engine_finetune, 'predict', tell)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
+    try:
+        main_finetune.main([*tiny, '--epochs', '1', '--save_scores', '--output_dir', str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / 'scores.npz').exists() and result_of(tmp_path)['last']['samples'] == NUM_TEST
+
+
 def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):
     with pytest.raises(UserError, match='--resume auto'):
         main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained)])
@@ -299,3 +443,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
     saved = sorted(tmp_path.glob('*.pth'))
     assert saved, 'the first step, at learning rate 0, was saved'
     assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
+
+
+def test_resuming_tells_of_other_settings_but_of_its_surroundings(caplog):
+    quiet = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
+             'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
+             'save_features', 'patience'}
+    settings = defaults_of('finetune')
+    for name in settings:
+        caplog.clear()
+        now = SimpleNamespace(args=SimpleNamespace(**dict.fromkeys(settings, 0) | {name: 1}), first_step=0)
+        Trainer._compare_settings(now, dict.fromkeys(settings, 0), 'checkpoint-last.pth')
+        assert caplog.messages == [f'resuming with other settings: {name} 0 -> 1'] * (name not in quiet)

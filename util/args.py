@@ -21,6 +21,7 @@ from util.options import STAGES, build_parser, shown
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
     """All settings of a stage: defaults, then the files in order, then the command line.
 
+    With --features, benchmark, stream, seed and output_dir are None where they are not given.
     Raises UserError for an unknown key or option, a wrong type or value, a missing setting.
     """
     parser = build_parser(stage)
@@ -28,10 +29,11 @@ def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
     unset = object()        # argparse fills in no default where the namespace has a value already
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(settings, unset) | {'config': []})))
     given = {name: value for name, value in given.items() if value is not unset}
-    for path in given.get('config', []):
-        for layer in read_config(path, stage):
-            _overlay(settings, layer)
-    _overlay(settings, given)
+    layers = [layer for path in given.get('config', []) for layer in read_config(path, stage)] + [given]
+    for layer in layers:
+        _overlay(settings, layer)
+    if settings.get('features') is not None:        # the file tells what nobody gives
+        settings |= dict.fromkeys({'stream', 'seed'} - set().union(*layers))
     args = argparse.Namespace(**settings)
     _check(args, stage)
     return args
@@ -147,8 +149,10 @@ def _check(args: argparse.Namespace, stage: str) -> None:
         args.batch_size = args.batch_size or 128
     else:
         _check_training(args, stage)
+    if getattr(args, 'features', None) is not None:
+        return
     if args.benchmark is None:
-        args.benchmark = Path(args.data_path or args.features).stem
+        args.benchmark = Path(args.data_path).stem
     args.output_dir = args.output_dir or str(Path('runs') / args.benchmark / stage)
     if stage != 'retrieval':
         args.log_dir = args.log_dir or args.output_dir

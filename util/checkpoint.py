@@ -32,7 +32,7 @@ def save(path: str | Path, content: dict) -> None:
         try:
             torch.save(content, partial)
         except RuntimeError as error:       # what PyTorch's writer makes of a full disk
-            raise OSError(errno.EIO, f'PyTorch: {_one_line(error)}') from error
+            raise OSError(errno.EIO, f'PyTorch: {_one_line(error)}', str(partial)) from error
         digest = digest_of(partial)
         _note(path, [digest, *noted(path)])     # the old file's too, until the new one has its name
     _note(path, [digest])

@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE  # noqa: E402
 
 from util.errors import UserError  # noqa: E402
 from util.files import replacing  # noqa: E402
-from util.results import group_runs, place_of, read_log, stage_of  # noqa: E402
+from util.results import distinct_runs, group_runs, place_of, read_log, stage_of  # noqa: E402
 from util.saved import Features, Scores, label_names  # noqa: E402
 from util.scores import accuracy_of, class_names, confusion_of  # noqa: E402
 
@@ -48,7 +48,8 @@ def draw_curves(results: list[dict], path: Path) -> None:
                 # Fine-tuning and training from scratch are there to be compared.
                 column = 'fine-tune' if stage == 'scratch' else stage
                 name = experiment.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
-                columns[column][benchmark, name] = [read_log(run['path'].parent / 'log.jsonl') for run in runs]
+                logs = [read_log(run['path'].parent / 'log.jsonl') for run in distinct_runs(runs)]
+                columns[column][benchmark, name] = logs
     if not columns:
         raise UserError('--figure: none of these runs was trained, so there are no curves')
     lines = list(dict.fromkeys(key for runs in columns.values() for key in runs))

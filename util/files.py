@@ -1,7 +1,9 @@
 """Files that are either the old one or the whole new one, whatever happens in between."""
 
+import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import re
@@ -23,26 +25,41 @@ BOMB_BYTES, BOMB_RATIO = 1 << 30, 200   # zips that unpack to more, in bytes and
 def replacing(path: str | Path):
     """Yields a temporary path beside `path`; when the body ends well, it is synced and takes `path`'s name.
 
-    When the body fails the temporary file is removed and `path` is what it was. An OSError (disk full, no permission)
-    becomes a UserError naming the file.
+    When the body fails the temporary file is removed and `path` is what it was. An OSError of this file (disk full, no
+    permission) becomes a UserError naming it; one of another file, which the body reads, stays what it is.
     """
     path = Path(path)
-    partial = partial_of(path)
+    partial, ours = partial_of(path), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         partial.touch()
         with locked(partial):
+            ours = False
             yield partial
+            ours = True
             with open(partial, 'rb+') as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
+        _sync_folder(path.parent)
     except OSError as error:
+        if not ours and not _write_failed(error, partial):
+            raise
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); free space or correct the '
                         'permissions; what was there before is untouched') from error
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the folder's names to the disk, so that a new one outlives a crash of the machine too."""
+    with suppress(OSError):         # not every file system syncs folders; a folder may be written and not read
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def partial_of(path: Path) -> Path:
@@ -98,10 +115,28 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def as_json(content, indent: int | None = None) -> str:
+    """`content`, of maps, lists and plain values, as JSON, where numbers that are not finite are null."""
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
 def write_json(path: str | Path, content) -> None:
-    """`content` as indented JSON, atomically."""
+    """`content` as indented JSON, atomically; see `as_json`."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
+        partial.write_text(as_json(content, indent=2) + '\n')
+
+
+def _write_failed(error: OSError, partial: Path) -> bool:
+    """Whether it was the file being written, and not another that is read meanwhile; a write's error has no name."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return str(partial) in (os.fsdecode(error.filename), os.fsdecode(error.filename2 or b''))
 
 
 def check_writable(folder: str | Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import as_json, replacing
 
 
 def set_up_console(is_main: bool) -> None:
@@ -51,7 +51,7 @@ class EpochLog:
     def epoch(self, epoch: int, values: dict[str, float], step: int) -> None:
         try:
             with open(self.path, 'a') as file:
-                file.write(json.dumps({'epoch': epoch, **values}) + '\n')
+                file.write(as_json({'epoch': epoch, **values}) + '\n')
         except OSError as error:
             raise UserError(f'{self.path}: cannot be written ({error.strerror}); free space and --resume '
                             'auto') from error

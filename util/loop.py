@@ -27,16 +27,12 @@ from util.files import replacing, write_json
 from util.log import EpochLog, NoLog, code_version, describe_machine, set_up_console
 from util.memory import told_of_shortage
 from util.optim import learning_rate, set_learning_rate
-from util.preempt import MARKER, Preempted, listening
+from util.options import SURROUNDINGS
+from util.preempt import MARKER, Interrupted, Preempted, listening
 from util.repeat import repeatable
 from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
-
-# Settings that say where and how a run goes, not what it trains.
-WHERE = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
-         'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
-         'save_features', 'patience', 'picture_epochs', 'projector'}
 
 
 class NonFiniteLoss(UserError):
@@ -130,7 +126,8 @@ class Trainer:
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0
         # What a resumed run must know besides weights; plain numbers, so that safe loading works.
-        self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None}
+        self.record = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None,
+                       'data': dataset.digest}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
         self.grad_norm = torch.zeros((), device=world.device)       # of a step that is read
@@ -247,34 +244,52 @@ class Trainer:
         if self.epoch > self.args.epochs or self.first_step >= self.steps_per_epoch:
             raise UserError(f'{path}: it stands at epoch {self.epoch}, step {self.first_step}, beyond --epochs '
                             f'{self.args.epochs} of {self.steps_per_epoch} steps; raise --epochs or start another run')
-        self.record.update(state.get('record', {}))
+        self._compare_data(state.get('record', {}).get('data', self.record['data']), path)
+        self.record.update(state.get('record', {}) | {'data': self.record['data']})
         self.loss_sum.fill_(self.record['loss_sum'])
         self._compare_settings(state['args'], path)
         log.info('resumed %s: epoch %d, step %d', path, self.epoch, self.first_step)
 
+    def _compare_data(self, before: str, path) -> None:
+        """The clips of an epoch are drawn from the whole split: inside one, it must be the split it began with."""
+        now = self.record['data']
+        if before != now and self.first_step:
+            raise UserError(f'{path}: made inside an epoch of other training clips ({before}) than those of '
+                            f'{self.args.data_path} ({now}); give the same --data_path')
+        if before != now:
+            log.warning('resuming with other training clips: %s (%s), before %s', self.args.data_path, now, before)
+
     def _compare_settings(self, before: dict, path) -> None:
         order = ('effective_batch_size', 'seed', 'label_fraction', 'label_draw', 'novel_every')     # of the clips
         changed = [f'{name} {before[name]} -> {value}' for name, value in vars(self.args).items()
-                   if name in before and name not in WHERE and before[name] != value]
+                   if name in before and name not in SURROUNDINGS and before[name] != value]
         if self.first_step and any(name in before and before[name] != vars(self.args).get(name) for name in order):
             raise UserError(f'{path}: made inside an epoch with other settings ({"; ".join(changed)}); give the same '
                             f'{", ".join(name for name in order if hasattr(self.args, name))}')
         if changed:
             log.warning('resuming with other settings: %s', '; '.join(changed))
 
-    def fit(self, train_one_epoch, evaluate=None, pictures=None) -> dict:
-        """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
-
-        train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss.
-        pictures() returns images by name, for TensorBoard; the main process alone calls it, every --picture_epochs.
-        """
-        last, result = self.output_dir / LAST, self.output_dir / 'result.json'
+    def check_folder(self) -> None:
+        """UserError when the output folder holds another run than the one this goes on with."""
+        last = self.output_dir / LAST
         source = None if self.args.resume is None else last if self.args.resume == 'auto' else Path(self.args.resume)
         if last.exists() and (source is None or source.resolve().parent != self.output_dir.resolve()):
             raise UserError(f'{self.output_dir}: holds the {LAST} of an earlier run; go on with --resume auto, or give '
                             'another --output_dir')
+
+    def fit(self, train_one_epoch, evaluate=None, finish=None, pictures=None) -> dict:
+        """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
+
+        train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss; finish() writes what
+        else the run leaves. result.json comes last of all: where it is, there is the rest too. pictures() returns
+        images by name, for TensorBoard; the main process alone calls it, every --picture_epochs.
+        """
+        self.check_folder()
+        result = self.output_dir / 'result.json'
         if self.epoch == self.args.epochs and result.exists():
-            log.info('%s: finished before, nothing to do', self.output_dir)
+            log.info('%s: finished before, nothing to train', self.output_dir)
+            if finish:
+                finish()
             return _read_result(result)
         if self.world.is_main:
             (self.output_dir / MARKER).unlink(missing_ok=True)
@@ -290,10 +305,12 @@ class Trainer:
                     self._run_epoch(epoch, train_one_epoch, evaluate, pictures)
                     if epoch + 1 < self.args.epochs and self.world.any(self.told.signal is not None):
                         self.leave(f'after epoch {epoch}')
-            self.log.outcome(*self._outcome(), self.args.epochs * self.steps_per_epoch)
+                if finish:
+                    finish()
+                self.log.outcome(*self._outcome(), self.args.epochs * self.steps_per_epoch)
+                return self._result()
         finally:
             self.log.close()
-        return self._result()
 
     def _run_epoch(self, epoch: int, train_one_epoch, evaluate, pictures) -> None:
         began, first_step = time.perf_counter(), self.first_step
@@ -309,6 +326,9 @@ class Trainer:
             self.world.share_buffers(self.raw_model)
             scores = evaluate()
             line |= {f'test_{name}': value for name, value in scores.items()}
+            if not math.isfinite(scores['loss']):
+                log.warning('epoch %d: the test loss is not finite and is written as null; the weights and the losses '
+                            'of training are finite', epoch)
             self.record['last'] = scores | {'epoch': epoch}
             if self.record['best'] is None or scores['top1'] > self.record['best']['top1']:
                 self.record['best'] = self.record['last']
@@ -329,7 +349,12 @@ class Trainer:
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
     def leave(self, where: str) -> None:
-        """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for."""
+        """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for.
+
+        Ctrl-C on any of them, and no cluster's signal, leaves none.
+        """
+        if not self.world.any(self.told.signal not in (None, 'SIGINT')):
+            raise Interrupted(f'{where}; everything is saved, go on with --resume auto')
         if self.world.is_main:
             with replacing(self.output_dir / MARKER) as partial:
                 partial.write_text(f'{where}\n')
@@ -359,11 +384,12 @@ class Trainer:
 
     def _outcome(self) -> tuple[dict, dict[str, float]]:
         """Settings and final figures, by which runs are compared."""
-        settings = {name: value for name, value in vars(self.args).items() if name not in WHERE}
+        settings = {name: value for name, value in vars(self.args).items()
+                    if name not in SURROUNDINGS and value is not None}
         figures = {'train_loss': self.record.get('last_loss', math.nan),
                    'clips_per_s': self.record['clips'] / max(self.record['train_seconds'], 1e-9)}
         figures |= {f'test_{name}': value for name, value in (self.record['last'] or {}).items()
-                    if name in ('top1', 'top5', 'loss')}
+                    if name in ('top1', 'top5', 'loss') and value is not None}
         return {'method': self.facts['method'], 'protocol': self.facts['protocol']} | settings, figures
 
     def _result(self) -> dict:

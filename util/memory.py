@@ -1,6 +1,7 @@
 """Too little memory, said in one line: of sizes that no memory holds beforehand, of any others when it runs out."""
 
 import argparse
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -10,9 +11,13 @@ import torch
 
 from util.errors import UserError
 
-# What PyTorch says where there is none left, and of tensors whose size no 64-bit number holds; in all its spellings.
-SHORTAGE = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|size calculation overflowed|"
-                      r'integer multiplication overflow|Overflow when unpacking', re.IGNORECASE)
+# What PyTorch and the system say where there is none left. Not a tensor whose size no 64-bit number holds: that is a
+# fault of ours, for `check_weights` is asked of the sizes that users give.
+SHORTAGE = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+# Of these the processes that read clips are the cause, or die of it: they share memory, which may be limited by itself.
+# A GPU's shared memory, of which a kernel may want too much, is another.
+WORKERS = re.compile(r'killed by signal: (killed|bus error)|out of shared memory|'
+                     r'unable to (mmap|allocate shared memory|(write to|resize) file </?torch)', re.IGNORECASE)
 
 
 def count_weights(args: argparse.Namespace) -> int:
@@ -47,13 +52,23 @@ def told_of_shortage(args: argparse.Namespace, device: torch.device) -> Iterator
     """Makes one UserError of all the ways in which memory runs out in the body, on this host or on the GPU."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:        # torch.OutOfMemoryError is of the latter
-        if not isinstance(error, MemoryError) and not SHORTAGE.search(str(error)):
+    except (MemoryError, RuntimeError, OSError) as error:       # torch.OutOfMemoryError is of the second
+        said = str(error)
+        if 'exited unexpectedly' in said:       # PyTorch tells of a worker's end twice, and how it ended in the first
+            said = str(error.__cause__)
+        first = ' '.join((said.splitlines() or [''])[0].split())[:300]
+        told = f' ({first})' if first else ''
+        refused = isinstance(error, OSError) and error.errno == errno.ENOMEM        # to fork, or to map a file
+        if refused or (isinstance(error, RuntimeError) and WORKERS.search(said)):
+            raise UserError(f'out of memory on this host{told}; give --num_workers 0 (clips are read by the main '
+                            'process), a larger /dev/shm, or more memory; --resume auto goes on from the last '
+                            'checkpoint') from error
+        if isinstance(error, OSError) or not (isinstance(error, MemoryError) or SHORTAGE.search(str(error))):
             raise
         asked = re.search(r'[Tt]ried to allocate ([\d.]+ \w+)', str(error))
         wanted = f', {asked[1]} more were wanted' if asked else ''
         size = f' {args.batch_size}' if args.batch_size else ''
         training = hasattr(args, 'accum_iter')
         how = ' (accumulation keeps the effective batch, and --resume auto goes on from the last checkpoint)' * training
-        raise UserError(f'out of memory on {device}{wanted}; lower --batch_size{size}{how}, or give a smaller '
+        raise UserError(f'out of memory on {device}{wanted}{told}; lower --batch_size{size}{how}, or give a smaller '
                         'model') from error

@@ -6,6 +6,21 @@ import math
 from util.errors import Parser
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
+# Settings that are no part of a recipe, each in one of three sets; runs that differ in these only are one experiment.
+# What belongs to none of them changes what is computed.
+# Where a run stands, what it leaves, how its work is cut up: a run may go on with other ones.
+SURROUNDINGS = frozenset({
+    'config', 'data_path', 'output_dir', 'log_dir', 'resume', 'device', 'num_workers', 'data_on_device', 'batch_size',
+    'accum_iter', 'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features',
+    'patience', 'picture_epochs', 'projector'})
+# By which kernels: the same numbers but for their rounding.
+ROUNDING = frozenset({'compile', 'attention', 'precision', 'deterministic'})
+# Told in another way: in an experiment's name, by the seed, by the facts of the pre-training; of lr and blr it is lr
+# that was used.
+TOLD_ELSEWHERE = frozenset({
+    'benchmark', 'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric', 'random_encoder',
+    'finetune', 'features', 'seed', 'blr'})
+NOT_THE_RECIPE = SURROUNDINGS | ROUNDING | TOLD_ELSEWHERE
 
 
 def shown(value) -> str:
@@ -83,6 +98,11 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     if stage == 'retrieval':
         _add_retrieval(parser)
     return parser
+
+
+def defaults_of(stage: str) -> dict:
+    """{option: default} of one stage; an option that is worked out when a run starts has None."""
+    return {action.dest: action.default for action in build_parser(stage)._actions if action.dest != 'help'}
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

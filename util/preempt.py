@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGUSR1, which clusters send some time before they kill."""
+"""Being told to stop: SIGTERM and SIGUSR1, which clusters send some time before they kill, and Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
@@ -17,15 +17,34 @@ class Preempted(UserError):
     label = 'stopped'
 
 
+class Interrupted(UserError):
+    """Somebody pressed Ctrl-C and the run left, with everything saved. Nothing should start it again by itself."""
+
+    exit_code = 130
+    label = 'interrupted'
+
+
 @contextmanager
 def listening() -> Iterator[SimpleNamespace]:
-    """Inside, the signals end nothing; `signal` holds the name of the last one that came, or None."""
-    told = SimpleNamespace(signal=None)
+    """Inside, the signals end nothing, but for a second Ctrl-C (SIGINT), a KeyboardInterrupt.
+
+    `signal` holds the name of the last one that came, or None; one of a cluster's stands whatever follows it.
+    """
+    told = SimpleNamespace(signal=None, interrupted=False)
 
     def note(number: int, _) -> None:
-        told.signal = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if told.interrupted:
+                raise KeyboardInterrupt
+            told.interrupted = True
+            told.signal = told.signal or 'SIGINT'
+        else:
+            told.signal = signal.Signals(number).name
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = [signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:       # what a shell's & asks for
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield told
     finally:

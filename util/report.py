@@ -10,7 +10,7 @@ import yaml
 
 from util.errors import UserError
 from util.files import replacing
-from util.results import group_runs, place_of, read_results, warn_of_twins
+from util.results import distinct_runs, group_runs, place_of, read_results, warn_of_duplicates
 
 PUBLISHED = Path(__file__).resolve().parents[1] / 'config' / 'published.yaml'
 EMPTY = '–'
@@ -59,7 +59,8 @@ def table_of(benchmark: str, results: list[dict], all_rows: bool = False) -> str
     published = read_published()['figures'].get(benchmark, {})
     groups = group_runs(results)
     for (experiment, _), runs in groups.items():
-        warn_of_twins(experiment, runs)
+        warn_of_duplicates(experiment, runs)
+    groups = {row: distinct_runs(runs) for row, runs in groups.items()}
     rows = list(groups)
     if all_rows:
         done = {_published_name(experiment) for experiment, _ in groups}
@@ -83,14 +84,14 @@ def leads_of(groups: dict[tuple[str, str], list[dict]]) -> str:
     """MAMP's lead over what it is compared with, as a Markdown table; '' where nothing can be compared.
 
     In points of the mean top-1 % of the last epoch, with the standard error of the difference of two means, from
-    runs of two seeds or more on both sides. groups: as `util.results.group_runs` makes them.
+    runs of two seeds or more on both sides. groups: as `util.results.group_runs` makes them, each seed once.
     """
     scores = {row: [run['last']['top1'] for run in runs if run['last']] for row, runs in groups.items()}
     rows = []
     for (experiment, note), own in scores.items():
         others = {'MAE': experiment.replace(', MAMP', ', MAE'),
                   'random encoder': experiment.replace(', MAMP', ', random encoder'),
-                  'scratch': experiment.replace('fine-tune, MAMP', 'scratch').replace(', MAMP', ', scratch')}
+                  'scratch': _scratch_of(experiment)}
         found = [scores.get((other, note), []) if other != experiment else [] for other in others.values()]
         if len(own) > 1 and any(len(other) > 1 for other in found):
             rows.append((experiment, note, [_lead(own, other) if len(other) > 1 else None for other in found]))
@@ -98,6 +99,14 @@ def leads_of(groups: dict[tuple[str, str], list[dict]]) -> str:
     return markdown(["MAMP's lead: points ± standard error", *(f'over {other}' for other in others)],
                     [[experiment + (f' ({note})' if note else ''), *cells] for experiment, note, cells in rows]
                     ) if rows else ''
+
+
+def _scratch_of(experiment: str) -> str:
+    """The row of the same labels on the same benchmark without pre-training."""
+    # From scratch is both what was done and with which method; where the encoder came from is all the same there.
+    name = re.sub(r'^(?:fine-tune|transfer from .+?)( \(auxiliary classes[^)]*\))?, MAMP(?=,|$)', r'scratch\1',
+                  experiment)
+    return re.sub(r', MAMP(?: from [^,]+)?(?=,|$)', ', scratch', name)
 
 
 def _lead(own: list[float], other: list[float]) -> str:

@@ -8,9 +8,12 @@ import json
 import logging
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from util.errors import UserError
+from util.options import NOT_THE_RECIPE, defaults_of
+from util.saved import MOST
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +22,8 @@ PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine
 # The rows' order: what was done, with which method, on which stream.
 KINDS = ('pre-training', 'linear', 'fine-tune', 'scratch', 'semi', 'transfer', 'retrieval', 'one-shot', 'ensemble')
 METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
-MOST = 1e30     # numbers of a run are below
 STREAMS = ('joint', 'bone', 'velocity')
-# Settings that say where and how a run was computed, or that stand in its name anyway: runs that differ in these only
-# are the same experiment. Of lr and blr it is lr that was used.
-NOT_THE_RECIPE = {
-    'config', 'data_path', 'benchmark', 'output_dir', 'log_dir', 'resume', 'finetune', 'features', 'device', 'seed',
-    'num_workers', 'data_on_device', 'compile', 'attention', 'precision', 'batch_size', 'accum_iter', 'blr', 'eval',
-    'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores', 'save_features', 'random_encoder',
-    'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric'}
+EVERY = 6       # class of NTU RGB+D 120 is novel in its one-shot protocol
 
 
 def read_results(folder: Path, may_be_empty: bool = False) -> list[dict]:
@@ -88,8 +84,10 @@ def _fault_of(result) -> str | None:
             return f'{what} is no name'
     if not all(isinstance((held or {}).get('seed'), int | None) for held in (result, result.get('pretraining'))):
         return 'seed is no whole number'
-    if not is_plain((result['last'] or {}).get('k')):
-        return 'k is no number'
+    for name, value in (('k', (result['last'] or {}).get('k')),
+                        ('novel_every', (result.get('config') or {}).get('novel_every'))):
+        if not is_plain(value):
+            return f'{name} is no number'
     return None
 
 
@@ -116,18 +114,30 @@ def stage_of(result: dict) -> str:
     if protocol in ('retrieval', 'oneshot'):        # without a note: the published protocol, k = 1 by cosine
         scores = result['last'] or {}
         notes = [f'k = {scores["k"]}'] if protocol == 'retrieval' and scores.get('k', 1) != 1 else []
+        every = config.get('novel_every', EVERY)
+        notes += [f'novel_every {every}'] if protocol == 'oneshot' and every != EVERY else []
         notes += [scores['metric']] if scores.get('metric', 'cosine') != 'cosine' else []
-        return PROTOCOLS[protocol] + (f' ({", ".join(notes)})' if notes else '')
+        return _noted(PROTOCOLS[protocol], notes)
     if labels:
-        draw = '' if labels.get('draw', 'random') == 'random' else f' ({labels["draw"]})'
-        return f'semi {100 * labels["fraction"]:g} %{draw}'
+        name = f'semi {100 * labels["fraction"]:g} %'
+        notes = [] if labels.get('draw', 'random') == 'random' else [labels['draw']]
+        return _noted(name, notes + _auxiliary(config))
     if protocol == 'finetune' and result['method'] == 'scratch':
         name = 'scratch'
     elif protocol == 'finetune' and source_of(result):
         name = f'transfer from {source_of(result)}'
     else:
         name = PROTOCOLS[protocol]
-    return name + (' (auxiliary classes)' if config.get('novel_every') else '')
+    return _noted(name, _auxiliary(config))
+
+
+def _noted(name: str, notes: list[str]) -> str:
+    return name + (f' ({", ".join(notes)})' if notes else '')
+
+
+def _auxiliary(config: dict) -> list[str]:
+    every = config.get('novel_every')
+    return ['auxiliary classes', *([f'novel_every {every}'] if every != EVERY else [])] if every else []
 
 
 def source_of(result: dict) -> str | None:
@@ -168,16 +178,18 @@ def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """Runs of one benchmark by (experiment, note), each group sorted by seed.
 
     Runs of one experiment that differ in a setting of the recipe (an ablation) are not averaged: the note, '' where
-    there is none, says what tells them apart.
+    there is none, says what tells them apart. A run from before an option existed did what its default does.
     """
     experiments, groups = defaultdict(list), defaultdict(list)
     for result in results:
         experiments[experiment_of(result)].append(result)
     for experiment, runs in experiments.items():
         recipes = [_recipe_of(run) for run in runs]
-        shared = set.intersection(*(set(recipe) for recipe in recipes))     # an older run may lack newer settings
-        telling = sorted(key for key in shared if len({recipe[key] for recipe in recipes}) > 1)
-        for run, recipe in zip(runs, recipes, strict=True):
+        keys = sorted(set().union(*recipes))
+        told = [{key: recipe.get(key, _unless_told(run, key)) for key in keys}
+                for run, recipe in zip(runs, recipes, strict=True)]
+        telling = [key for key in keys if len({recipe[key] for recipe in told}) > 1]
+        for run, recipe in zip(runs, told, strict=True):
             groups[experiment, ', '.join(f'{key} {recipe[key]}' for key in telling)].append(run)
     for runs in groups.values():
         runs.sort(key=lambda run: (run.get('seed') is None, run.get('seed') or 0, str(run['path'])))
@@ -190,12 +202,43 @@ def _recipe_of(result: dict) -> dict[str, str]:
                      if key not in ('benchmark', 'path', 'seed')}
 
 
-def warn_of_twins(experiment: str, runs: list[dict]) -> None:
-    """The same run twice, copied say, would make a deviation too small."""
-    seen = {}
+def _unless_told(result: dict, key: str) -> str:
+    """The value of a setting that a run does not tell: its default, where it is an option of that stage."""
+    name = key.removeprefix('pre-training ')
+    return str(_defaults('pretrain' if name != key else result['protocol']).get(name, 'not told'))
+
+
+@cache
+def _defaults(protocol: str) -> dict:
+    return {} if protocol == 'ensemble' else defaults_of('retrieval' if protocol == 'oneshot' else protocol)
+
+
+# ---- runs of one seed ------------------------------------------------------------------------------------------------
+
+
+def _seeds_of(run: dict) -> tuple[int | None, int | None]:
+    """The run's own seed and that of the pre-training it starts from."""
+    return run.get('seed'), (run.get('pretraining') or {}).get('seed')
+
+
+def distinct_runs(runs: list[dict]) -> list[dict]:
+    """Of runs with the same seeds, their own and the pre-training's, only the first.
+
+    A run that was copied, or done again, says nothing new of how far seeds differ: counted twice it would make a
+    deviation too small. A run without a seed counts by itself.
+    """
+    first = {}
+    for i, run in enumerate(runs):
+        seeds = _seeds_of(run)
+        first.setdefault(seeds if seeds[0] is not None else i, run)
+    return list(first.values())
+
+
+def warn_of_duplicates(experiment: str, runs: list[dict]) -> None:
+    """Names the runs that `distinct_runs` leaves out."""
+    kept = distinct_runs(runs)
     for run in runs:
-        seeds = run.get('seed'), (run.get('pretraining') or {}).get('seed')
-        if seeds[0] is not None and seeds in seen:
-            log.warning('%s, %s: seed %s counts twice, in %s and in %s', run['benchmark'], experiment, seeds[0],
-                        seen[seeds], run['path'])
-        seen[seeds] = run['path']
+        if not any(run is one for one in kept):
+            first = next(one for one in kept if _seeds_of(one) == _seeds_of(run))
+            log.warning('%s, %s: seed %s is there twice, in %s, which counts, and in %s, which is left out',
+                        run['benchmark'], experiment, run['seed'], first['path'], run['path'])

@@ -3,6 +3,7 @@
 N clips, C classes, D width of a feature.
 """
 
+import json
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +16,9 @@ from data.common import write_npz
 from feeder.classes import names_of
 from util.errors import UserError
 from util.files import check_members, replacing
+
+ZIPS = (b'PK\x03\x04', b'PK\x05\x06')     # how a zip archive begins, an empty one the second way
+MOST = 1e30     # numbers of a run are below
 
 
 class Scores(NamedTuple):
@@ -41,8 +45,14 @@ def write_scores(scores: Scores) -> None:
     write_npz(scores.path, **{key: np.asarray(value) for key, value in scores._asdict().items() if key != 'path'})
 
 
-def write_features(path: Path, splits: dict[str, Features], **facts: str) -> None:
-    """Splits 'test' and perhaps 'train' as members features_test, name_test, label_test, …, and `facts`, of an npz."""
+def write_features(path: Path, splits: dict[str, Features], run: dict | None = None, **facts: str) -> None:
+    """Splits 'test' and perhaps 'train' as members features_test, name_test, label_test, …, and `facts`, of an npz.
+
+    run: of the run that made them {'seed': …, 'pretraining': as in its result.json, 'config': {setting: number}}; the
+    member `run`, as JSON.
+    """
+    if run is not None:
+        facts['run'] = json.dumps(run, allow_nan=False)
     write_npz(path, **{f'{field}_{split}': np.asarray(value) for split, held in splits.items()
                        for field, value in held._asdict().items()},
               **{name: np.array(value) for name, value in facts.items()})
@@ -91,11 +101,12 @@ def read_scores(path: str | Path) -> Scores:
 
 
 def read_features(path: str | Path, wanted: tuple[str, ...] = ('train', 'test')) -> tuple[dict[str, Features], dict]:
-    """The splits `wanted` of a features.npz, and what it tells of itself: benchmark, stream, method, as far as it does.
+    """The splits `wanted` of a features.npz, and what it tells of itself, as far as it does.
 
+    That is benchmark, stream, method, and of the run that made it seed, pretraining, config (see `write_features`).
     Raises UserError when the file is missing, damaged, or not what it should be.
     """
-    path, facts = Path(path), ('benchmark', 'stream', 'method')
+    path, facts = Path(path), ('benchmark', 'stream', 'method', 'run')
     held = _read(path, tuple(f'{field}_{split}' for split in wanted for field in Features._fields), facts)
     splits = {split: Features(*(held[f'{field}_{split}'] for field in Features._fields)) for split in wanted}
     for split, one in splits.items():
@@ -103,12 +114,37 @@ def read_features(path: str | Path, wanted: tuple[str, ...] = ('train', 'test'))
         splits[split] = one._replace(features=one.features.astype(np.float32), label=one.label.astype(np.int64))
     if len({one.features.shape[1] for one in splits.values()}) > 1:
         raise UserError(f'{path}: features of the two splits differ in width; save it again')
-    return splits, {fact: str(held[fact]) for fact in facts if fact in held}
+    told = {fact: str(held[fact]) for fact in facts if fact in held}
+    return splits, told | (_run_of(path, told.pop('run')) if 'run' in told else {})
+
+
+def _run_of(path: Path, text: str) -> dict:
+    """The member `run`, which is data and nothing but: maps of words and numbers that are finite."""
+    def is_plain(value, kind=str | int | float | None) -> bool:
+        return isinstance(value, kind) and (
+            value.isprintable() if isinstance(value, str) else value is None or abs(value) < MOST)
+
+    try:
+        run = json.loads(text)
+        seed, pretraining, config = run['seed'], run['pretraining'], run['config']
+        told = pretraining or {}
+        sound = (is_plain(seed, int | None) and (seed or 0) >= 0 and isinstance(pretraining, dict | None)
+                 and all(map(is_plain, told.values())) and is_plain(told.get('benchmark'), str | None)
+                 and is_plain(told.get('seed'), int | None) and all(is_plain(one, int | float)
+                                                                     for one in config.values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f'{path}: run is not what a run says of itself (seed, pretraining, config); save it again')
+    return {'seed': seed, 'pretraining': pretraining, 'config': config}
 
 
 def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Members of an npz; nothing in it is run. UserError when the file is missing or damaged, or lacks one."""
     try:
+        with open(path, 'rb') as file:
+            if file.read(4) not in ZIPS:
+                raise UserError(f'{path}: is no npz file; give a scores.npz or features.npz that a run saved')
         with np.load(path, allow_pickle=False) as archive:
             check_members(path, archive.zip)
             if lacking := set(members) - set(archive.files):
@@ -123,9 +159,11 @@ def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) 
             RecursionError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         # all that a file in pieces can end in
         why = error.strerror if isinstance(error, OSError) and error.strerror else ' '.join(str(error).split())
+        if 'allow_pickle' in why:       # NumPy's advice, which nobody should follow
+            why = 'it holds Python objects, which are never loaded'
         raise UserError(f'{path}: cannot be read as an npz file ({why}); save it again') from error
-    for name in ('benchmark', 'stream', 'method'):
-        if name in held and (held[name].ndim or held[name].dtype.kind != 'U'):
+    for name in ('benchmark', 'stream', 'method', 'run'):
+        if name in held and (held[name].ndim or held[name].dtype.kind != 'U' or not str(held[name]).isprintable()):
             raise UserError(f'{path}: {name} is {held[name].dtype} {held[name].shape}, no name; save it again')
     return held
 
