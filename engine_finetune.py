@@ -25,7 +25,7 @@ from util.errors import UserError
 from util.files import check_writable, replacing, write_json
 from util.loop import Precision, Trainer
 from util.metrics import count_correct, summarise
-from util.saved import Features, Scores, write_features, write_scores
+from util.saved import Features, Scores, write_features, write_projector, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     train, test = splits
     check_writable(args.output_dir)
     check_writable(args.log_dir)
-    if args.save_scores or args.save_features:
+    if args.save_scores or args.save_features or args.projector:
         _ = test.names, names_beside(args.data_path, args.num_classes)      # raises now what it would at the end
         if args.eval:
             _keep_off_others(args)
@@ -202,8 +202,8 @@ def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:
 
 def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
                      loader: DataLoader, precision: Precision) -> None:
-    """Writes scores.npz and features.npz of the test clips, those of the two that are wanted."""
-    if not (args.save_scores or args.save_features) or not len(test.rows):
+    """Writes scores.npz, features.npz and the projector's files of the test clips, those of them that are wanted."""
+    if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
     clips_of = ClipMaker(args.num_frames, args.stream, args.seed,
                          layout=find_layout(args.layout, args.num_joints))
@@ -212,13 +212,15 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
         return
     folder, rows = Path(args.output_dir), test.rows
     name, label = test.names[rows], test.label.numpy()[rows]
+    classes = names_beside(args.data_path, args.num_classes)
     if args.save_scores:
-        classes = names_beside(args.data_path, args.num_classes)
         write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz',
                             None if classes is None else np.array(classes)))
+    features = Features(found['features'][rows], name, label)
     if args.save_features:
-        write_features(folder / 'features.npz', {'test': Features(found['features'][rows], name, label)},
-                       benchmark=args.benchmark, stream=args.stream)
+        write_features(folder / 'features.npz', {'test': features}, benchmark=args.benchmark, stream=args.stream)
+    if args.projector:
+        write_projector(args.log_dir, features, args.benchmark, args.projector, args.seed, classes)
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,

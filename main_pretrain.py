@@ -40,10 +40,11 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
     check_writable(args.log_dir)
     model, optimizer = build_model(args, world.device)
     trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
+    pictures = engine_pretrain.picture_maker(trainer, dataset)
     if args.resume:
         trainer.resume(args.resume)
     dataset.look_through(world.rank, world.size)
-    return trainer.fit(engine_pretrain.train_one_epoch)
+    return trainer.fit(engine_pretrain.train_one_epoch, pictures=pictures)
 
 
 def main(argv: list[str] | None = None) -> int:

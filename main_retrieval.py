@@ -28,7 +28,7 @@ from util.log import code_version, describe_machine
 from util.loop import Precision, compile_blocks, started
 from util.options import NOT_THE_RECIPE, defaults_of
 from util.results import STREAMS
-from util.saved import Features, read_features, write_features
+from util.saved import Features, read_features, write_features, write_projector
 
 log = logging.getLogger(__name__)
 RECIPE = defaults_of('retrieval').keys() - NOT_THE_RECIPE       # of the encoder and its clips
@@ -118,6 +118,8 @@ def retrieve(args: argparse.Namespace, world: World) -> dict:
                    'config': {name: getattr(args, name) for name in RECIPE}}
             write_features(Path(args.output_dir) / 'features.npz', splits, run, benchmark=args.benchmark,
                            stream=args.stream, method=facts['method'])
+        if args.projector:
+            write_projector(args.output_dir, splits['test'], args.benchmark, args.projector, args.seed)
         write_json(Path(args.output_dir) / 'result.json', result)
     return result
 

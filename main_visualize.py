@@ -1,158 +1,126 @@
-"""What a pre-trained model does with one clip, as a picture: the poses, what was hidden, true and predicted motion.
+"""What a trained model makes of clips: the skeleton, motion and mask, true and predicted motion, attention, classes.
 
-python main_visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --out clip.png
+python main_visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --clip 250 --html clip.html
+python main_visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --data_path a.json --gif clip.gif
 """
 
+import argparse
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
-import matplotlib
+from engine_predict import Recogniser, Recording, find_files, read_files
+from feeder.dataset import pack_clips
+from feeder.layouts import Layout, find_layout, layout_of, told_layout
+from util import pictures
+from util.checkpoint import stage_of
+from util.errors import Parser, UserError, run_main
+from util.files import check_writable
+from util.inside import Clip, Inside, load_clip, load_model, look_inside, place_of, seen_as
+from util.options import WHOLE, Number
+from util.page import write_page
 
-matplotlib.use('Agg')       # figures are files: no screen is needed
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from feeder.augment import ClipMaker  # noqa: E402
-from feeder.dataset import SkeletonDataset  # noqa: E402
-from feeder.layouts import Layout, find_layout, layout_of, told_layout  # noqa: E402
-from model_mamp import MAMP, motion, motion_intensity, patchify  # noqa: E402
-from util import checkpoint  # noqa: E402
-from util.args import settings_for  # noqa: E402
-from util.errors import Parser, UserError, run_main  # noqa: E402
-from util.files import check_writable, replacing  # noqa: E402
-from util.options import Number  # noqa: E402
-
-NEEDED = ('decoder_depth', 'data_path', 'benchmark', 'stream', 'num_joints', 'num_frames', 't_patch_size', 'seed',
-          'mask_ratio', 'motion_stride', 'motion_aware_tau', 'target', 'norm_skes_loss')    # of a model's settings
-KEPT, HIDDEN, PREDICTED = '#1f4e9c', '#c9ccd1', '#d9541e'
+INPUTS = {'joint': 'joint positions', 'bone': 'bones', 'velocity': 'velocities'}
 
 
-def load_model(path: str) -> tuple[MAMP, dict, Layout | None]:
-    """The pre-trained model of a checkpoint, in eval mode, the settings and the layout it was trained with."""
-    state = checkpoint.load(path)
-    settings = state['args']
-    if not set(NEEDED) <= set(settings):
-        raise UserError(f'{path}: not a pre-training checkpoint of main_pretrain.py; give one')
-    try:
-        model = MAMP(**settings_for(MAMP, settings))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f'{path}: its settings make no model ({" ".join(str(error).split())}); take another '
-                        'checkpoint') from error
-    checkpoint.load_model(model, state['model'], path)
-    return model.eval(), settings, told_layout(state, path)
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument('--checkpoint', required=True, help='of any stage; only a pre-training one predicts motion')
+    parser.add_argument('--data_path', help='the clips: an npz, or recordings of any format that main_predict.py '
+                        'reads (default: what the model was trained on)')
+    parser.add_argument('--split', choices=('train', 'test'), default='test')
+    parser.add_argument('--clip', type=int, nargs='+', default=[0], metavar='N',
+                        help='rows in the split or file (default: 0)')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are (default: what the checkpoint says)')
+    parser.add_argument('--body', type=WHOLE, default=0, help='which body of the clip, from 0 like all numbers')
+    parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
+    parser.add_argument('--block', type=WHOLE, help='encoder block whose attention is shown (default: the last)')
+    parser.add_argument('--head', type=WHOLE, help='one head of it (default: the mean of all)')
+    parser.add_argument('--query', nargs=2, metavar=('JOINT', 'SEGMENT'),
+                        help="who looks: 'right hand' 5, say (default: the mean of all joint-segments)")
+    parser.add_argument('--out', type=Path, metavar='PNG', help='everything in one picture (default: clip.png, when '
+                        'neither --gif nor --html is given); of several clips each gets its number before the ending')
+    parser.add_argument('--gif', type=Path, help='the animation of true and predicted motion; numbered likewise')
+    parser.add_argument('--html', type=Path, metavar='PAGE', help='all of it as one self-contained page')
+    return parser
 
 
-@torch.inference_mode()
-def look_inside(model: MAMP, settings: dict, clip: torch.Tensor, seed: int) -> dict[str, np.ndarray]:
-    """For one clip (1, C, T, V, M), body 0: pose (T, V, 3), intensity and hidden (P, V), motion true and predicted.
-
-    Predictions of a normalised target are put back to the token's true mean and spread, which the model is not asked
-    for; motions are (T, V, 3) in metres a frame.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    bodies = model.fold_bodies(clip)
-    uniform = torch.rand(len(bodies), model.num_segments * model.num_joints, generator=generator)
-    _, pred, mask = model(clip, uniform=uniform, **{name: settings[name] for name in
-                                                    ('mask_ratio', 'motion_stride', 'motion_aware_tau')})
-    u, grid = model.t_patch_size, (model.num_segments, model.num_joints)
-    true = motion(bodies, settings['motion_stride']) if model.target == 'motion' else bodies
-    if model.norm_skes_loss:
-        tokens = patchify(true, u).flatten(1, 2)
-        pred = pred * (tokens.var(dim=-1, keepdim=True) + 1e-6).sqrt() + tokens.mean(dim=-1, keepdim=True)
-    pred = pred[0].reshape(*grid, u, 3).transpose(1, 2).flatten(0, 1)                   # (T, V, 3)
-    inside = {'pose': bodies[0], 'true': true[0], 'pred': pred, 'hidden': mask[0].view(grid),
-              'intensity': motion_intensity(patchify(bodies[:1], u))[0].view(grid)}
-    return {name: value.numpy() for name, value in inside.items()}
+def check_outputs(args: argparse.Namespace) -> None:
+    if not (args.out or args.gif or args.html):
+        args.out = Path('clip.png')
+    for option, kind in (('out', 'PNG'), ('gif', 'GIF'), ('html', 'HTML')):
+        path = getattr(args, option)
+        if path is None:
+            continue
+        check_writable(path.parent)
+        if path.is_dir() or not path.name:
+            raise UserError(f'--{option} {path}: is a folder; give the name of a {kind} file')
 
 
-def draw_poses(axes: list[plt.Axes], inside: dict, layout: Layout, u: int) -> None:
-    """Skeletons at moments spread over the clip; joints hidden in that segment are grey."""
-    pose, hidden = inside['pose'] - inside['pose'].mean(1, keepdims=True), inside['hidden']
-    low, high = pose.min((0, 1)), pose.max((0, 1))
-    for axis, t in zip(axes, np.linspace(u // 2, len(pose) - 1 - u // 2, len(axes)).round().astype(int), strict=True):
-        x, y, _ = pose[t].T
-        for joint, parent in enumerate(layout.parents):
-            axis.plot(x[[joint, parent]], y[[joint, parent]], color='#80868f', linewidth=1, zorder=1)
-        colours = [HIDDEN if masked else KEPT for masked in hidden[t // u]]
-        axis.scatter(x, y, c=colours, edgecolors='#4a4f57', linewidths=0.5, s=26, zorder=2)
-        axis.set(xlim=(low[0] - 0.1, high[0] + 0.1), ylim=(low[1] - 0.1, high[1] + 0.1), aspect='equal',
-                 title=f'frame {t}')
-        axis.axis('off')
+def numbered(path: Path, row: int, args: argparse.Namespace) -> Path:
+    """Where the picture of one clip goes."""
+    return path if len(args.clip) == 1 else path.with_name(f'{path.stem}-{row}{path.suffix}')
 
 
-def draw_grid(axis: plt.Axes, inside: dict, layout: Layout) -> plt.cm.ScalarMappable:
-    """Motion intensity as a joint × segment map, a blue frame about each token the model was shown."""
-    image = axis.imshow(inside['intensity'].T * 100, cmap='magma_r', aspect='auto', interpolation='nearest')
-    for segment, joint in np.argwhere(inside['hidden'] == 0):
-        axis.add_patch(plt.Rectangle((segment - 0.5, joint - 0.5), 1, 1, fill=False, edgecolor='#1f77ff', linewidth=2))
-    shown, total = int((inside['hidden'] == 0).sum()), inside['hidden'].size
-    axis.set_yticks(range(len(layout.joints)), layout.joints, fontsize=7)
-    axis.set(xlabel='segment', title=f'how much each joint-segment moves; the model was shown {shown} of {total} '
-             '(blue frames)')
-    return image
+def open_clips(args: argparse.Namespace, settings: dict, layout: Layout) -> list[Clip]:
+    """The clips asked for, of an npz or of a file of recordings; UserError as `load_clip` and `read_recordings`."""
+    path = args.data_path or settings.get('data_path')
+    if not isinstance(path, str):
+        raise UserError(f'{args.checkpoint}: does not tell what it was trained on; give --data_path')
+    if Path(path).suffix.lower() == '.npz':
+        return [load_clip(path, args.split, row, settings, layout) for row in args.clip]
+    recogniser, found = Recogniser(args.checkpoint, 'cpu'), {}
+    for row, recording in enumerate(read_files(find_files([Path(path)], None), recogniser, args.layout)):
+        if not isinstance(recording, Recording):
+            raise recording[1]
+        if row in args.clip:
+            batch = pack_clips([recogniser.fit_bodies(recording.frames)])
+            found[row] = seen_as(batch, settings, layout, Path(path).name + (f', {recording.name}'
+                                                                             if recording.several else ''), None)
+    if odd := [clip for clip in args.clip if clip not in found]:
+        raise UserError(f'--clip {odd[0]}: {path} has the clips 0 to {row}; give one of them')
+    return [found[clip] for clip in args.clip]
 
 
-def draw_motion(axes: list[plt.Axes], inside: dict, layout: Layout, u: int, quantity: str) -> None:
-    """The joints that move most while hidden, each along its own liveliest axis: truth and prediction."""
-    hidden = np.repeat(inside['hidden'], u, axis=0) == 1                                # (T, V)
-    energy = np.where(hidden[..., None], inside['true'], 0).var(0)                      # (V, 3)
-    for axis, joint in zip(axes, energy.max(1).argsort()[::-1][:len(axes)], strict=True):
-        c = energy[joint].argmax()
-        true, pred = (np.where(hidden[:, joint], inside[name][:, joint, c], np.nan) * 100 for name in ('true', 'pred'))
-        axis.axhline(0, color='#d0d3d8', linewidth=0.8)
-        axis.plot(true, color='#4a4f57', label='true', linewidth=1.4)
-        axis.plot(pred, color=PREDICTED, label='predicted', linewidth=1.4)
-        axis.set(title=f'{layout.joints[joint]}, {"xyz"[c]}', xlabel='frame', ylabel=quantity)
-    axes[0].legend(fontsize='small')
-
-
-def draw(inside: dict, layout: Layout, settings: dict, title: str, path: Path) -> None:
-    """The whole figure, written to `path` as PNG."""
-    figure = plt.figure(figsize=(12, 10.5), layout='constrained')
-    poses, grid, curves = figure.subfigures(3, 1, height_ratios=[0.8, 1.35, 1])
-    u = settings['t_patch_size']
-    poses.suptitle(f'{title}: the clip; joints hidden from the model at that moment are grey')
-    draw_poses(list(poses.subplots(1, 8)), inside, layout, u)
-    axis = grid.subplots()
-    grid.colorbar(draw_grid(axis, inside, layout), ax=axis, label='cm from segment to segment')
-    curves.suptitle('what was hidden: true against predicted' + (
-        ' (scaled to the mean and spread of the truth in each segment)' if settings['norm_skes_loss'] else ''))
-    quantity = 'motion, cm a frame' if settings['target'] == 'motion' else 'position, cm'
-    draw_motion(list(curves.subplots(1, 3)), inside, layout, u, quantity)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=100, format='png')
-    plt.close(figure)
+def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
+    """All clips with what the model makes of them, and what there is to say of the model."""
+    model, settings, state = load_model(args.checkpoint)
+    stage = stage_of(model.state_dict())
+    if args.gif and stage != 'pre-training':
+        raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
+                        'checkpoint, or --out or --html')
+    layout = find_layout(args.layout, model.num_joints) if args.layout else (
+        told_layout(state, args.checkpoint) or layout_of(model.num_joints))
+    clips = open_clips(args, settings, layout)
+    bodies = clips[0].joints.shape[4]
+    for option, value, count in (('body', args.body, bodies), ('block', args.block, len(model.blocks)),
+                                 ('head', args.head, settings['num_heads'])):
+        if value is not None and value >= count:
+            raise UserError(f'--{option} {value}: there are {count}; give 0 to {count - 1}')
+    query = args.query and place_of(layout, *args.query, model.num_segments)
+    found = [look_inside(model, settings, clip, args.body, args.seed, args.block, args.head, query,
+                         class_names=state.get('classes')) for clip in clips]
+    facts = {'checkpoint': args.checkpoint, 'trained by': stage, 'on': settings['benchmark'],
+             'input': f'{INPUTS[settings["stream"]]}, {settings["num_frames"]} frames in segments of '
+                      f'{model.t_patch_size}, {model.num_joints} joints ({layout.name})',
+             'encoder': f'{len(model.blocks)} blocks, width {model.dim_feat}, {settings["num_heads"]} heads',
+             'clips from': str(args.data_path or settings['data_path'])}
+    return found, facts
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('--checkpoint', required=True, help='a pre-training checkpoint of main_pretrain.py')
-    parser.add_argument('--data_path', help='npz of the clip (default: what the model was trained on)')
-    parser.add_argument('--split', choices=('train', 'test'), default='test')
-    parser.add_argument('--clip', type=int, default=0, help='row in the split')
-    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are (default: what the checkpoint says)')
-    parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
-    parser.add_argument('--out', type=Path, default=Path('clip.png'), help='the picture')
-    args = parser.parse_args(argv)
-
-    check_writable(args.out.parent)
-    if args.out.is_dir():
-        raise UserError(f'--out {args.out}: is a folder; give the name of a PNG file')
-    model, settings, layout = load_model(args.checkpoint)
-    if args.layout:
-        layout = find_layout(args.layout, model.num_joints)
-    dataset = SkeletonDataset(args.data_path or settings['data_path'], args.split, settings['num_joints'])
-    if not 0 <= args.clip < len(dataset):
-        raise UserError(f'--clip {args.clip}: {args.split} has the clips 0 to {len(dataset) - 1}; give one of them')
-    layout = layout or layout_of(model.num_joints)
-    batch = dataset[[(args.clip, 0)]]
-    if isinstance(batch, UserError):
-        raise batch
-    clip = ClipMaker(settings['num_frames'], settings['stream'], settings['seed'], layout=layout).eval_view(batch)
-    inside = look_inside(model, settings, clip, args.seed)
-    draw(inside, layout, settings, f'{settings["benchmark"]}, {args.split} clip {args.clip}', args.out)
-    print(args.out)
+    args = build_parser().parse_args(argv)
+    check_outputs(args)
+    found, facts = look(args)
+    for row, inside in zip(args.clip, found, strict=True):
+        if args.out:
+            pictures.write(numbered(args.out, row, args), pictures.png(pictures.overview(inside)))
+            print(numbered(args.out, row, args))
+        if args.gif:
+            pictures.write(numbered(args.gif, row, args), pictures.animate(inside))
+            print(numbered(args.gif, row, args))
+    if args.html:
+        write_page(args.html, f'Looking inside: {facts["on"]}', facts, found)
+        print(args.html)
     return 0
 
 

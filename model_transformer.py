@@ -105,6 +105,13 @@ class SkeletonEncoder(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)
 
+    def attention(self, bodies: torch.Tensor, block: int) -> torch.Tensor:
+        """Who looks where in one of the blocks, counted from 0, (B, T, V, C) -> (B, heads, L, L); rows sum to 1."""
+        tokens = self.embed(bodies)
+        for earlier in self.blocks[:block]:
+            tokens = earlier(tokens)
+        return self.blocks[block].attn.weights(self.blocks[block].norm1(tokens))
+
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Clips (N, C, T, V, M) -> features (N, M, P, V, D)
 

@@ -240,7 +240,7 @@ BOUNDS = {
     'effective_batch_size': COUNT, 'batch_size': COUNT, 'accum_iter': COUNT, 'lr': POSITIVE, 'blr': POSITIVE,
     'min_lr': NOT_NEGATIVE, 'weight_decay': NOT_NEGATIVE, 'clip_grad': POSITIVE, 'seed': WHOLE, 'save_epochs': COUNT,
     'save_steps': WHOLE, 'save_minutes': NOT_NEGATIVE, 'log_steps': COUNT,
-    'decoder_dim_feat': COUNT, 'decoder_depth': COUNT,
+    'decoder_dim_feat': COUNT, 'decoder_depth': COUNT, 'picture_epochs': WHOLE, 'projector': WHOLE,
     'mask_ratio': (['0', '1', '-0.1', '1.1', 'nan', 'x'], ['0.001', '0.999']), 'motion_aware_tau': NOT_NEGATIVE,
     'motion_stride': COUNT, 'num_classes': (['1', '0', '-3', '2.5', 'x'], ['2', '120']), 'smoothing': SHARE,
     'label_fraction': (['0', '-0.1', '1.001', 'nan', 'x'], ['0.001', '1']), 'novel_every': WHOLE, 'k': COUNT,

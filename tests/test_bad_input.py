@@ -212,11 +212,14 @@ TABLE = [
     ('main_report', '--readme {s}/none.md', ['{s}/none.md', 'cannot be read', 'give a Markdown file']),
     # ---- pictures
     ('main_visualize', '', ['--checkpoint']),
-    ('main_visualize', '--checkpoint {s}/finetune/{last}', ['not a pre-training checkpoint', 'give one']),
+    ('main_visualize', '--checkpoint {s}/finetune/{last} --gif {out}/c.gif', ['--gif', 'fine-tuning', 'no motion']),
     ('main_visualize', '--checkpoint {s}/pretrain/{last} --clip 999', ['--clip 999', '0 to 12']),
     ('main_visualize', '--checkpoint {s}/pretrain/{last} --data_path {s}/none.npz', ['{s}/none.npz', 'no such']),
     ('main_visualize', '--checkpoint {s}/pretrain/{last} --out {s}', ['--out {s}', 'is a folder', 'PNG']),
     ('main_visualize', '--checkpoint {s}/pretrain/{last}', [f'no joint layout with {NUM_JOINTS} joints']),
+    ('main_visualize', '--checkpoint {s}/pretrain/{last} --html {s}', ['--html {s}', 'is a folder', 'HTML']),
+    ('main_visualize', '--checkpoint {s}/pretrain/{last} --block 7', ['--block 7', 'give 0 to']),
+    ('main_visualize', '--checkpoint {s}/pretrain/{last} --query head', ['--query', '2 arguments']),
     ('main_visualize', '--checkpoint {s}/pretrain/{last} --seed -1', ['--seed', '>= 0']),
     # ---- preparation
     ('data.prepare_ntu', '--raw {s}/none', ['{s}/none', 'does not exist', 'give --raw']),

@@ -19,7 +19,8 @@ FLOORS = {  # lower floors first; the two models stand on one floor, one above t
     'feeder.dataset': 1, 'feeder.loader': 1.5, 'feeder.augment': 1.5,
     'util.saved': 1, 'util.results': 2, 'util.report': 2.5, 'util.scores': 2.6, 'util.figures': 2.7,
     'util.flops': 2, 'util.bench': 2.6, 'util.loop': 2, 'util.args': 2, 'util.rebuild': 2.5, 'util.authors': 2.6,
-    'util.export': 2.6, 'util.plain': 2.5, 'engine_': 3, 'engine_predict': 3.5, 'main_': 4,
+    'util.export': 2.6, 'util.plain': 2.5, 'util.inside': 2.6, 'util.pictures': 2.7, 'util.page': 2.8,
+    'engine_': 3, 'engine_predict': 3.5, 'main_': 4,
     'main_benchmark': 5,
 }
 

@@ -86,6 +86,14 @@ class Attention(timm.layers.Attention):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(blocked_attention(q, k, v).transpose(1, 2).flatten(2))
 
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """How much each token takes from each, (B, L, H·E) -> (B, H, L, L): a row for who looks, it sums to 1.
+
+        What `forward` multiplies the values with and never shows; for looking at, in evaluation (without dropout).
+        """
+        q, k, _ = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return _weights(q.flatten(0, 1), k.flatten(0, 1)).unflatten(0, q.shape[:2])
+
 
 def shape_of(args: argparse.Namespace, num_bodies: int) -> tuple[int, int, int, int]:
     """The attention that takes most of a stage's time, (B, H, L, E): all tokens, at most 64 bodies."""

@@ -14,11 +14,10 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 from sklearn.manifold import TSNE  # noqa: E402
 
-from feeder.classes import names_of  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import replacing  # noqa: E402
 from util.results import distinct_runs, group_runs, place_of, read_log, stage_of  # noqa: E402
-from util.saved import Features, Scores  # noqa: E402
+from util.saved import Features, Scores, label_names  # noqa: E402
 from util.scores import accuracy_of, class_names, confusion_of  # noqa: E402
 
 TRAINED = ('pretrain', 'linprobe', 'finetune')      # the stages that leave a log
@@ -168,12 +167,6 @@ def embed(features: Features, most: int, seed: int) -> tuple[np.ndarray, np.ndar
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init='pca' if values.shape[1] > 1 else 'random',
                 random_state=seed)
     return tsne.fit_transform(values), rows
-
-
-def label_names(benchmark: str | None, label: np.ndarray) -> list[str]:
-    """A name for each of the labels (N,): the benchmark's where it has so many, else 'class 0' and so on."""
-    names, classes = names_of(benchmark, None), int(label.max()) + 1
-    return names if names and len(names) >= classes else [f'class {i}' for i in range(classes)]
 
 
 def draw_tsne(features: Features, path: Path, benchmark: str | None = None, most: int = 2000, seed: int = 0) -> None:

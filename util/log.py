@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -58,6 +59,19 @@ class EpochLog:
                             'auto') from error
         self.scalars({f'epoch/{name}': value for name, value in values.items()}, step)
 
+    def pictures(self, images: dict[str, np.ndarray], step: int) -> None:
+        """Images (H, W, 3) uint8 for TensorBoard."""
+        for name, image in images.items():
+            self.writer.add_image(name, image, step, dataformats='HWC')
+
+    def outcome(self, settings: dict, figures: dict[str, float], step: int) -> None:
+        """What TensorBoard compares runs by (its tab HPARAMS): settings and final figures, as part of this very run."""
+        plain = {name: value if isinstance(value, bool | int | float | str) else str(value)
+                 for name, value in settings.items()}
+        # Under a name of its own, which is the default, it would look like another run.
+        self.writer.add_hparams(plain, {f'outcome/{name}': value for name, value in figures.items()}, run_name='.',
+                                global_step=step)
+
     def close(self) -> None:
         self.writer.close()
 
@@ -68,6 +82,10 @@ class NoLog:
     def scalars(self, values: dict[str, float], step: int) -> None: ...
 
     def epoch(self, epoch: int, values: dict[str, float], step: int) -> None: ...
+
+    def pictures(self, images: dict[str, np.ndarray], step: int) -> None: ...
+
+    def outcome(self, settings: dict, figures: dict[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 

@@ -134,6 +134,8 @@ class Trainer:
                        'data': dataset.digest}
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.non_finite = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.grad_norm = torch.zeros((), device=world.device)       # of a step that is read
+        self.reads = False
         self.log = NoLog()
         self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes,
                      'class_names': names_beside(args.data_path, dataset.num_classes),
@@ -157,16 +159,18 @@ class Trainer:
                                args.epochs)
             set_learning_rate(self.optimizer, lr)
             torch.manual_seed(derive_seed(args.seed, epoch, step, self.world.rank))     # drop path, dropout
-            yield step, itertools.islice(stream, args.accum_iter)
             done = step + 1
+            self.reads = done % args.log_steps == 0 or done == self.steps_per_epoch
+            yield step, itertools.islice(stream, args.accum_iter)
             due = args.save_steps and done % args.save_steps == 0
-            if done % args.log_steps == 0 or done == self.steps_per_epoch:
+            if self.reads:
                 self.stop_if_non_finite(epoch, done)
                 loss = self.mean_over_world(self.loss_sum - read[1]) / (done - read[0])
                 read = done, self.loss_sum.clone()
                 speed = (done - self.first_step) * args.effective_batch_size / (time.perf_counter() - began)
                 bar.set_postfix_str(f'loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} clips/s')
-                self.log.scalars({'train/loss': loss, 'train/lr': lr}, epoch * self.steps_per_epoch + done)
+                self.log.scalars({'train/loss': loss, 'train/lr': lr, 'train/clips_per_s': speed,
+                                  'train/grad_norm': self.grad_norm.item()}, epoch * self.steps_per_epoch + done)
                 due = due or self.save_is_due()
             stop = self.world.any(self.told.signal is not None)
             if (due or stop) and done < self.steps_per_epoch:
@@ -190,7 +194,10 @@ class Trainer:
 
     def update(self) -> None:
         if self.args.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+        elif self.reads:
+            self.grad_norm = nn.utils.get_total_norm(
+                [weight.grad for weight in self.model.parameters() if weight.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -279,11 +286,12 @@ class Trainer:
             raise UserError(f'{self.output_dir}: holds the {LAST} of an earlier run; go on with --resume auto, or give '
                             'another --output_dir')
 
-    def fit(self, train_one_epoch, evaluate=None, finish=None) -> dict:
+    def fit(self, train_one_epoch, evaluate=None, finish=None, pictures=None) -> dict:
         """Trains to the last epoch, evaluating after each one when `evaluate` is given; returns the result.
 
         train_one_epoch(trainer, epoch) trains; evaluate() returns a dict with top1, top5, loss; finish() writes what
-        else the run leaves. result.json comes last of all: where it is, there is the rest too.
+        else the run leaves. result.json comes last of all: where it is, there is the rest too. pictures() returns
+        images by name, for TensorBoard; the main process alone calls it, every --picture_epochs.
         """
         self.check_folder()
         result = self.output_dir / 'result.json'
@@ -303,16 +311,17 @@ class Trainer:
         try:
             with listening() as self.told:
                 for epoch in range(self.epoch, self.args.epochs):
-                    self._run_epoch(epoch, train_one_epoch, evaluate)
+                    self._run_epoch(epoch, train_one_epoch, evaluate, pictures)
                     if epoch + 1 < self.args.epochs and self.world.any(self.told.signal is not None):
                         self.leave(f'after epoch {epoch}')
                 if finish:
                     finish()
+                self.log.outcome(*self._outcome(), self.args.epochs * self.steps_per_epoch)
                 return self._result()
         finally:
             self.log.close()
 
-    def _run_epoch(self, epoch: int, train_one_epoch, evaluate) -> None:
+    def _run_epoch(self, epoch: int, train_one_epoch, evaluate, pictures) -> None:
         began, first_step = time.perf_counter(), self.first_step
         train_one_epoch(self, epoch)
         self.stop_if_non_finite(epoch, self.steps_per_epoch)     # waits for the device, so the clock is honest
@@ -343,6 +352,9 @@ class Trainer:
         self.record['clips'] += clips
         self.log.epoch(epoch, line | {'seconds': time.perf_counter() - began}, (epoch + 1) * self.steps_per_epoch)
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
+        if pictures and self.world.is_main and ((epoch + 1) % self.args.picture_epochs == 0
+                                                or epoch + 1 == self.args.epochs):
+            self.log.pictures(pictures(), (epoch + 1) * self.steps_per_epoch)
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
 
     def leave(self, where: str) -> None:
@@ -383,6 +395,16 @@ class Trainer:
             if name == LAST:
                 checkpoint.keep(self.output_dir / LAST, PREVIOUS)
             checkpoint.save(self.output_dir / name, content)
+
+    def _outcome(self) -> tuple[dict, dict[str, float]]:
+        """Settings and final figures, by which runs are compared."""
+        settings = {name: value for name, value in vars(self.args).items()
+                    if name not in SURROUNDINGS and value is not None}
+        figures = {'train_loss': self.record.get('last_loss', math.nan),
+                   'clips_per_s': self.record['clips'] / max(self.record['train_seconds'], 1e-9)}
+        figures |= {f'test_{name}': value for name, value in (self.record['last'] or {}).items()
+                    if name in ('top1', 'top5', 'loss') and value is not None}
+        return {'method': self.facts['method'], 'protocol': self.facts['protocol']} | settings, figures
 
     def _result(self) -> dict:
         """What result.json says of the run, written by the main process, and the model card made of it."""

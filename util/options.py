@@ -12,7 +12,7 @@ STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
 SURROUNDINGS = frozenset({
     'config', 'data_path', 'layout', 'output_dir', 'log_dir', 'resume', 'device', 'num_workers', 'data_on_device',
     'batch_size', 'accum_iter', 'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores',
-    'save_features', 'patience'})
+    'save_features', 'patience', 'picture_epochs', 'projector'})
 # By which kernels: the same numbers but for their rounding.
 ROUNDING = frozenset({'compile', 'attention', 'precision', 'deterministic'})
 # Told in another way: in an experiment's name, by the seed, by the facts of the pre-training; of lr and blr it is lr
@@ -176,7 +176,7 @@ def _add_saving(parser: argparse.ArgumentParser) -> None:
         '(0: by --save_minutes only)')
     add('--save_minutes', type=NOT_NEGATIVE, default=10., help='minutes after which checkpoint-last.pth is written '
         'inside an epoch (0: at its end only)')
-    add('--log_steps', type=COUNT, default=20, help='steps between readings of the loss')
+    add('--log_steps', type=COUNT, default=20, help='steps between readings of loss, gradient norm and throughput')
 
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +189,8 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
     add('--skip_empty_bodies', action=argparse.BooleanOptionalAction, default=False,
         help='leave all-zero bodies out of the batch and its loss; the authors train on them too')
     add('--target', type=text, choices=('motion', 'joint'), default='motion', help='what is predicted')
+    add('--picture_epochs', type=WHOLE, default=0,
+        help="epochs between pictures of the first training clip in TensorBoard, as main_visualize.py's (0: none)")
     add('--norm_skes_loss', action=argparse.BooleanOptionalAction, default=True,
         help="normalise each token's target over its own values")
 
@@ -213,6 +215,7 @@ def _add_classification(parser: argparse.ArgumentParser) -> None:
         help='at the end, write the probabilities of the test clips to scores.npz')
     add('--save_features', action=argparse.BooleanOptionalAction, default=False,
         help='at the end, write the mean features of the test clips to features.npz')
+    _add_projector(parser)
 
 
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +233,12 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     add('--metric', type=text, choices=('cosine', 'euclidean', 'manhattan'), default='cosine',
         help='distance between features')
     add('--novel_every', type=WHOLE, default=6, help='every so many-th class, from the first on, is novel (oneshot)')
+    _add_projector(parser)
+
+
+def _add_projector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--projector', type=WHOLE, default=0, metavar='N',
+                        help="at the end, give TensorBoard's projector the features of up to so many test clips")
 
 
 def _add_finetuning(parser: argparse.ArgumentParser) -> None:

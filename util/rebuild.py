@@ -70,6 +70,24 @@ def make_model(stage: str, weights: dict, settings: dict, path: str | Path) -> S
     return model.eval()
 
 
+def settings_in(state: dict, path: str | Path) -> dict:
+    """The settings that a checkpoint of ours was trained with, all sizes those of its weights.
+
+    UserError for one without settings, and where the stream or the benchmark cannot be.
+    """
+    told = state['args']
+    if 'num_heads' not in told:
+        raise UserError(f'{path}: not a checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py (no '
+                        'settings in it); one of the authors\' is converted with main_export.py --authors')
+    sizes = sizes_of(state['model'], path)
+    settings = told | sizes | {'mlp_ratio': told.get('mlp_ratio', sizes['mlp_ratio'])}     # rounded in the weights
+    if settings.get('stream') not in ('joint', 'bone', 'velocity'):
+        raise UserError(f'{path}: its settings name no stream that is known; take another checkpoint')
+    if not isinstance(settings.get('benchmark'), str | None):
+        raise UserError(f'{path}: its benchmark is no text; take another checkpoint')
+    return settings
+
+
 def load_whole(path: str | Path, what: str | None = None) -> tuple[SkeletonEncoder, str, dict, dict]:
     """The classifier or encoder of a checkpoint of ours, in eval mode: model, which of both, settings, the checkpoint.
 
@@ -77,18 +95,11 @@ def load_whole(path: str | Path, what: str | None = None) -> tuple[SkeletonEncod
     Raises UserError for a checkpoint without settings, of no stage, or whose weights fit no model.
     """
     state = checkpoint.load(path)
-    weights, told = state['model'], state['args']
+    weights, settings = state['model'], settings_in(state, path)
     stage = STAGES.get(checkpoint.stage_of(weights))
-    if stage is None or 'num_heads' not in told:
-        raise UserError(f'{path}: not a checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py (no '
-                        f'{"settings" if stage else "head or decoder"} in it); one of the authors\' is converted '
-                        'with main_export.py --authors')
-    sizes = sizes_of(weights, path)
-    settings = told | sizes | {'mlp_ratio': told.get('mlp_ratio', sizes['mlp_ratio'])}     # rounded in the weights
-    if settings.get('stream') not in ('joint', 'bone', 'velocity'):
-        raise UserError(f'{path}: its settings name no stream that is known; take another checkpoint')
-    if not isinstance(settings.get('benchmark'), str | None):
-        raise UserError(f'{path}: its benchmark is no text; take another checkpoint')
+    if stage is None:
+        raise UserError(f'{path}: has neither head nor decoder; give a checkpoint of main_pretrain.py, '
+                        'main_linprobe.py or main_finetune.py')
     if what is None:
         what = 'encoder' if stage == 'pretrain' else 'classifier'
     if what == 'encoder':

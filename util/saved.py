@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.common import write_npz
+from feeder.classes import names_of
 from util.errors import UserError
-from util.files import check_members
+from util.files import check_members, replacing
 
 ZIPS = (b'PK\x03\x04', b'PK\x05\x06')     # how a zip archive begins, an empty one the second way
 MOST = 1e30     # numbers of a run are below
@@ -57,6 +58,31 @@ def write_features(path: Path, splits: dict[str, Features], run: dict | None = N
     write_npz(path, **{f'{field}_{split}': np.asarray(value) for split, held in splits.items()
                        for field, value in held._asdict().items()},
               **{name: np.array(value) for name, value in facts.items()})
+
+
+def label_names(benchmark: str | None, label: np.ndarray) -> list[str]:
+    """A name for each of the labels (N,): the benchmark's where it has so many, else 'class 0' and so on."""
+    names, classes = names_of(benchmark, None), int(label.max()) + 1
+    return names if names and len(names) >= classes else [f'class {i}' for i in range(classes)]
+
+
+def write_projector(folder: str | Path, held: Features, benchmark: str | None, most: int, seed: int,
+                    class_names: list[str] | None = None) -> None:
+    """Up to `most` clips, drawn with `seed`, for the projector of a TensorBoard that looks into `folder`.
+
+    Features as they are, with class and name of each clip to colour and find it by.
+    """
+    folder = Path(folder)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(held.label))[:most])
+    names = class_names or label_names(benchmark, held.label)
+    told = [('class', 'clip'), *((names[held.label[row]], ' '.join(str(held.name[row]).split())) for row in rows)]
+    with replacing(folder / 'projector' / 'features.tsv') as partial:
+        np.savetxt(partial, held.features[rows], '%.6g', '\t')
+    with replacing(folder / 'projector' / 'clips.tsv') as partial:
+        partial.write_text(''.join('\t'.join(words) + '\n' for words in told))
+    with replacing(folder / 'projector_config.pbtxt') as partial:       # the name TensorBoard looks for in a run
+        partial.write_text('embeddings {\n  tensor_name: "features of test clips"\n'
+                           '  tensor_path: "projector/features.tsv"\n  metadata_path: "projector/clips.tsv"\n}\n')
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -1,0 +1,357 @@
+"""Pictures of what a model makes of a clip (util/inside.py): figures, PNG files, an animation.
+
+Each `draw_…` fills a figure, or a part of one. Colours are Okabe and Ito's, apart for the colour-blind as well; what
+they say, shapes or names say too. Axis letters: T frames, V joints, P segments of u frames.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from util.files import replacing
+from util.inside import Inside
+
+SHOWN, PREDICTED, TRUE = '#0072b2', '#d55e00', '#2b2f36'
+HIDDEN, BONE, GREY, FAINT = '#c3c7cd', '#9aa0a8', '#4a4f57', '#e3e6ea'
+WIDTH, DPI = 10, 120        # inches and dots an inch of figures
+Part = Figure | SubFigure
+
+
+# ---- the view of a skeleton ------------------------------------------------------------------------------------------
+
+
+def view_of(pose: np.ndarray) -> np.ndarray:
+    """The projection (3, 2) of (T, V, 3) coordinates, y upright, from the side on which most is to be seen.
+
+    That is across the horizontal direction in which a frame's joints spread most, on the camera's side of it.
+    """
+    flat = (pose - pose.mean(1, keepdims=True))[..., [0, 2]].reshape(-1, 2)
+    across = np.linalg.eigh(flat.T @ flat)[1][:, -1]
+    across *= -1 if across[0] < 0 else 1
+    return np.array([[across[0], 0], [0, 1], [across[1], 0]])
+
+
+def flatten(pose: np.ndarray) -> np.ndarray:
+    """Poses (T, V, 3) as they are drawn, (T, V, 2): the view goes with the body sideways, and stands still upwards."""
+    flat = pose @ view_of(pose)
+    return flat - np.stack([np.broadcast_to(flat[..., :1].mean(1), flat.shape[:1] + (1,)),
+                            np.full(flat.shape[:1] + (1,), flat[..., 1].mean())], axis=-1)
+
+
+def _window(axis: Axes, flat: np.ndarray, margin: float) -> None:
+    low, high = flat.min((0, 1)), flat.max((0, 1))
+    axis.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), aspect='equal')
+    axis.axis('off')
+
+
+def _bones(axis: Axes, points: np.ndarray, parents: tuple[int, ...], **style) -> None:
+    lines = [points[[joint, parent]] for joint, parent in enumerate(parents) if joint != parent]
+    axis.add_collection(LineCollection(lines, **{'colors': BONE, 'linewidths': 1.2, 'zorder': 1} | style))
+
+
+def _colours(inside: Inside, t: int) -> list[str]:
+    """Of the joints in a frame: whether the model was shown them."""
+    if inside.prediction is None:
+        return [SHOWN] * len(inside.clip.layout.joints)
+    return [HIDDEN if hidden else SHOWN for hidden in inside.prediction.hidden[t // inside.u]]
+
+
+def draw_poses(part: Part, inside: Inside, moments: int = 8) -> None:
+    """The skeleton at moments spread over the clip; joints hidden from the model at that moment are grey."""
+    flat, u = flatten(inside.pose), inside.u
+    axes = part.subplots(1, moments)
+    for axis, t in zip(axes, np.linspace(u // 2, len(flat) - 1 - u // 2, moments).round().astype(int), strict=True):
+        _bones(axis, flat[t], inside.clip.layout.parents)
+        axis.scatter(*flat[t].T, c=_colours(inside, t), edgecolors=GREY, linewidths=0.5, s=22, zorder=2)
+        _window(axis, flat, 0.06)
+        axis.set_title(f'frame {t}', fontsize=9, color=GREY)
+    told = '' if inside.prediction is None else ': blue joints were shown to the model, grey ones hidden'
+    part.suptitle(f'The skeleton over time{told}', fontsize=11)
+
+
+# ---- joint × segment maps --------------------------------------------------------------------------------------------
+
+
+def _map(part: Part, axis: Axes, inside: Inside, values: np.ndarray, cmap: str, label: str, **limits) -> None:
+    """(P, V) values as a map with a row a joint and a column a segment."""
+    image = axis.imshow(values.T, cmap=cmap, aspect='auto', interpolation='nearest', **limits)
+    size = 8 if len(inside.clip.layout.joints) <= 20 else 7
+    axis.set_yticks(range(len(inside.clip.layout.joints)), inside.clip.layout.joints, fontsize=size)
+    axis.tick_params(length=2)
+    axis.tick_params(axis='x', labelsize=8)
+    axis.set_xlabel(f'segment ({inside.u} frames each)', fontsize=9)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    bar = part.colorbar(image, ax=axis, pad=0.015, aspect=30)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.outline.set_visible(False)
+
+
+def draw_intensity(part: Part, inside: Inside) -> None:
+    """Motion intensity as a joint × segment map, a blue frame about each token the model was shown."""
+    axis = part.subplots()
+    _map(part, axis, inside, inside.intensity * 100, 'YlOrBr', 'cm from segment to segment')
+    title = 'How much each joint-segment moves'
+    if inside.prediction is not None:
+        shown = np.argwhere(~inside.prediction.hidden)
+        for segment, joint in shown:
+            axis.add_patch(Rectangle((segment - 0.42, joint - 0.42), 0.84, 0.84, fill=False, edgecolor=SHOWN,
+                                     linewidth=2))
+        title += f'\nblue frames: the {len(shown)} of {inside.intensity.size} the model was shown'
+    axis.set_title(title, fontsize=10)
+
+
+def attention_title(inside: Inside) -> str:
+    """Who looks, and in which block."""
+    found = inside.attention
+    who = 'all joint-segments' if found.query is None else \
+        f'{inside.clip.layout.joints[found.query[0]]}, segment {found.query[1]}'
+    heads = 'mean of all heads' if found.head is None else f'head {found.head}'
+    return f'Encoder block {found.block}, {heads}:\nwhere {who} look{"" if found.query is None else "s"}'
+
+
+def draw_attention(part: Part, inside: Inside) -> None:
+    """Where a block looks, as a joint × segment map; the token that looks has a vermilion frame."""
+    axis, found = part.subplots(), inside.attention
+    _map(part, axis, inside, found.weight, 'cividis', 'attention, 1 = as much as the average', vmin=0)
+    if found.query is not None:
+        joint, segment = found.query
+        axis.add_patch(Rectangle((segment - 0.45, joint - 0.45), 0.9, 0.9, fill=False, edgecolor=PREDICTED,
+                                 linewidth=2.5))
+    axis.set_title(attention_title(inside), fontsize=10)
+
+
+def draw_attended(part: Part, inside: Inside, moments: int = 5) -> None:
+    """The skeleton at some moments, each joint as large as it is looked at then."""
+    flat, u, weight = flatten(inside.pose), inside.u, inside.attention.weight
+    axes = part.subplots(1, moments)
+    for axis, p in zip(axes, np.linspace(0, len(weight) - 1, moments).round().astype(int), strict=True):
+        points = flat[p * u + u // 2]
+        _bones(axis, points, inside.clip.layout.parents)
+        axis.scatter(*points.T, s=4 + 180 * weight[p] / weight.max(), c=weight[p], cmap='cividis', vmin=0,
+                     vmax=weight.max(), edgecolors='white', linewidths=0.5, zorder=2)
+        _window(axis, flat, 0.12)
+        axis.set_title(f'segment {p}', fontsize=9, color=GREY)
+
+
+# ---- true and predicted motion ---------------------------------------------------------------------------------------
+
+
+def unit_of(inside: Inside) -> str:
+    if inside.prediction.target == 'motion':
+        return 'motion, cm a frame'
+    return {'joint': 'position, cm', 'bone': 'bone, cm', 'velocity': 'velocity, cm a frame'}[inside.stream]
+
+
+def draw_curves(part: Part, inside: Inside) -> None:
+    """The three joints that move most while hidden, each along its liveliest axis, and all hidden values at once."""
+    found, u = inside.prediction, inside.u
+    hidden = np.repeat(found.hidden, u, axis=0)                                         # (T, V)
+    energy = np.where(hidden[..., None], found.true, 0).var(0)                          # (V, 3)
+    axes = part.subplots(1, 4, width_ratios=[1, 1, 1, 0.9])
+    for axis, joint in zip(axes, energy.max(1).argsort()[::-1][:3], strict=False):
+        c = energy[joint].argmax()
+        level = found.true[:, joint, c].reshape(-1, u).mean(1).repeat(u)
+        true, pred, level = (np.where(hidden[:, joint], values, np.nan) * 100 for values in
+                             (found.true[:, joint, c], found.pred[:, joint, c], level))
+        if found.normalised:
+            axis.plot(level, color=BONE, label='mean of the truth in each segment (given)', linewidth=1.1)
+        axis.plot(true, color=TRUE, label='true', linewidth=1.5)
+        axis.plot(pred, color=PREDICTED, label='predicted', linewidth=1.5, linestyle=(0, (4, 1)))
+        axis.set_title(f'{inside.clip.layout.joints[joint]}, {"xyz"[c]}', fontsize=9)
+        axis.set_xlabel('frame', fontsize=9)
+        axis.set_xlim(0, len(true) - 1)
+    axes[0].set_ylabel(unit_of(inside), fontsize=9)
+    _scatter(axes[3], inside)
+    for axis in axes:
+        axis.tick_params(labelsize=8, length=2)
+        axis.grid(color=FAINT, linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.spines[['top', 'right']].set_visible(False)
+    part.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False, fontsize=9)
+    part.suptitle(f'What was hidden: true against predicted {found.target}', fontsize=11)
+
+
+def _scatter(axis: Axes, inside: Inside) -> None:
+    """Every hidden value as the loss sees it, predicted over true; on the diagonal it is right."""
+    found = inside.prediction
+    low, high = (float(np.quantile(found.asked, q)) for q in (0.005, 0.995))
+    axis.plot([low, high], [low, high], color=TRUE, linewidth=0.8, linestyle='--')
+    axis.scatter(found.asked, found.answered, s=3, color=PREDICTED, alpha=0.25, linewidths=0, rasterized=True)
+    margin = 0.05 * (high - low) or 1
+    axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+    told = f'R² {found.numbers["r2"]:.2f}, r {found.numbers["r"]:.2f}' if 'r' in found.numbers else 'nothing moves'
+    axis.set_title(f'all hidden: {told}', fontsize=9)
+    scale = ', normalised' if found.normalised else ', m'
+    axis.set_xlabel('true' + scale, fontsize=9)
+    axis.set_ylabel('predicted', fontsize=9)
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def draw_classes(part: Part, inside: Inside, most: int = 5) -> None:
+    """The most probable classes as bars; the true one, where it is known, is said to be."""
+    axis, label = part.subplots(), inside.clip.label
+    best = inside.classes.argsort()[::-1][:most]
+    if label is not None and label not in best:
+        best = np.append(best, label)
+    share = 100 * inside.classes[best]
+    bars = axis.barh(range(len(best)), share, color=[SHOWN if i == label else BONE for i in best])
+    axis.bar_label(bars, [f'{value:.1f} %' for value in share], padding=3, fontsize=9)
+    names = [inside.class_names[i] + (' (true)' if i == label else '') for i in best]
+    axis.set_yticks(range(len(best)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 112), xticks=[])
+    axis.spines[['top', 'right', 'bottom']].set_visible(False)
+    axis.set_title('What the action is taken for', fontsize=11)
+
+
+# ---- whole figures ---------------------------------------------------------------------------------------------------
+
+
+def figure_of(draw: Callable[[Part, Inside], None], inside: Inside, height: float, width: float = WIDTH) -> Figure:
+    """A figure with this one part; sizes in inches."""
+    figure = Figure((width, height), dpi=DPI, layout='constrained', facecolor='white')
+    draw(figure, inside)
+    return figure
+
+
+def draw_maps(part: Part, inside: Inside) -> None:
+    """Intensity and attention beside each other."""
+    for half, draw in zip(part.subfigures(1, 2), (draw_intensity, draw_attention), strict=True):
+        draw(half, inside)
+
+
+def overview(inside: Inside) -> Figure:
+    """Everything there is to see of a clip, on one page."""
+    rows = [(draw_poses, 2.1), (draw_maps, 4.3)]
+    if inside.prediction is not None:
+        rows.append((draw_curves, 2.6))
+    if inside.classes is not None:
+        rows.append((draw_classes, 2.))
+    heights = [height for _, height in rows]
+    figure = Figure((WIDTH, sum(heights) + 0.4), dpi=DPI, layout='constrained', facecolor='white')
+    figure.suptitle(inside.clip.title, fontsize=12, fontweight='bold')
+    for part, (draw, _) in zip(figure.subfigures(len(rows), 1, height_ratios=heights), rows, strict=True):
+        draw(part, inside)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """(H, W, 3) uint8"""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png(figure: Figure) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format='png')
+    return held.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file of these bytes, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+# ---- animation -------------------------------------------------------------------------------------------------------
+
+
+def arrow_scale(inside: Inside) -> float:
+    """How many times too long motion is drawn, so that it can be seen: a lively joint's arrow takes 15 cm."""
+    lively = np.quantile(np.linalg.norm(inside.prediction.true, axis=-1), 0.85)
+    return float(np.clip(round(0.15 / max(lively, 1e-6)), 1, 10))
+
+
+def animate(inside: Inside, most: int = 60, milliseconds: int = 100) -> bytes:
+    """A GIF, at most so many frames of the clip: what the model was shown, beside what was hidden and what it said.
+
+    True and predicted motion are arrows from the joints; where positions are predicted, a line goes from where a
+    hidden joint is to where the model puts it.
+    """
+    flat, arrows = flatten(inside.pose), inside.prediction.target == 'motion'
+    step = -(-len(flat) // most)
+    figure = Figure((6.4, 4.6), dpi=100, facecolor='white')
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(0.01, 0.14, 0.99, 0.92, 0.02)
+    scale = arrow_scale(inside) if arrows else 1
+    view = view_of(inside.pose)
+    true, pred = (values @ view * scale for values in (inside.prediction.true, inside.prediction.pred))
+    frames = []
+    for t in range(0, len(flat), step):
+        _draw_moment(left, right, inside, flat, t)
+        if arrows:
+            _draw_arrows(right, inside, flat[t], true[t], pred[t], t)
+        else:
+            _draw_misses(right, inside, flat[t], pred[t] - true[t], t)
+        _tell(figure, inside, t, scale if arrows else None)
+        frames.append(pixels(figure))
+        figure.texts.clear()
+        for axis in (left, right):
+            axis.clear()
+    return _gif(frames, milliseconds * step)
+
+
+def _draw_moment(left: Axes, right: Axes, inside: Inside, flat: np.ndarray, t: int) -> None:
+    _bones(left, flat[t], inside.clip.layout.parents, linewidths=1.6)
+    _bones(right, flat[t], inside.clip.layout.parents, colors=FAINT, linewidths=1.6)
+    left.scatter(*flat[t].T, c=_colours(inside, t), edgecolors=GREY, linewidths=0.6, s=46, zorder=2)
+    for axis, title in ((left, 'the skeleton'), (right, f'{inside.prediction.target} of hidden joints')):
+        _window(axis, flat, 0.12)
+        axis.set_title(title, fontsize=11)
+
+
+def _draw_arrows(axis: Axes, inside: Inside, points: np.ndarray, true: np.ndarray, pred: np.ndarray, t: int) -> None:
+    hidden = inside.prediction.hidden[t // inside.u]
+    axis.scatter(*points[hidden].T, c=HIDDEN, s=16, zorder=2, linewidths=0)
+    for moved, colour, width, above in ((true, TRUE, 0.014, 3), (pred, PREDICTED, 0.009, 4)):
+        axis.quiver(*points[hidden].T, *moved[hidden].T, color=colour, width=width, angles='xy', scale_units='xy',
+                    scale=1, headwidth=3.2, headlength=3.6, headaxislength=3.4, minlength=0.5, zorder=above)
+
+
+def _draw_misses(axis: Axes, inside: Inside, points: np.ndarray, miss: np.ndarray, t: int) -> None:
+    hidden = inside.prediction.hidden[t // inside.u]
+    put = points + miss
+    misses = np.stack([points, put], axis=1)[hidden]
+    axis.add_collection(LineCollection(misses, colors=PREDICTED, linewidths=1, zorder=2))
+    axis.scatter(*points[hidden].T, c=TRUE, s=26, zorder=3, linewidths=0)
+    axis.scatter(*put[hidden].T, c=PREDICTED, s=30, marker='D', zorder=4, linewidths=0)
+
+
+def _tell(figure: Figure, inside: Inside, t: int, scale: float | None) -> None:
+    """What the colours are, where in the clip this is, and how the prediction was put to scale."""
+    left = (('●', SHOWN, 'shown to the model'), ('●', HIDDEN, 'hidden'))
+    right = (('➤', TRUE, f'true (×{scale:.0f})'), ('➤', PREDICTED, 'predicted')) if scale else \
+        (('●', TRUE, 'true'), ('◆', PREDICTED, 'predicted'))
+    for x, entries in ((0.07, left), (0.58, right)):
+        for place, (sign, colour, said) in enumerate(entries):
+            at = x + place * (0.27 if x < 0.5 else 0.2)
+            figure.text(at, 0.1, sign, color=colour, fontsize=11, ha='center', va='center')
+            figure.text(at + 0.015, 0.1, said, color=TRUE, fontsize=9.5, va='center')
+    note = '; predictions on the scale of the truth in each segment' if inside.prediction.normalised else ''
+    figure.text(0.5, 0.035, f'frame {t} of {len(inside.pose)}{note}', color=GREY, fontsize=8.5, ha='center')
+
+
+def _gif(frames: list[np.ndarray], milliseconds: int) -> bytes:
+    """Frames (H, W, 3) in the colours of this file, each in shades up to white; it starts again after a pause."""
+    shades = [255 - (255 - np.array(to_rgb(colour)) * 255) * part for part in np.linspace(0.3, 1, 8)
+              for colour in (SHOWN, HIDDEN, TRUE, PREDICTED, BONE, GREY)]
+    palette = Image.new('P', (1, 1))
+    palette.putpalette(np.array([[255] * 3, *shades]).round().astype(np.uint8).tobytes())
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    held = io.BytesIO()
+    images[0].save(held, 'GIF', save_all=True, append_images=images[1:], loop=0, optimize=False,
+                   duration=[milliseconds] * (len(images) - 1) + [milliseconds + 900])
+    return held.getvalue()
