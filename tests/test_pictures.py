@@ -324,7 +324,8 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch, ca
     write_npz(runs / 'W.npz', x_train=x, y_train=y, x_test=x, y_test=y)
     drawn = []
     monkeypatch.setattr(pictures, 'overview', lambda looked: drawn.append(looked) or Figure((1, 1)))
-    options = ['--checkpoint', str(runs / 'pretrain/checkpoint-last.pth'), '--out', str(runs / 'raw.png'), '--data_path']
+    options = ['--checkpoint', str(runs / 'pretrain/checkpoint-last.pth'), '--out', str(runs / 'raw.png'),
+               '--data_path']
     main_visualize.main([*options, str(runs / 'walk.npy')])
     main_visualize.main([*options, str(runs / 'W.npz'), '--clip', '1'])
     raw, row = drawn
