@@ -131,10 +131,11 @@ def draw_attention(part: Part, inside: Inside) -> None:
 
 
 def draw_attended(part: Part, inside: Inside, moments: int = 5) -> None:
-    """The skeleton at some moments, each joint as large as it is looked at then."""
+    """The skeleton in the segment that is looked at most of each part of the clip, joints as large as they are."""
     flat, u, weight = flatten(inside.pose), inside.u, inside.attention.weight
-    axes = part.subplots(1, moments)
-    for axis, p in zip(axes, np.linspace(0, len(weight) - 1, moments).round().astype(int), strict=True):
+    parts = np.array_split(np.arange(len(weight)), min(moments, len(weight)))
+    axes = part.subplots(1, len(parts), squeeze=False)[0]
+    for axis, p in zip(axes, (among[weight[among].max(1).argmax()] for among in parts), strict=True):
         points = flat[p * u + u // 2]
         _bones(axis, points, inside.clip.layout.parents)
         axis.scatter(*points.T, s=4 + 180 * weight[p] / weight.max(), c=weight[p], cmap='cividis', vmin=0,
