@@ -61,7 +61,7 @@ def numbered(path: Path, row: int, args: argparse.Namespace) -> Path:
     return path if len(args.clip) == 1 else path.with_name(f'{path.stem}-{row}{path.suffix}')
 
 
-def open_clips(args: argparse.Namespace, settings: dict, layout: Layout) -> list[Clip]:
+def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) -> list[Clip]:
     """The clips asked for, of an npz or of a file of recordings; UserError as `load_clip` and `read_recordings`."""
     path = args.data_path or settings.get('data_path')
     if not isinstance(path, str):
@@ -88,14 +88,14 @@ def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
     if args.gif and stage != 'pre-training':
         raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
                         'checkpoint, or --out or --html')
-    layout = find_layout(args.layout, model.num_joints) if args.layout else (
-        told_layout(state, args.checkpoint) or layout_of(model.num_joints))
+    layout = find_layout(args.layout, model.num_joints) if args.layout else told_layout(state, args.checkpoint)
     clips = open_clips(args, settings, layout)
     bodies = clips[0].joints.shape[4]
     for option, value, count in (('body', args.body, bodies), ('block', args.block, len(model.blocks)),
                                  ('head', args.head, settings['num_heads'])):
         if value is not None and value >= count:
             raise UserError(f'--{option} {value}: there are {count}; give 0 to {count - 1}')
+    layout = layout or layout_of(model.num_joints)
     query = args.query and place_of(layout, *args.query, model.num_segments)
     found = [look_inside(model, settings, clip, args.body, args.seed, args.block, args.head, query,
                          class_names=state.get('classes')) for clip in clips]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table and figures.
+# The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table, figures, prediction.
 #   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without: made-up recordings, raw NTU text
 #   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
 set -euo pipefail
@@ -44,6 +44,8 @@ stage linprobe linprobe_random "$@" --random_encoder
 stage finetune finetune "$@" --finetune "$pretrained"
 stage finetune scratch "$@" --layer_decay 1
 
-"$PYTHON" main_visualize.py --checkpoint "$pretrained" --clip 40 --out "$OUT/clip.png"
+"$PYTHON" main_visualize.py --checkpoint "$pretrained" --clip 40 --out "$OUT/clip.png" --html "$OUT/clip.html"
+[ -n "$DATA" ] || "$PYTHON" main_predict.py --checkpoint "$OUT/runs/finetune/checkpoint-last.pth" --top 3 \
+    "$OUT/raw/S001C001P006R001A001.skeleton"
 "$PYTHON" main_report.py "$OUT/runs" --figure "$OUT/curves.png" | tee "$OUT/table.md"
-echo "figures: $OUT/clip.png $OUT/curves.png; table: $OUT/table.md; $((SECONDS - began)) s"
+echo "figures: $OUT/clip.png $OUT/clip.html $OUT/curves.png; table: $OUT/table.md; $((SECONDS - began)) s"

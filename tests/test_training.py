@@ -448,7 +448,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
 def test_resuming_tells_of_other_settings_but_of_its_surroundings(caplog):
     quiet = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
              'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
-             'save_features', 'patience', 'picture_epochs', 'projector'}
+             'save_features', 'patience', 'picture_epochs', 'projector', 'layout'}
     settings = defaults_of('finetune')
     for name in settings:
         caplog.clear()

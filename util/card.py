@@ -82,8 +82,9 @@ def _pretraining(result: dict) -> str | None:
 
 def _result(result: dict) -> str:
     def scores(held: dict) -> str:
-        return (f'top-1 {held["top1"]:.2f} %, top-5 {held["top5"]:.2f} %, loss {held["loss"]:.4f} on '
-                f'{held["samples"]:,} test clips (epoch {held["epoch"]})')
+        loss = 'not finite' if held['loss'] is None else f'{held["loss"]:.4f}'
+        return (f'top-1 {held["top1"]:.2f} %, top-5 {held["top5"]:.2f} %, loss {loss} on {held["samples"]:,} test '
+                f'clips (epoch {held["epoch"]})')
     last, best, loss = result['last'], result['best'], result['train_loss']
     facts = {'training loss, last epoch': None if loss is None else f'{loss:.5g}'}
     if last:

@@ -34,7 +34,7 @@ class Clip(NamedTuple):
     seen: torch.Tensor          # the same in the model's stream: joints, bones or velocities
     title: str
     label: int | None           # its class, where it is one of the model's
-    layout: Layout
+    layout: Layout | None       # None: known by nobody, and nothing of it can be drawn
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load_model(path: str) -> tuple[Model, dict, dict]:
     return make_model(stage, state['model'], settings, path), settings, state
 
 
-def load_clip(path: str | Path, split: str, row: int, settings: dict, layout: Layout) -> Clip:
+def load_clip(path: str | Path, split: str, row: int, settings: dict, layout: Layout | None) -> Clip:
     """Clip `row` of a split of an npz, as the model with these settings sees it in evaluation.
 
     Raises UserError for a file that is none, a row it has not, or a clip with NaN.
@@ -101,7 +101,7 @@ def load_clip(path: str | Path, split: str, row: int, settings: dict, layout: La
     return clip_of(dataset, row, settings, layout)
 
 
-def clip_of(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout) -> Clip:
+def clip_of(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout | None) -> Clip:
     """Clip `row` of an open split; its class only where the file has as many classes as the model knows, if it does."""
     batch = dataset[[(row, 0)]]
     if isinstance(batch, UserError):
@@ -116,7 +116,7 @@ def clip_of(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout) 
     return seen_as(batch, settings, layout, where + named + action, label)
 
 
-def seen_as(batch: Batch, settings: dict, layout: Layout, title: str, label: int | None) -> Clip:
+def seen_as(batch: Batch, settings: dict, layout: Layout | None, title: str, label: int | None) -> Clip:
     """The one clip of a batch as the model with these settings sees it in evaluation."""
     joints = ClipMaker(settings['num_frames'], 'joint', 0).eval_view(batch)
     seen = ClipMaker(settings['num_frames'], settings['stream'], 0, layout=layout).derive_stream(joints)
