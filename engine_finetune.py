@@ -169,6 +169,10 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         return evaluate_checkpoint(args, world, model, test, loader)
     trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train),
                                                                        'test_clips': len(test.rows)})
+    pictures = None
+    if args.picture_epochs:     # not imported at the top: matplotlib takes a second to load, and few runs draw
+        from util.pictures import picture_maker
+        pictures = picture_maker(trainer, test if len(test.rows) else train)
     if args.resume:
         trainer.resume(args.resume)
     for split in splits:
@@ -181,7 +185,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
     scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
     return trainer.fit(train_one_epoch, scored,
-                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision))
+                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision), pictures)
 
 
 def _keep_off_others(args: argparse.Namespace) -> None:

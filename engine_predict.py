@@ -23,22 +23,20 @@ from typing import NamedTuple
 import numpy as np
 
 from data.ntu_actors import motion_of
-from data.prepare_ntu import DATASETS
-from data.recordings import FORMATS, REMEDY, centred, format_of, read_recordings, recorded, tidy
+from data.recordings import FORMATS, METRES, REMEDY, centred, format_of, read_recordings, recorded, tidy
 from engine_finetune import predict
 from feeder.augment import ClipMaker
-from feeder.classes import names_of, set_of
+from feeder.classes import set_of
 from feeder.dataset import SkeletonDataset, pack_clips
-from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout, told_layout
+from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout
 from feeder.npz import open_member
-from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.dist import World, choose_device
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.loop import Precision
-from util.rebuild import load_whole
+from util.rebuild import facts_of, load_whole
 
-BODIES = {'ntu60': 2, 'ntu120': 2, 'pku': 2, 'synth': 2, 'nwucla': 1}      # of a clip of these sets
+LABELLED = {'ntu': ('ntu60', 'ntu120', 'synth'), 'nwucla': ('nwucla',)}      # formats that tell labels: of which sets
 
 
 class Recogniser:
@@ -46,7 +44,8 @@ class Recogniser:
 
     class_names: C names, label 0 first ('class 0', … where nobody knows them); None for a model without classes.
     num_joints (V), layout (what they are, None where not known), num_bodies (M of the clips it was trained on),
-    num_frames (to which a clip is resized), width (D), stream, benchmark, centre (see below), device.
+    num_frames (to which a clip is resized), width (D), stream, benchmark, device; centre and scale (metres in a unit of
+    files that have none of their own), as the training data were prepared.
     """
 
     def __init__(self, path: str | Path, device: str = 'auto', precision: str | None = None,
@@ -56,7 +55,8 @@ class Recogniser:
             path: a checkpoint of main_finetune.py or main_linprobe.py, or, for features only, of main_pretrain.py.
             device: auto (a GPU if there is one), cpu, cuda or cuda:N.
             precision: of matrix products, fp32, tf32 or bf16; None: bf16 on GPUs that have it, fp32 elsewhere.
-            centre: whether bodies are moved to the origin. None: as in the data sets, where all but PKU-MMD do.
+            centre: whether bodies are moved to the origin. None: as the training data were; of the sets, PKU-MMD's
+                alone are not.
 
         Raises:
             UserError: the file is no whole checkpoint of these, or the device is not there.
@@ -66,15 +66,12 @@ class Recogniser:
         self.model, self.stage = model.to(self.device), checkpoint.stage_of(state['model'])
         self.num_joints, self.width, self.num_frames = (settings[name] for name in
                                                         ('num_joints', 'dim_feat', 'num_frames'))
-        self.layout, self.stream = told_layout(state, path), settings['stream']
-        self.benchmark = settings.get('benchmark') or ''
-        self.method = state.get('method')
-        self.class_names = _class_names(state, self.model, path)
-        name = set_of(self.benchmark, len(self.class_names) if self.class_names else None)
-        # Authors' clips of 25 joints have two bodies in every set.
-        self.num_bodies = state.get('bodies') or BODIES.get(name) or (2 if self.num_joints == 25 else 1)
-        self.repeats_body = name in DATASETS and DATASETS[name].second == 'copy'
-        self.centre = name != 'pku' if centre is None else centre
+        self.stream = settings['stream']
+        self.benchmark, self.method = settings.get('benchmark') or '', state.get('method')
+        facts = facts_of(state, settings, path)
+        self.class_names, self.layout, self.scale = facts.class_names, facts.layout, facts.scale
+        self.num_bodies, self.repeats_body = facts.bodies, facts.repeats_body
+        self.centre = facts.centre if centre is None else centre
         self._precision = Precision(precision, self.device)
         self._clips_of = ClipMaker(self.num_frames, self.stream, seed=0, layout=self.layout)
 
@@ -101,7 +98,7 @@ class Recogniser:
                             'checkpoint of main_finetune.py or main_linprobe.py')
 
     def _of(self, frames: np.ndarray | Sequence[np.ndarray], what: str, batch_size: int) -> np.ndarray:
-        single = isinstance(frames, np.ndarray)
+        single = not isinstance(frames, list | tuple)
         clips = [self.prepare(one, f'recording {i} (from 0)') for i, one in enumerate([frames] if single else frames)]
         if not clips:
             raise UserError('no recording in the list; give one at least')
@@ -125,30 +122,23 @@ class Recogniser:
         return predict(self.model, [batch], self._clips_of, self._precision, World(0, 1, self.device), len(clips))
 
     def fit_bodies(self, frames: np.ndarray) -> np.ndarray:
-        """(T, M, V, 3) with as many bodies as training clips have, of whose features the mean is taken.
+        """(T', M, V, 3) with as many bodies as training clips have, of whose features the mean is taken.
 
         Bodies that lack are zero; for a model of NTU RGB+D 120 the only body is repeated, as that set does. Of too
-        many those that move most stay, as in NTU RGB+D's preparation.
+        many those that move most stay, as in NTU RGB+D's preparation, and the clip is theirs: frames without them go,
+        and the origin is that of the first of them, if there is one at all.
         """
         lacking = self.num_bodies - frames.shape[1]
         if lacking < 0:
             there = frames.any(axis=(2, 3))                                                 # (T, M)
             motion = [motion_of(frames[seen, body]) if (seen := there[:, body]).any() else -1
                       for body in range(frames.shape[1])]
-            return frames[:, np.sort(np.argsort(motion)[-self.num_bodies:])]
+            frames = frames[:, np.sort(np.argsort(motion)[-self.num_bodies:])]
+            frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]
+            return centred(frames, self.layout) if self.centre and frames.any() else frames
         if self.repeats_body and frames.shape[1] == 1:
             return frames.repeat(self.num_bodies, axis=1)
         return np.pad(frames, ((0, 0), (0, lacking), (0, 0), (0, 0))) if lacking else frames
-
-
-def _class_names(state: dict, model: SkeletonEncoder, path: str | Path) -> list[str] | None:
-    """Those of a data set of one's own, which its checkpoints hold, or those of the benchmark."""
-    if not isinstance(model, ActionTransformer):
-        return None
-    count, told = model.num_classes, state.get('classes')
-    if told is not None and len(told) != count:
-        raise UserError(f'{path}: {len(told)} class names for {count} classes; take another checkpoint')
-    return told or names_of(state['args'].get('benchmark'), count) or [f'class {label}' for label in range(count)]
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:
@@ -171,11 +161,6 @@ class Recording(NamedTuple):
 
     def __str__(self) -> str:
         return printable(f'{self.file}:{self.name}' if self.several else self.file)
-
-
-def printable(path: Path | str) -> str:
-    """A path on one line, whatever bytes its name is made of."""
-    return ''.join(one if one.isprintable() else repr(one)[1:-1] for one in str(path))
 
 
 class Window(NamedTuple):
@@ -206,12 +191,17 @@ class Prediction(NamedTuple):
     scores: np.ndarray | None       # (windows, C)
 
 
+def suffixes_of(fmt: str | None) -> tuple[str, ...]:
+    """Of one format's files, or of all formats'."""
+    return tuple(suffix for name, (told, _) in FORMATS.items() for suffix in told if fmt in (None, name))
+
+
 def find_files(given: Iterable[Path], fmt: str | None) -> list[Path]:
     """The files given, each once, and those in the folders given, at any depth, sorted, with the suffix of a format.
 
     Raises UserError for what is not there, a folder without any, and a file whose format nobody knows.
     """
-    suffixes = tuple(suffix for name, (told, _) in FORMATS.items() for suffix in told if fmt in (None, name))
+    suffixes = suffixes_of(fmt)
 
     def refuse(error: OSError):
         raise UserError(f'{error.filename}: cannot be read ({error.strerror}); correct its permissions') from error
@@ -234,10 +224,10 @@ def find_files(given: Iterable[Path], fmt: str | None) -> list[Path]:
 
 
 def read_files(files: Iterable[Path], recogniser: Recogniser, layout: str | None = None, fmt: str | None = None,
-               scale: float = 1., split: str = 'test') -> Iterator[Recording | tuple[Path, UserError]]:
+               scale: float | None = None, split: str = 'test') -> Iterator[Recording | tuple[Path, UserError]]:
     """The recordings of all files that the recogniser can take; of what cannot be read, the file and why.
 
-    layout, fmt and scale as in `read_recordings`; split: which part of npz files.
+    layout, fmt and scale as in `read_recordings`, scale None: that of the training data; split: of npz files.
     """
     given = read_layout(layout) if layout else None
     for path in files:
@@ -251,16 +241,17 @@ def read_files(files: Iterable[Path], recogniser: Recogniser, layout: str | None
 
 
 def _recordings_of(path: Path, fmt: str, recogniser: Recogniser, layout: Layout | None,
-                   scale: float) -> Iterator[Recording]:
+                   scale: float | None) -> Iterator[Recording]:
     own, several = recogniser.layout, fmt == 'pyskl'
     if layout is None and fmt in ('npy', 'pyskl') and own not in (None, *LAYOUTS):
         layout = own        # these have no names of joints: those of the model, where the number alone does not tell
+    if scale is None:
+        scale = 1. if fmt in METRES else recogniser.scale
+    # A label counts the classes of its own set.
+    labelled = set_of(recogniser.benchmark, None) in LABELLED.get(fmt, ()) if fmt in LABELLED else True
     for found in read_recordings(path, layout, fmt, scale, recogniser.centre):
         _check_joints(path, found.num_joints, found.layout, recogniser)
-        frames = found.frames
-        if fmt == 'pku' and recogniser.centre:      # as all others, where the model is not of this set
-            frames = centred(frames, found.layout)
-        yield Recording(path, found.name, frames, found.label, several)
+        yield Recording(path, found.name, found.frames, found.label if labelled else None, several)
 
 
 def _clips_of(path: Path, split: str, recogniser: Recogniser,
@@ -273,10 +264,11 @@ def _clips_of(path: Path, split: str, recogniser: Recogniser,
     if layout:
         _check_joints(path, len(layout.joints), layout, recogniser)
     dataset = SkeletonDataset(path, split, recogniser.num_joints)
+    labelled = recogniser.class_names is None or len(recogniser.class_names) == dataset.num_classes
     for row, (name, label) in enumerate(zip(dataset.names.tolist(), dataset.label.tolist(), strict=True)):
         batch = dataset[[(row, 0)]]
-        yield (path, batch) if isinstance(batch, UserError) else Recording(path, name, batch.frames.numpy(), label,
-                                                                            True)
+        yield (path, batch) if isinstance(batch, UserError) else Recording(path, name, batch.frames.numpy(),
+                                                                           label if labelled else None, True)
 
 
 def _check_joints(path: Path, count: int, layout: Layout | None, recogniser: Recogniser) -> None:

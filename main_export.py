@@ -18,16 +18,15 @@ import numpy as np
 import torch
 
 from feeder.augment import ClipMaker
-from feeder.classes import names_of
 from feeder.dataset import SkeletonDataset
-from feeder.layouts import Layout, told_layout
+from feeder.layouts import Layout
 from util import checkpoint, export
 from util.authors import convert
 from util.errors import Parser, UserError, run_main
-from util.files import check_writable, replacing
+from util.files import check_outputs, replacing
 from util.log import code_version
 from util.options import COUNT
-from util.rebuild import load_whole
+from util.rebuild import Facts, facts_of, load_whole
 
 BATCHES = (1, 5)        # clips, of the batches that files are verified on
 
@@ -41,8 +40,7 @@ def random_walks(num_bodies: int, num_frames: int, num_joints: int) -> torch.Ten
     return torch.from_numpy(clips.astype(np.float32))
 
 
-def some_clips(args: Namespace, settings: dict, layout: Layout | None,
-               bodies: int | None) -> tuple[list[np.ndarray], str]:
+def some_clips(args: Namespace, settings: dict, layout: Layout | None, bodies: int) -> tuple[list[np.ndarray], str]:
     """Network input to verify files on, a batch of each size in BATCHES, and what clips they are.
 
     Raises UserError when --data_path and --num_bodies contradict each other, or the file is none.
@@ -60,23 +58,24 @@ def some_clips(args: Namespace, settings: dict, layout: Layout | None,
             raise batch
         clips, told = maker.eval_view(batch), f'test clips {", ".join(map(str, rows))} of {args.data_path}'
     else:
-        clips = maker.derive_stream(random_walks(args.num_bodies or bodies or 2, frames, joints))
+        clips = maker.derive_stream(random_walks(args.num_bodies or bodies, frames, joints))
         told = f'{len(clips)} random walks (give --data_path for real clips)'
     return [part.contiguous().numpy() for part in clips.split(BATCHES)], told
 
 
-def facts_of(path: str, what: str, settings: dict, state: dict, layout: Layout | None, num_bodies: int) -> dict:
+def describe(path: str, what: str, settings: dict, state: dict, told: Facts, num_bodies: int) -> dict:
     """What an exported file says of itself: text, and lists of names; what is not known is left out."""
-    names = state.get('classes') or names_of(settings.get('benchmark'), settings.get('num_classes'))
+    layout = told.layout
     facts = {
         'what': what, 'input': 'clips (batch, 3, frames, joints, bodies) float32: the middle 95 % of the valid frames, '
         'resized linearly, in metres; then the stream is derived',
         'output': 'logits (batch, classes)' if what == 'classifier' else
         'features (batch, width), the mean over bodies, segments and joints',
-        'classes': names if what == 'classifier' else None,
+        'classes': told.class_names if what == 'classifier' else None,
         'stream': settings['stream'], 'num_frames': str(settings['num_frames']),
         'num_joints': str(settings['num_joints']), 'num_bodies': str(num_bodies),
         'layout': layout and layout.name, 'joints': layout and list(layout.joints),
+        'parents': layout and list(layout.parents), 'centred': 'yes' if told.centre else 'no',
         'benchmark': settings.get('benchmark'), 'method': state.get('method'), 'checkpoint': path,
         'checkpoint_sha256': checkpoint.digest_of(path), 'epoch': str(state.get('epoch')),
         'code_version': code_version(), 'torch': torch.__version__}
@@ -85,16 +84,14 @@ def facts_of(path: str, what: str, settings: dict, state: dict, layout: Layout |
 
 def export_checkpoint(args: Namespace) -> None:
     """Writes what is asked for, all of it or nothing, and says what was verified."""
-    for path in filter(None, (args.onnx, args.pt2)):
-        check_writable(path.parent)
-        if path.is_dir() or path.resolve() == Path(args.checkpoint).resolve():
-            raise UserError(f'{path}: is a folder or the checkpoint itself; give the name of a file to write')
+    outputs = [(option, path) for option, path in (('--onnx', args.onnx), ('--pt2', args.pt2)) if path]
+    check_outputs(outputs, [args.checkpoint, *filter(None, [args.data_path])])
     model, what, settings, state = load_whole(args.checkpoint, args.what)
-    layout = told_layout(state, args.checkpoint)
-    batches, told = some_clips(args, settings, layout, state.get('bodies'))
+    told = facts_of(state, settings, args.checkpoint)
+    batches, clips_told = some_clips(args, settings, told.layout, told.bodies)
     expected = export.compute(model, what, batches)
     shape = batches[0].shape[1:]
-    facts = facts_of(args.checkpoint, what, settings, state, layout, shape[-1])
+    facts = describe(args.checkpoint, what, settings, state, told, shape[-1])
     program, done = export.trace(model, what, shape), []
     with ExitStack() as files:
         for path, kind in ((args.onnx, 'onnx'), (args.pt2, 'pt2')):
@@ -110,7 +107,7 @@ def export_checkpoint(args: Namespace) -> None:
             done.append(f'{path}: {what}, (batch, {", ".join(map(str, shape))}) -> {export.OUTPUTS[what]} (batch, '
                         f'{expected[0].shape[1]}), {partial.stat().st_size / 1e6:.1f} MB; relative error {worst:.1e}'
                         + (', same top-1' if what == 'classifier' else ''))
-    print(*done, f'verified against PyTorch on {told}, in batches of {" and ".join(map(str, BATCHES))}', sep='\n')
+    print(*done, f'verified against PyTorch on {clips_told}, in batches of {" and ".join(map(str, BATCHES))}', sep='\n')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data.common import write_npz
-from data.recordings import FORMATS
+from data.recordings import FORMATS, extent, remark_on_sizes
 from engine_predict import (
     Clock,
     Prediction,
@@ -29,12 +29,12 @@ from engine_predict import (
     Recording,
     find_files,
     predict_all,
-    printable,
     read_files,
+    suffixes_of,
     timeline,
 )
-from util.errors import Parser, UserError, run_main
-from util.files import check_writable, replacing
+from util.errors import Parser, UserError, printable, run_main
+from util.files import check_outputs, replacing
 from util.memory import told_of_shortage
 from util.options import COUNT, POSITIVE, text
 
@@ -132,7 +132,8 @@ def build_parser() -> Parser:
     add('--format', help='of all files (default: told by their suffixes)')
     add('--layout', metavar='NAME|YAML', help='what the joints of the files are (default: what they say, or their '
         'number)')
-    add('--scale', type=POSITIVE, default=1., help='metres in a unit of npy, BVH and pickled files')
+    add('--scale', type=POSITIVE, help='metres in a unit of npy, BVH and pickled files (default: as in the data the '
+        'model was trained on)')
     add('--centre', action=argparse.BooleanOptionalAction, help='move the bodies of npy, BVH, pickled and PKU files, '
         'and in each window, to the origin (default: as in the data the model was trained on)')
     add('--batch_size', type=COUNT, default=64, help='clips or windows computed at a time (default: 64)')
@@ -142,33 +143,34 @@ def build_parser() -> Parser:
     return parser
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """UserError for outputs that could not be written, or options that say nothing together."""
+def check(args: argparse.Namespace) -> list[Path]:
+    """The files to read; UserError for outputs that could not be written, or options that say nothing together."""
+    if args.format is not None and args.format not in FORMATS:
+        raise UserError(f'--format {args.format!r:.40}: give one of {", ".join(FORMATS)}')
     if args.json == '-' and args.csv == '-':
         raise UserError('--json - and --csv -: stdout takes one of them; give the other a file')
     if args.hop and (args.window is None or args.hop > args.window):
         raise UserError(f'--hop {args.hop}: needs a --window of as many frames or more')
-    targets = [(name, getattr(args, name)) for name in ('json', 'csv', 'features') if getattr(args, name)]
-    targets = [(name, Path(target)) for name, target in targets if (name == 'features' or target != '-')]
-    for i, (name, target) in enumerate(targets):
-        check_writable(target.parent)
-        if target.is_dir() or target in [other for _, other in targets[:i]] or target in args.files:
-            raise UserError(f'--{name} {target}: is a folder, another output or an input; give a file of its own')
-
-
-def check_formats(args: argparse.Namespace) -> list[Path]:
-    if args.format is not None and args.format not in FORMATS:
-        raise UserError(f'--format {args.format!r:.40}: give one of {", ".join(FORMATS)}')
-    return find_files(args.files, args.format)
+    files = find_files(args.files, args.format)
+    targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
+               and (name == 'features' or target != '-')]
+    check_outputs(targets, [args.checkpoint, *files])
+    folders = [folder for folder in args.files if folder.is_dir()]
+    for option, target in targets:      # not where it would be read next time
+        inside = [folder for folder in folders if folder.resolve() in Path(target).resolve().parents]
+        if inside and target.lower().endswith(suffixes_of(args.format)):
+            raise UserError(f'{option} {target}: lies in {inside[0]}, where such files are read; give another place')
+    return files
 
 
 def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
     labels, speaks = recogniser.class_names is not None, '-' not in (args.json, args.csv)
-    bad, recordings, kept, clock = [], [], Kept(), Clock()
+    bad, recordings, kept, clock, sizes = [], [], Kept(), Clock(), {}
 
     def good():
         for found in read_files(files, recogniser, args.layout, args.format, args.scale, args.split):
             if isinstance(found, Recording):
+                sizes[str(found)] = extent(found.frames)
                 yield found
             else:
                 bad.append(found)
@@ -193,6 +195,8 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
         kept.write(args.features, recogniser)
     print(f'{clock.clips:,} {"windows" if args.window else "clips"}: {clock.reading:.1f} s reading, '
           f'{clock.computing:.1f} s computing on {recogniser.device}', file=sys.stderr)
+    if remark := remark_on_sizes(sizes):
+        print(remark, file=sys.stderr)
     for one in unreadable:
         where = '' if one['file'] in one['reason'] else f'{one["file"]}: '
         print(f'error: {where}{one["reason"]}', file=sys.stderr)
@@ -201,8 +205,7 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    check_outputs(args)
-    files = check_formats(args)
+    files = check(args)
     recogniser = Recogniser(args.checkpoint, args.device, args.precision, args.centre)
     if not args.features or args.json or args.csv or args.top:
         recogniser.check_classes()

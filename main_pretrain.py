@@ -40,7 +40,10 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
     check_writable(args.log_dir)
     model, optimizer = build_model(args, world.device)
     trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
-    pictures = engine_pretrain.picture_maker(trainer, dataset)
+    pictures = None
+    if args.picture_epochs:     # not imported at the top: matplotlib takes a second to load, and few runs draw
+        from util.pictures import picture_maker
+        pictures = picture_maker(trainer, dataset)
     if args.resume:
         trainer.resume(args.resume)
     dataset.look_through(world.rank, world.size)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from engine_predict import Recogniser, Recording, find_files, read_files
 from feeder.dataset import pack_clips
-from feeder.layouts import Layout, find_layout, layout_of, told_layout
+from feeder.layouts import Layout, check_same, find_layout, layout_of, told_layout
 from util import pictures
 from util.checkpoint import stage_of
-from util.errors import Parser, UserError, run_main
-from util.files import check_writable
+from util.errors import Parser, UserError, printable, run_main
+from util.files import check_outputs
 from util.inside import Clip, Inside, load_clip, load_model, look_inside, place_of, seen_as
-from util.options import WHOLE, Number
+from util.options import POSITIVE, WHOLE, Number
 from util.page import write_page
 
 INPUTS = {'joint': 'joint positions', 'bone': 'bones', 'velocity': 'velocities'}
@@ -30,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--split', choices=('train', 'test'), default='test')
     parser.add_argument('--clip', type=int, nargs='+', default=[0], metavar='N',
                         help='rows in the split or file (default: 0)')
-    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are (default: what the checkpoint says)')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are, where the checkpoint does not '
+                        'say it')
+    parser.add_argument('--scale', type=POSITIVE, help='metres in a unit of npy, BVH and pickled files (default: as in '
+                        'the data the model was trained on)')
     parser.add_argument('--body', type=WHOLE, default=0, help='which body of the clip, from 0 like all numbers')
     parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
     parser.add_argument('--block', type=WHOLE, help='encoder block whose attention is shown (default: the last)')
@@ -44,21 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def outputs_of(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The pictures to write: option and path."""
     if not (args.out or args.gif or args.html):
         args.out = Path('clip.png')
-    for option, kind in (('out', 'PNG'), ('gif', 'GIF'), ('html', 'HTML')):
-        path = getattr(args, option)
-        if path is None:
-            continue
-        check_writable(path.parent)
-        if path.is_dir() or not path.name:
-            raise UserError(f'--{option} {path}: is a folder; give the name of a {kind} file')
+    found = [(f'--{option}', numbered(path, row, args)) for option, path in (('out', args.out), ('gif', args.gif))
+             if path for row in args.clip]
+    return found + ([('--html', args.html)] if args.html else [])
 
 
 def numbered(path: Path, row: int, args: argparse.Namespace) -> Path:
     """Where the picture of one clip goes."""
-    return path if len(args.clip) == 1 else path.with_name(f'{path.stem}-{row}{path.suffix}')
+    return path if len(args.clip) == 1 or not path.name else path.with_name(f'{path.stem}-{row}{path.suffix}')
 
 
 def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) -> list[Clip]:
@@ -66,16 +66,18 @@ def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) 
     path = args.data_path or settings.get('data_path')
     if not isinstance(path, str):
         raise UserError(f'{args.checkpoint}: does not tell what it was trained on; give --data_path')
+    check_outputs(outputs_of(args), [path])
     if Path(path).suffix.lower() == '.npz':
         return [load_clip(path, args.split, row, settings, layout) for row in args.clip]
     recogniser, found = Recogniser(args.checkpoint, 'cpu'), {}
-    for row, recording in enumerate(read_files(find_files([Path(path)], None), recogniser, args.layout)):
+    files = find_files([Path(path)], None)
+    for row, recording in enumerate(read_files(files, recogniser, args.layout, None, args.scale, args.split)):
         if not isinstance(recording, Recording):
             raise recording[1]
         if row in args.clip:
             batch = pack_clips([recogniser.fit_bodies(recording.frames)])
-            found[row] = seen_as(batch, settings, layout, Path(path).name + (f', {recording.name}'
-                                                                             if recording.several else ''), None)
+            name = recording.file.name + (f', {recording.name}' if recording.several else '')
+            found[row] = seen_as(batch, settings, layout, name, None)
     if odd := [clip for clip in args.clip if clip not in found]:
         raise UserError(f'--clip {odd[0]}: {path} has the clips 0 to {row}; give one of them')
     return [found[clip] for clip in args.clip]
@@ -88,7 +90,11 @@ def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
     if args.gif and stage != 'pre-training':
         raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
                         'checkpoint, or --out or --html')
-    layout = find_layout(args.layout, model.num_joints) if args.layout else told_layout(state, args.checkpoint)
+    layout = told_layout(state, args.checkpoint)
+    if args.layout:
+        given = find_layout(args.layout, model.num_joints)
+        check_same(layout, given, args.checkpoint)
+        layout = layout or given
     clips = open_clips(args, settings, layout)
     bodies = clips[0].joints.shape[4]
     for option, value, count in (('body', args.body, bodies), ('block', args.block, len(model.blocks)),
@@ -99,17 +105,17 @@ def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
     query = args.query and place_of(layout, *args.query, model.num_segments)
     found = [look_inside(model, settings, clip, args.body, args.seed, args.block, args.head, query,
                          class_names=state.get('classes')) for clip in clips]
-    facts = {'checkpoint': args.checkpoint, 'trained by': stage, 'on': settings['benchmark'],
+    facts = {'checkpoint': args.checkpoint, 'trained by': stage, 'on': settings.get('benchmark') or 'not told',
              'input': f'{INPUTS[settings["stream"]]}, {settings["num_frames"]} frames in segments of '
                       f'{model.t_patch_size}, {model.num_joints} joints ({layout.name})',
              'encoder': f'{len(model.blocks)} blocks, width {model.dim_feat}, {settings["num_heads"]} heads',
-             'clips from': str(args.data_path or settings['data_path'])}
-    return found, facts
+             'clips from': args.data_path or settings['data_path']}
+    return found, {name: printable(fact) for name, fact in facts.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    check_outputs(args)
+    check_outputs(outputs_of(args), [args.checkpoint])
     found, facts = look(args)
     for row, inside in zip(args.clip, found, strict=True):
         if args.out:

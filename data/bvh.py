@@ -17,7 +17,7 @@ import numpy as np
 
 from data.ntu_text import split_lines
 from feeder.layouts import MOST_JOINTS, Layout, make_layout
-from util.errors import UserError
+from util.errors import UserError, printable
 
 CHANNEL = re.compile(r'([xyz])(position|rotation)', re.IGNORECASE)
 END = -1        # on the way from the root: an end site
@@ -41,7 +41,7 @@ def read_bvh(text: bytes, name: str) -> tuple[np.ndarray, Layout]:
         raise UserError(f'line {len(lines)}: the file ends before MOTION')
     joints = _hierarchy([(word, number) for number, line in enumerate(lines[:at], 1) for word in line.split()], at)
     motion = _motion(lines, at + 1, sum(len(joint.channels) for joint in joints))
-    layout = make_layout(name, {joint.name: joint.parent for joint in joints}, 'its hierarchy')
+    layout = make_layout(printable(name), {joint.name: joint.parent for joint in joints}, 'its hierarchy')
     return forward(joints, motion), layout
 
 

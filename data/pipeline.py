@@ -300,7 +300,8 @@ def collect(sources: Sequence, parse: Callable, folder: Path, workers: int, chun
     return spool
 
 
-def settle_damaged(damaged: Sequence[str], skip: bool, path: Path) -> None:
+def settle_damaged(damaged: Sequence[str], skip: bool, path: Path,
+                   remedy: str = 'get them from the release again') -> None:
     """Stops for damaged files, or, where they are to be skipped, lists them in `path`.
 
     A list that an earlier run left there goes when there is nothing to list.
@@ -313,7 +314,7 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path) -> None:
     if len(damaged) > LISTED:
         print(f'… and {len(damaged) - LISTED:,} more', file=sys.stderr)
     if damaged and not skip:
-        raise UserError(f'{len(damaged):,} damaged, nothing written: get them from the release again, or give '
+        raise UserError(f'{len(damaged):,} damaged, nothing written: {remedy}, or give '
                         f'--skip_damaged to go on without them and keep the list in {path}')
     if damaged:
         with replacing(path) as temporary:

@@ -3,18 +3,20 @@
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR [--layout coco-17|skeleton.yaml]
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR --test_subjects 3 6 9
 
-The table's first line names its columns: `file` (below --raw; of any format that data/recordings.py reads, one clip
-each) and `label` (the class's name), and either `split` (train or test) or `subject`, of which --test_subjects names
-those that test. Other columns may be there. It writes, for `--name custom`:
+The table's first line names its columns: `file` (as seen from --raw; of any format that data/recordings.py reads, one
+clip each) and `label` (the class's name), and either `split` (train or test) or `subject`, of which --test_subjects
+names those that test. Other columns may be there. It writes, for `--name custom`:
 
 - `custom.npz`: clips in the order of the table, their files as names;
-- `custom_classes.txt`: the class names, a line each, label 0 first: in ascending order, numbers by their value;
+- `custom_about.json`: the class names, label 0 first (in ascending order, numbers by their value), and --centre and
+  --scale; checkpoints take it along, so that recordings are prepared alike when they are to be named;
 - `custom.yaml`: the settings; `custom_layout.yaml`: the joints, where they are none of the known layouts.
 """
 
 import argparse
 import csv
 import io
+import json
 import os
 import re
 import shlex
@@ -31,11 +33,11 @@ if not __package__:  # run by path: the repository's root is not on the search p
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.pipeline import Parsed, Sample, Source, Tally, add_options, collect, settle_damaged, write_protocol
-from data.recordings import METRES, format_of, read_recording
+from data.recordings import METRES, extent, format_of, read_recording, remark_on_sizes
 from feeder.classes import file_beside
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, run_main, shown
-from util.files import check_writable, replacing
+from util.files import check_outputs, check_writable, replacing
 from util.options import POSITIVE, Number
 from util.plain_yaml import read_map
 
@@ -82,12 +84,13 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
     for line, cells in lines[1:]:
         try:
             row = _row(path, line, cells, header, raw, wanted)
-            if row.path in seen:
-                raise UserError(f'{row.name!r:.80} is there twice, first in line {seen[row.path]}')
+            place = os.path.realpath(row.path)
+            if place in seen:
+                raise UserError(f'{row.name!r:.80} is there twice, first in line {seen[place]}')
         except UserError as error:
             faults.append(f'{path}: line {line}: {error}')
             continue
-        seen[row.path] = line
+        seen[place] = line
         rows.append(row)
     if by_subject and rows:
         there = {_subject(cells[header.index('subject')]) for _, cells in lines[1:] if len(cells) == len(header)}
@@ -200,7 +203,9 @@ def settings_of(args: argparse.Namespace, layout: Layout, classes: int, train: i
     known = layout in LAYOUTS
     settings = {'benchmark': args.name, 'data_path': str((args.out / f'{args.name}.npz').resolve()),
                 'layout': layout.name if known else str((args.out / f'{args.name}_layout.yaml').resolve()),
-                'num_joints': len(layout.joints), 'num_classes': classes, 'num_frames': args.num_frames}
+                'num_joints': len(layout.joints), 'num_frames': args.num_frames}
+    if classes > 1:
+        settings['num_classes'] = classes
     for stage in ('pretrain', 'linprobe', 'finetune'):
         usual = read_map(CONFIG / f'{stage}.yaml', 'settings', 'restore it')['effective_batch_size']
         if usual > train:
@@ -217,22 +222,31 @@ def as_yaml(content: dict) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
+def outputs_of(args: argparse.Namespace) -> list[Path]:
+    """All files that may be written: data, what is to be known of them, settings, layout."""
+    path = args.out / f'{args.name}.npz'
+    return [path, file_beside(path), path.with_name(f'{args.name}.yaml'), path.with_name(f'{args.name}_layout.yaml')]
+
+
 def write_all(args: argparse.Namespace, rows: Sequence[Row], spool, layout: Layout, classes: Sequence[str]) -> Path:
     """Writes the files, the settings last, and returns their path; UserError when there is too little to train on."""
     trains = {row.name: row.train for row in rows}
     parts = [[index for index, name in enumerate(spool.names) if trains[name] is side] for side in (True, False)]
-    if len(parts[0]) < 2 or not parts[1] or len(classes) < 2:
-        raise UserError(f'{args.labels}: {len(parts[0])} training and {len(parts[1])} test clips of {len(classes)} '
-                        'classes; 2 training clips, 1 test clip and 2 classes are the least')
+    if len(parts[0]) < 2 or not parts[1]:
+        raise UserError(f'{args.labels}: {len(parts[0])} training and {len(parts[1])} test clips; 2 and 1 are the '
+                        'least')
     path = args.out / f'{args.name}.npz'
     write_protocol(path, spool, *parts, len(classes), max(spool.lengths), max(spool.widths))
-    write_text(file_beside(path), ''.join(f'{name}\n' for name in classes))
+    about = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
+    write_text(file_beside(path), json.dumps(about, indent=1, ensure_ascii=False) + '\n')
     if layout not in LAYOUTS:
         write_text(args.out / f'{args.name}_layout.yaml', as_yaml({'name': layout.name, 'joints': layout.as_map()}))
-    settings = path.with_suffix('.yaml')
+    settings = path.with_name(f'{args.name}.yaml')
     write_text(settings, f'# Written by data/prepare_custom.py: {len(parts[0])} training clips, {len(parts[1])} test '
                f'clips.\n# num_frames is what the clips are resized to.\n'
                + as_yaml(settings_of(args, layout, len(classes), len(parts[0]))))
+    if len(classes) < 2:
+        print('note: one class only, so this is for pre-training')
     without = [name for label, name in enumerate(classes) if label not in {spool.labels[index] for index in parts[0]}]
     if without:
         print(f'note: {len(without)} classes have no training clip ({", ".join(without[:3])}'
@@ -256,7 +270,7 @@ def build_parser() -> Parser:
     parser.add_argument('--test_subjects', nargs='+', metavar='SUBJECT', help='subjects that test; the others train')
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres in a unit of npy, BVH and pickled files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
-                        help='move the bodies of such files to the origin, as those of the data sets are')
+                        help='move the bodies of such files and of PKU-MMD to the origin, as those of other sets are')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
                         help='frames after the resize, for the settings (default: 120, as in the paper)')
     add_options(parser)
@@ -270,17 +284,23 @@ def main(argv: list[str] | None = None) -> int:
     check_writable(args.out)
     asked = read_layout(args.layout) if args.layout else None
     rows, faults = read_table(args.labels, args.raw, args.test_subjects)
+    given = [args.labels, *([args.layout] if args.layout else []), *(row.path for row in rows)]
+    check_outputs([('--name', path) for path in outputs_of(args)], given)
     classes, tally = class_names(rows), Tally(damaged=faults)
     damaged = args.out / f'{args.name}_damaged.txt'
+    remedy = 'correct the table or the files'
     if not rows:
-        settle_damaged(faults, False, damaged)
+        settle_damaged(faults, False, damaged, remedy)
     layout = asked or common_layout(rows)
     if not asked and layout not in LAYOUTS:     # a BVH file's, called like it
         layout = layout._replace(name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
     reader = partial(parse, asked=asked, layout=layout, classes=labels, scale=args.scale, centre=args.centre)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
-    settle_damaged(tally.damaged, args.skip_damaged, damaged)
+    settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
+    if remark := remark_on_sizes({name: extent(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
+                                  for index, name in enumerate(spool.names)}):
+        print(remark, file=sys.stderr)
     settings = write_all(args, rows, spool, layout, classes)
     tally.print(spool)
     print('next: python main_finetune.py --config config/finetune.yaml '

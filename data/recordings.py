@@ -3,7 +3,7 @@
 | format | suffix | what it is | prepared here as for training |
 |---|---|---|---|
 | ntu | .skeleton | NTU RGB+D's text | actors chosen and centred, as prepare_ntu.py does |
-| pku | .txt | PKU-MMD's text, a whole video | not centred, as prepare_pku.py; it is not cut into samples |
+| pku | .txt | PKU-MMD's text, a whole video | centred unless `centre` is False, as in prepare_pku.py; not cut |
 | nwucla | .json | Northwestern-UCLA's `all_sqe` | centred, as prepare_nwucla.py does |
 | npy | .npy | an array (T, V, 3) or (T, M, V, 3) | `tidy` |
 | bvh | .bvh | motion capture | forward kinematics (data/bvh.py), `tidy` |
@@ -16,7 +16,6 @@ T frames, M bodies, V joints.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +36,17 @@ from util.errors import UserError
 LARGEST = 1 << 30   # bytes of one clip's array; five minutes of two bodies take five million
 METRES = ('ntu', 'pku', 'nwucla', 'npz')    # formats that are, by what they are
 REMEDY = 'correct the path'
+SMALLEST, TALLEST = 0.2, 5.     # metres, of a body that needs no remark
+
+
+class How(NamedTuple):
+    """What the user says of files that do not say it themselves; see `read_recordings`."""
+
+    scale: float
+    centre: bool
+
+    def tidy(self, frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+        return tidy(frames, layout, self.scale, self.centre)
 
 
 class Recording(NamedTuple):
@@ -69,7 +79,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, fmt: s
         layout: what the joints are, or its name or YAML file. None: what the format or the number of joints says.
         fmt: one of FORMATS. None: told by the suffix.
         scale: metres in a unit of the file, for formats that have no unit of their own (npy, bvh, pyskl).
-        centre: for the same formats, whether `tidy` moves the body to the origin.
+        centre: for the same formats and pku, whether bodies are moved to the origin, as `centred` does.
 
     Raises:
         UserError: the file cannot be read, is damaged or of another format, or has other joints than the layout.
@@ -84,7 +94,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, fmt: s
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
-        for recording in FORMATS[fmt][1](path, layout, partial(tidy, scale=scale, centre=centre)):
+        for recording in FORMATS[fmt][1](path, layout, How(scale, centre)):
             yield recording
         if recording is None:
             raise UserError('no clip in it')
@@ -108,7 +118,7 @@ def tidy(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: b
 
     Frames without any body are dropped: in the interchange file they would count as the clip's end. The origin is
     then, as for NTU RGB+D and NW-UCLA, the joint 'spine' of the first body in the first frame that shows it; where the
-    layout has none, the mean of that body's joints, which lies near it. A body that is not in a frame keeps zeros.
+    layout has none, its root, and of joints nobody knows the first. A body that is not in a frame keeps zeros.
 
     Raises UserError for numbers that are not finite or too large, and when nothing is left.
     """
@@ -132,10 +142,28 @@ def centred(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     there = frames.any(axis=(2, 3))                                                         # (T, M)
     body = there.any(axis=0).argmax()
     joints = frames[there[:, body].argmax(), body]                                          # (V, 3)
+    # Not their mean: the coordinates of the first frame would sum to zero, which the feeder takes for padding.
     names = shared_names(layout) if layout else []
-    moved = frames - (joints[names.index('spine')] if 'spine' in names else joints.mean(axis=0))
+    roots = [joint for joint, parent in enumerate(layout.parents if layout else [0]) if joint == parent]
+    moved = frames - joints[names.index('spine') if 'spine' in names else roots[0]]
     moved[~there] = 0
     return moved
+
+
+def extent(frames: np.ndarray) -> float:
+    """How far apart the farthest joints of a body are, at most along an axis: metres, the median over frames."""
+    there = frames[frames.any(axis=(2, 3))]       # (bodies in all frames, V, 3)
+    return float(np.median(np.ptp(there, axis=1).max(axis=1)))
+
+
+def remark_on_sizes(sizes: dict[str, float]) -> str | None:
+    """A line on recordings (by name, `extent` of each) whose bodies are of no human size; None where all are."""
+    odd = {name: size for name, size in sizes.items() if not SMALLEST < size < TALLEST}
+    if not odd:
+        return None
+    name, size = next(iter(odd.items()))
+    return (f'note: bodies of {len(odd):,} of {len(sizes):,} recordings are of no human size ({name}: {size:.3g} m); '
+            'give --scale, the metres in a unit of the files')
 
 
 def _fitting(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
@@ -163,11 +191,12 @@ def _read_ntu(path: Path, layout: Layout | None, _) -> Iterator[Recording]:
     yield Recording(path.stem, frames, _fitting(frames, layout), label)
 
 
-def _read_pku(path: Path, layout: Layout | None, _) -> Iterator[Recording]:
+def _read_pku(path: Path, layout: Layout | None, how: How) -> Iterator[Recording]:
     frames = parse_pku(Source(path).read()).astype(np.float32).reshape(-1, 2, 25, 3)
     if not frames.any():
         raise UserError('all coordinates are zero')
-    yield Recording(path.stem, frames, _fitting(frames, layout), None)
+    layout = _fitting(frames, layout)
+    yield Recording(path.stem, centred(frames, layout) if how.centre else frames, layout, None)
 
 
 def _read_nwucla(path: Path, layout: Layout | None, _) -> Iterator[Recording]:
@@ -176,7 +205,7 @@ def _read_nwucla(path: Path, layout: Layout | None, _) -> Iterator[Recording]:
     yield Recording(path.stem, frames, _fitting(frames, layout), label - 1)
 
 
-def _read_npy(path: Path, layout: Layout | None, prepare) -> Iterator[Recording]:
+def _read_npy(path: Path, layout: Layout | None, how: How) -> Iterator[Recording]:
     frames = open_npy(path, REMEDY)
     if frames.ndim not in (3, 4) or frames.shape[-1] != 3:
         raise UserError(f'{frames.shape} is neither (frames, joints, 3) nor (frames, bodies, joints, 3); write it so')
@@ -184,14 +213,14 @@ def _read_npy(path: Path, layout: Layout | None, prepare) -> Iterator[Recording]
         raise UserError(f'{frames.nbytes / 1e6:,.0f} MB are too many for a clip')
     frames = frames[:, None] if frames.ndim == 3 else frames
     layout = _fitting(frames, layout)
-    yield Recording(path.stem, prepare(frames, layout), layout, None)
+    yield Recording(path.stem, how.tidy(frames, layout), layout, None)
 
 
-def _read_bvh(path: Path, layout: Layout | None, prepare) -> Iterator[Recording]:
+def _read_bvh(path: Path, layout: Layout | None, how: How) -> Iterator[Recording]:
     frames, own = read_bvh(Source(path).read(), path.stem)
     frames = frames[:, None]
     layout = _fitting(frames, layout, own)
-    yield Recording(path.stem, prepare(frames, layout), layout, None)
+    yield Recording(path.stem, how.tidy(frames, layout), layout, None)
 
 
 # ---- many clips a file ---------------------------------------------------------------------------------------------
@@ -239,7 +268,7 @@ def recorded(rows: np.ndarray, what: str) -> np.ndarray:
     return np.array(rows[:max(np.count_nonzero(sums), 1)], dtype=np.float32)
 
 
-def _read_pyskl(path: Path, layout: Layout | None, prepare) -> Iterator[Recording]:
+def _read_pyskl(path: Path, layout: Layout | None, how: How) -> Iterator[Recording]:
     content = read_pickle(path)
     annotations = content.get('annotations') if isinstance(content, dict) else None
     if not isinstance(annotations, list) or not annotations:
@@ -253,7 +282,7 @@ def _read_pyskl(path: Path, layout: Layout | None, prepare) -> Iterator[Recordin
                 raise UserError('refused, the file shows the same arrays many times over')
             frames = keypoint.swapaxes(0, 1)
             own = _fitting(frames, layout)
-            yield Recording(name, prepare(frames, own), own, label)
+            yield Recording(name, how.tidy(frames, own), own, label)
         except UserError as error:
             raise UserError(f'annotation {number} (from 0): {error}') from error
 

@@ -1,5 +1,7 @@
 """What the actions of each benchmark are called, in the order of their labels."""
 
+import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -39,20 +41,36 @@ def set_of(benchmark: str | None, num_classes: int | None) -> str | None:
 
 
 def file_beside(data_path: str | Path) -> Path:
-    """Where data/prepare_custom.py leaves the class names of an npz file: a line each, label 0 first."""
-    return Path(data_path).with_name(f'{Path(data_path).stem}_classes.txt')
+    """Where data/prepare_custom.py leaves what is to be known of an npz file of one's own."""
+    return Path(data_path).with_name(f'{Path(data_path).stem}_about.json')
 
 
-def names_beside(data_path: str | Path, num_classes: int) -> list[str] | None:
-    """The class names that lie beside an npz file; None where there are none, or not so many.
+def about(data_path: str | Path) -> dict:
+    """What lies beside an npz file: 'classes' (names, label 0 first), 'centre' and 'scale' of its preparation.
 
-    Raises UserError when they cannot be read.
+    Empty where there is no such file. Raises UserError when it cannot be read or is none.
     """
     path = file_beside(data_path)
     try:
-        names = path.read_text(encoding='utf-8').splitlines()
+        content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: cannot be read ({error}); correct or remove it') from error
-    return names if len(names) == num_classes and all(map(str.strip, names)) else None
+    names = content.get('classes') if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names) \
+            or not is_preparation(content):
+        raise UserError(f'{path}: does not tell classes, centre and scale; prepare the data again, or remove it')
+    return content
+
+
+def is_preparation(value) -> bool:
+    """Whether it is a map that tells how recordings became clips: 'centre' and 'scale', see data/recordings.py."""
+    return isinstance(value, dict) and isinstance(value.get('centre'), bool) \
+        and type(value.get('scale')) in (int, float) and 0 < value['scale'] < math.inf
+
+
+def names_beside(data_path: str | Path, num_classes: int) -> list[str] | None:
+    """The class names that lie beside an npz file; None where there are none, or not so many. Raises as `about`."""
+    names = about(data_path).get('classes', ())
+    return names if len(names) == num_classes else None

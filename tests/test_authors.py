@@ -203,5 +203,5 @@ def test_contradictions_are_refused_and_nothing_is_left(content, options, says, 
 def test_the_given_file_is_never_written_over(tmp_path):
     path = write(tmp_path / 'theirs.pth', made_up('finetune', SMALL))
     before = (tmp_path / 'theirs.pth').read_bytes()
-    refusal(lambda: convert(path, '--out', path), 'itself')
+    refusal(lambda: convert(path, '--out', path), 'which is read')
     assert (tmp_path / 'theirs.pth').read_bytes() == before

@@ -126,7 +126,9 @@ def test_a_file_says_what_it_is(runs, exported):
     assert facts.items() >= {'what': 'classifier', 'stream': 'joint', 'num_frames': '16', 'num_bodies': '2',
                              'benchmark': 'TINY', 'method': 'scratch', 'epoch': '3', 'checkpoint': runs['finetune'],
                              'checkpoint_sha256': checkpoint.digest_of(runs['finetune'])}.items()
-    assert json.loads(in_pt2[export.FACTS]) == facts and 'classes' not in facts
+    held = json.loads(in_pt2[export.FACTS])
+    assert {name: value if isinstance(value, str) else json.dumps(value) for name, value in held.items()} == facts
+    assert held['classes'] == [f'class {i}' for i in range(3)] and held['centred'] == 'yes'
     assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2']            # weights inside, nothing beside
 
 
@@ -260,7 +262,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monk
     refuse(['--checkpoint', tuned, '--onnx', out, '--ony', 'x'], 'unrecognized', 'did you mean')
     refuse(['--checkpoint', tuned, '--authors', tuned, '--onnx', out], 'not allowed')
     refuse(['--checkpoint', tuned, '--onnx', tmp_path / 'out'], 'is a folder')
-    refuse(['--checkpoint', tuned, '--onnx', tuned], 'the checkpoint itself')
+    refuse(['--checkpoint', tuned, '--onnx', tuned], 'which is read')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tmp_path / 'none.npz'], 'none.npz')
     for spoil, says in (({'args': {}}, 'no settings in it'), ({'bodies': 0}, "'bodies'"),

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -335,6 +336,29 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch, ca
     np.save(runs / 'odd.npy', rows[:, :5])
     refusal(lambda: main_visualize.main([*options, str(runs / 'odd.npy')]), 'odd.npy', '5 joints')
     refusal(lambda: main_visualize.main([*options, str(runs / 'none.npy')]), 'none.npy', 'no such file')
+
+
+@pytest.mark.parametrize('name', ['$x_{a$', 'back\\slash $$', os.fsdecode(b'x\xff')])
+def test_names_are_no_formulas(name, runs):
+    np.save(runs / f'{name}.npy', np.random.default_rng(1).normal(size=(20, 20, 3)).cumsum(0))
+    main_visualize.main(['--checkpoint', str(runs / 'pretrain/checkpoint-last.pth'), '--data_path',
+                         str(runs / f'{name}.npy'), '--out', str(runs / 'odd.png'), '--html', str(runs / 'odd.html')])
+    assert (runs / 'odd.html').exists() and (runs / 'odd.png').exists()
+
+
+def test_no_picture_takes_the_place_of_an_input(runs):
+    path = runs / 'pretrain/checkpoint-last.pth'
+    before, data = path.read_bytes(), (runs / 'D.npz').read_bytes()
+    for options in (['--out', str(path)], ['--html', str(runs / 'D.npz')], ['--out', str(runs / 'D.npz'), '--data_path',
+                                                                           str(runs / f'../{runs.name}/D.npz')]):
+        refusal(lambda options=options: main_visualize.main(['--checkpoint', str(path), *options]), 'which is read')
+    assert path.read_bytes() == before and (runs / 'D.npz').read_bytes() == data
+
+
+def test_a_layout_that_is_not_the_models(runs):
+    (runs / 'odd.yaml').write_text('joints: {' + ', '.join(f'j{i}: {0 if i else ""}' for i in range(20)) + '}')
+    refusal(lambda: main_visualize.main(['--checkpoint', str(runs / 'pretrain/checkpoint-last.pth'), '--layout',
+                                         str(runs / 'odd.yaml'), '--out', str(runs / 'l.png')]), "'hip centre' there")
 
 
 def test_several_clips_get_a_picture_each(runs, capsys, monkeypatch):

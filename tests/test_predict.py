@@ -4,6 +4,9 @@ import csv
 import doctest
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -281,8 +284,46 @@ def test_of_too_many_bodies_those_that_move_most_stay(mine):
     bodies = rng.normal(size=(30, 4, 5, 3)) * np.array([1, .1, 0, 3])[:, None, None]
     bodies[:15, 1] += 9
     bodies[15:, 1:] = 0     # two leave: where they are not they do not move either
+    recogniser.centre = False
     np.testing.assert_array_equal(recogniser.fit_bodies(bodies), bodies[:, [0, 3]])
     assert recogniser.fit_bodies(bodies[:, :1]).shape == (30, 2, 5, 3)
+
+
+def test_whoever_is_left_out_leaves_no_trace(tmp_path):
+    """A bystander who comes first and is alone for a while, before a model of one body: as if there were the actor."""
+    recogniser = Recogniser(save_model(tmp_path / 'one.pth', 20, 3, bodies=1), 'cpu')
+    rng = np.random.default_rng(0)
+    actor = rng.normal(size=(30, 20, 3)).cumsum(0)
+    both = np.zeros((40, 2, 20, 3))
+    both[:, 0], both[10:, 1] = rng.normal(size=(20, 3)) + 5, actor
+    np.testing.assert_allclose(recogniser.probabilities(both), recogniser.probabilities(actor), atol=1e-6)
+    np.testing.assert_allclose(recogniser.fit_bodies(recogniser.prepare(both)), recogniser.prepare(actor), atol=1e-5)
+    np.save(tmp_path / 'both.npy', both)
+    np.save(tmp_path / 'actor.npy', actor)
+    found = {}
+    for name in ('both', 'actor'):
+        (recording,) = read_files([tmp_path / f'{name}.npy'], recogniser)
+        (found[name],) = predict_all(recogniser, iter([recording]), 2)
+    np.testing.assert_allclose(found['both'].scores, found['actor'].scores, atol=1e-6)
+
+
+def test_a_tensor_is_one_recording(mine):
+    recogniser = Recogniser(mine, 'cpu')
+    frames = torch.randn(12, 2, NUM_JOINTS, 3)
+    assert np.array_equal(recogniser.probabilities(frames), recogniser.probabilities(frames.numpy()))
+
+
+@pytest.mark.parametrize('told, benchmark, classes, centre, scale, repeats', [
+    (None, 'pku1_xsub', 51, False, 1, False), (None, 'ntu120_xsub', 120, True, 1, True),
+    (None, None, 120, True, 1, True), (None, None, 51, False, 1, False), (None, 'mine', 51, True, 1, False),
+    (None, 'mine', 120, True, 1, False), (None, 'pku_like', 9, True, 1, False),
+    ({'centre': True, 'scale': .01}, 'pku1_xsub', 51, True, .01, False),
+    ({'centre': False, 'scale': 1.}, 'mine', 120, False, 1, False)])
+def test_how_recordings_were_prepared(told, benchmark, classes, centre, scale, repeats, tmp_path):
+    """What a checkpoint says; or what is known of its benchmark; a number of classes tells of the authors' only."""
+    more = {} if told is None else {'prepared': told}
+    recogniser = Recogniser(save_model(tmp_path / 'c.pth', 25, classes, benchmark, **more), 'cpu')
+    assert (recogniser.centre, recogniser.scale, recogniser.repeats_body) == (centre, scale, repeats)
 
 
 @pytest.mark.parametrize('frames, naming', [
@@ -325,12 +366,13 @@ def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz,
     data = tmp_path / 'mine.npz'
     data.symlink_to(tiny_npz)
     names = [f'act {i}' for i in range(NUM_CLASSES)]
-    (tmp_path / 'mine_classes.txt').write_text('\n'.join(names))
+    (tmp_path / 'mine_about.json').write_text(json.dumps({'classes': names, 'centre': False, 'scale': 0.5}))
     options = [word if word != str(tiny_npz) else str(data) for word in tiny]
     main_finetune.main([*options, '--epochs', '1', '--output_dir', str(tmp_path / 'run')])
     data.unlink()
     recogniser = Recogniser(tmp_path / 'run/checkpoint-last.pth', 'cpu')
     assert recogniser.class_names == names and recogniser.num_bodies == 2 and recogniser.num_joints == NUM_JOINTS
+    assert not recogniser.centre and recogniser.scale == 0.5
 
 
 @pytest.mark.parametrize('field, value', [('bodies', 0), ('bodies', 'two'), ('classes', 'sit'), ('classes', [1, 2, 3]),
@@ -384,6 +426,30 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize('options, naming', [
+    (['in/two.npy', '--json', 'mine.pth'], 'mine.pth, which is read'), (['in', '--csv', 'in/two.npy'], 'which is read'),
+    (['in/two.npy', '--csv', 'in/../in/two.npy'], 'which is read'), (['in', '--json', 'in/new.json'], 'are read'),
+    (['in/two.npy', '--json', 'x', '--csv', './x'], '--json x too'), (['in/two.npy', '--csv', '/dev/null'], 'no file')],
+    ids=str)
+def test_no_output_takes_the_place_of_an_input(options, naming, folder, mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(mine, 'mine.pth')
+    before = {path: path.read_bytes() for path in (tmp_path / 'mine.pth', folder / 'two.npy')}
+    refusal(lambda: main_predict.main(['--checkpoint', 'mine.pth', *options]), naming)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert sorted(os.listdir()) == ['in', 'mine.pth']
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(folder, mine):
+    """As `| head` does, before there is anything to read."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, 'w') as closed:
+        done = subprocess.run([sys.executable, 'main_predict.py', '--checkpoint', mine, folder / 'two.npy', '--device',
+                               'cpu'], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
+
+
 def test_a_folder_with_bad_files(folder, mine, tmp_path, capsys):
     """The good are predicted, the others listed at the end on stderr, a line each."""
     out = tmp_path / 'out.json'
@@ -393,7 +459,8 @@ def test_a_folder_with_bad_files(folder, mine, tmp_path, capsys):
     told, lines = json.loads(out.read_text()), done.err.splitlines()
     assert [os.path.basename(one['recording']) for one in told['recordings']] == [
         'one.npy', 'two.npy']
-    assert lines[0].startswith('2 clips: ') and len(lines) == 3
+    assert lines[0].startswith('2 clips: ') and len(lines) == 4
+    assert 'of 1 of 2 recordings are of no human size' in lines.pop(1) and folder.name
     assert lines[1].startswith('error: ') and 'arm.npy: bodies of 20 joints (kinect-v1), the model is of 5 joints;' in \
         lines[1]
     assert 'cut.skeleton' in lines[2] and 'line 2' in lines[2] and lines[2].count('cut.skeleton') == 1
@@ -471,7 +538,7 @@ def test_an_npz_of_another_shape_is_named(mine, tmp_path, capsys):
     (['nowhere.npy'], 'nowhere.npy'), (['.'], '.skeleton'), (['README'], 'suffix'), (['--format', 'x'], "'x'"),
     (['--hop', '3'], '--window'), (['--window', '3', '--hop', '4'], '--hop 4'), (['--window', '0'], '>= 1'),
     (['--json', '-', '--csv', '-'], 'stdout'), (['--json', 'x', '--csv', 'x'], '--csv x'), (['--json', '.'], 'folder'),
-    (['--features', 'README/x.npz'], 'README'), (['--layout', 'nowhere'], 'nowhere'), (['--json', 'a.npy'], 'input'),
+    (['--features', 'README/x.npz'], 'README'), (['--layout', 'nowhere'], 'nowhere'), (['--json', 'a.npy'], 'is read'),
     (['--device', 'abacus'], 'abacus'), (['--scale', '0'], '> 0')], ids=' '.join)
 def test_what_is_refused_before_anything_is_predicted(options, naming, mine, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

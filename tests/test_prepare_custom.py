@@ -1,6 +1,7 @@
 """Recordings of one's own: the table, the files that come of it, and that training runs on them."""
 
 import csv
+import json
 import re
 import shlex
 import zipfile
@@ -13,7 +14,7 @@ import main_finetune
 import main_pretrain
 import main_report
 from data import prepare_custom
-from feeder.classes import names_beside
+from feeder.classes import about, names_beside
 from feeder.layouts import read_layout
 from tests.conftest import ROOT, refusal, run
 from tests.test_recordings import ARM, interchange
@@ -65,7 +66,7 @@ def listing(folder):
 def test_the_files(raw, tmp_path, capsys):
     folder, rows = raw
     assert prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out') == 0
-    assert listing(tmp_path / 'out') == ['custom.npz', 'custom.yaml', 'custom_classes.txt']
+    assert listing(tmp_path / 'out') == ['custom.npz', 'custom.yaml', 'custom_about.json']
     held = members(tmp_path / 'out/custom.npz')
     assert [(name, array.shape, str(array.dtype)) for name, array in held.items() if name[0] != 'n'] == [
         ('x_train', (9, 16, 51), 'float32'), ('y_train', (9, 3), 'float64'), ('x_test', (3, 16, 51), 'float32'),
@@ -76,12 +77,13 @@ def test_the_files(raw, tmp_path, capsys):
         assert [CLASSES[label] for label in held[f'y_{split}'].argmax(1)] == [row['label'] for row in mine]
         for row, x in zip(mine, held[f'x_{split}'], strict=True):
             frames = np.load(folder / row['file'])
-            frames = frames - frames[0].mean(axis=0)
+            frames = frames - frames[0, 0]
             np.testing.assert_allclose(x[:len(frames)], frames.reshape(len(frames), 51), atol=1e-6)
             assert not x[len(frames):].any()
     with zipfile.ZipFile(tmp_path / 'out/custom.npz') as archive:
         assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    assert (tmp_path / 'out/custom_classes.txt').read_text() == 'jump\nsit down\nwave\n'
+    assert json.loads((tmp_path / 'out/custom_about.json').read_text()) == {
+        'classes': ['jump', 'sit down', 'wave'], 'centre': True, 'scale': 1}
     assert yaml.safe_load((tmp_path / 'out/custom.yaml').read_text()) == {
         'benchmark': 'custom', 'data_path': str(tmp_path / 'out/custom.npz'), 'layout': 'coco-17', 'num_joints': 17,
         'num_classes': 3, 'num_frames': 120,
@@ -256,8 +258,7 @@ def test_other_faults(raw, tmp_path, capsys):
 
 @pytest.mark.parametrize('keep, naming', [
     (lambda row: row['split'] == 'train', '9 training and 0 test clips'),
-    (lambda row: row['split'] == 'test' or row['file'] == 'clip00.npy', '1 training and 3 test clips'),
-    (lambda row: row['label'] == 'jump', 'of 1 classes')])
+    (lambda row: row['split'] == 'test' or row['file'] == 'clip00.npy', '1 training and 3 test clips')])
 def test_too_little_to_train_on(keep, naming, raw, tmp_path):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', filter(keep, rows))
@@ -304,9 +305,42 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
 
 
 def test_names_beside_a_file(tmp_path):
-    data = tmp_path / 'x.npz'
+    data, path = tmp_path / 'x.npz', tmp_path / 'x_about.json'
     assert names_beside(data, 2) is None
-    (tmp_path / 'x_classes.txt').write_text('a\nb\n')
-    assert names_beside(data, 2) == ['a', 'b'] and names_beside(data, 3) is None
-    (tmp_path / 'x_classes.txt').write_bytes(b'\xff\n')
-    refusal(lambda: names_beside(data, 1), tmp_path / 'x_classes.txt')
+    path.write_text('{"classes": ["a", "b"], "centre": true, "scale": 0.01}')
+    assert names_beside(data, 2) == ['a', 'b'] and names_beside(data, 3) is None and about(data)['scale'] == 0.01
+    for content in (b'\xff\n', b'[]', b'{"classes": ["a"]}', b'{"classes": ["a"], "centre": 1, "scale": 1}',
+                    b'{"classes": ["a"], "centre": true, "scale": 0}', b'{"classes": [1], "centre": true, "scale": 1}'):
+        path.write_bytes(content)
+        refusal(lambda: names_beside(data, 1), path)
+
+
+def test_one_class_is_for_pretraining(raw, tmp_path, capsys):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', [row | {'label': 'unknown'} for row in rows])
+    assert prepare(folder, table, tmp_path / 'out') == 0
+    assert 'this is for pre-training' in capsys.readouterr().out
+    main_pretrain.main(['--config', str(tmp_path / 'out/custom.yaml'), '--num_frames', '8', '--dim_feat', '16',
+                        '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
+                        '--mask_ratio', '0.5', '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3',
+                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(tmp_path / 'run')])
+    assert (tmp_path / 'run/result.json').exists()
+
+
+def test_the_users_own_files_are_never_written_over(raw, tmp_path):
+    folder, rows = raw
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'mine.yaml').write_text('joints: {' + ', '.join(f'j{i}: {0 if i else ""}' for i in range(17)) + '}')
+    write_table(out / 'custom.yaml', rows)
+    before = [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')]
+    refusal(lambda: prepare(folder, out / 'custom.yaml', out), 'custom.yaml', 'which is read')
+    refusal(lambda: prepare(folder, out / 'custom.yaml', out, '--name', 'mine', '--layout', str(out / 'mine.yaml')),
+            'mine.yaml', 'which is read')
+    assert [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')] == before
+
+
+def test_one_recording_in_two_spellings(raw, tmp_path):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', [*rows, rows[0] | {'file': f'../{folder.name}/{rows[0]["file"]}'}])
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '1 damaged', 'correct the table')

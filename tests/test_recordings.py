@@ -79,8 +79,12 @@ def test_pku_as_prepared(tmp_path):
                       '1'])
     clips, compared = clips_of(tmp_path / 'PKUv1_XSub.npz'), 0
     for path in (raw / 'skeleton').glob('*.txt'):
-        recording = read_recording(path)
+        recording, moved = read_recording(path, centre=False), read_recording(path).frames
         assert recording.frames.shape[1:] == (2, 25, 3) and recording.label is None
+        first = recording.frames.any(axis=(2, 3))[:, 0].argmax()
+        assert not moved[first, 0, 1].any()
+        body = recording.frames[first, 0]
+        np.testing.assert_allclose(moved[first, 0], body - body[1], atol=1e-6)
         for number, line in enumerate((raw / f'label/{path.name}').read_text().split(), 1):
             start, end = map(int, line.split(',')[1:3])
             if (clip := clips.get(f'{path.stem}_{number:03}')) is not None and end - start <= 300:
@@ -147,7 +151,7 @@ def test_npy_of_one_body_without_a_spine(tmp_path):
     np.save(tmp_path / 'a.npy', np.asfortranarray(frames))
     got = read_recording(tmp_path / 'a.npy')
     assert got.layout == COCO and got.frames.shape == (4, 1, 17, 3)
-    np.testing.assert_allclose(got.frames[:, 0], frames - frames[0].astype(float).mean(0), atol=1e-6)
+    np.testing.assert_allclose(got.frames[:, 0], frames - frames[0, 0].astype(float), atol=1e-6)
     np.save(tmp_path / 'b.npy', frames[:, :9])
     assert read_recording(tmp_path / 'b.npy').layout is None and read_recording(tmp_path / 'b.npy').num_joints == 9
     (tmp_path / 'nine.yaml').write_text('joints: {j0: , ' + ', '.join(f'j{i}: 0' for i in range(1, 9)) + '}')
@@ -504,7 +508,7 @@ def test_bvh_by_hand(tmp_path):
     recording = read_recording(tmp_path / 'arm.bvh', scale=0.01)
     assert recording.layout == layout and recording.label is None and recording.name == 'arm'
     expected = np.array(PLACES, float)[:, None] / 100
-    np.testing.assert_allclose(recording.frames, expected - expected[0, 0].mean(0), atol=1e-6)
+    np.testing.assert_allclose(recording.frames, expected - expected[0, 0, 0], atol=1e-6)
     names = Layout('mine', ('a', 'b', 'c', 'd'), (0, 0, 1, 0))
     assert read_recording(tmp_path / 'arm.bvh', names).layout == names
 

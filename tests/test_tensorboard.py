@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+import main_finetune
 import main_linprobe
 import main_pretrain
 import main_retrieval
@@ -61,6 +62,18 @@ def test_one_of_several_processes_draws_and_none_waits_for_ever(kinect, tmp_path
     for tag in ('train/loss', 'train/grad_norm'):
         one, two = (scalars(tmp_path / name, tag) for name in ('one', 'two'))
         assert one == pytest.approx(two, rel=1e-3), tag
+
+
+def test_no_picture_is_worth_a_run(kinect, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, 'overview', lambda found: 1 / 0)
+    main_pretrain.main([*kinect, '--picture_epochs', '1', '--output_dir', str(tmp_path / 'o')])
+    assert (tmp_path / 'o/result.json').exists() and 'no picture at step 2: ZeroDivisionError' in capsys.readouterr().err
+
+
+def test_a_classifier_draws_a_test_clip(kinect, tmp_path):
+    options = kinect[:kinect.index('--decoder_dim_feat')]
+    main_finetune.main([*options, '--picture_epochs', '2', '--output_dir', str(tmp_path)])
+    assert [image.step for image in told(tmp_path).Images('pictures/clip')] == [4]
 
 
 def test_pictures_need_a_known_skeleton(tiny_pretrain, tmp_path):

@@ -1,7 +1,7 @@
 """The authors' checkpoints made into ours: looked through, named for what they are, and with settings of ours.
 
-Their weights have our names already, and every command reads them as they are (util/checkpoint.py). What a converted
-file has besides: the settings that tables, exports and comparisons with a run's own ask for; and it has been checked
+Their weights have our names already, and training reads them as they are (--finetune; util/checkpoint.py). What a
+converted file has besides: the settings that predictions, pictures, exports and tables ask for; and it has been checked
 that it is whole. Theirs is {model, optimizer, scaler, epoch, args}, args a Namespace whose `model_args` is a map.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from util import checkpoint
 from util.args import read_settings
 from util.errors import UserError
-from util.files import check_writable
+from util.files import check_outputs
 from util.log import code_version
 from util.rebuild import STAGES, make_model, sizes_of
 
@@ -27,9 +27,7 @@ def convert(path: str, out: Path, argv: list[str]) -> str:
     the sizes those of the weights. The optimiser's state stays behind: its order of the parameters is theirs. Raises
     UserError, having written nothing, for anything that is no checkpoint of theirs, and where settings contradict it.
     """
-    check_writable(out.parent)
-    if out.is_dir() or out.resolve() == Path(path).resolve():
-        raise UserError(f'--out {out}: is a folder or the given checkpoint itself; give another name')
+    check_outputs([('--out', out)], [path])
     state = checkpoint.load(path)
     if 'version' in state or 'record' in state:
         raise UserError(f'{path}: is a checkpoint of ours already; use it as it is')

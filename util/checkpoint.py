@@ -153,6 +153,7 @@ FIELDS = {  # of a checkpoint: what they must be; the weights are looked at for 
     'layout': lambda value: _is_map(value, deep=True),
     'bodies': lambda value: isinstance(value, int) and 1 <= value <= 1000,
     'classes': lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    'prepared': lambda value: _is_map(value, deep=True),
 }
 
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import select
 import sys
 import time
 import traceback
@@ -33,6 +34,11 @@ def shown(value) -> str:
     return quoted if len(quoted) <= 200 else f'{quoted[:200]}…'
 
 
+def printable(text) -> str:
+    """A name or path on one line, whatever bytes it is made of."""
+    return ''.join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are UserErrors; of an unknown option they name the nearest known one."""
 
@@ -53,19 +59,24 @@ def run_main(main) -> None:
     then stops those. Of all of them the first one to fail says why, the others follow it in silence.
     """
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    sys.stdout.reconfigure(errors='backslashreplace')       # of a terminal that lacks a letter
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except UserError as error:
         said, code = f'{error.label}: {" ".join(str(error).splitlines())}', error.exit_code
         follows = isinstance(error, PeerLost)
     except KeyboardInterrupt:
         said, code, follows = 'interrupted', 130, False
-    except Exception:
+    except Exception as error:
         said, code, follows = traceback.format_exc().rstrip(), 1, False
         if several:
             said = f'process {os.environ.get("RANK")} failed:\n{said}'
+        if isinstance(error, BrokenPipeError) and _nobody_listens():
+            said = None
     first = _is_first_to_fail()
-    if first:
+    if first and said:
         print(said, file=sys.stderr, flush=True)
     if several:
         sys.stdout.flush()
@@ -73,6 +84,18 @@ def run_main(main) -> None:
             time.sleep(GRACE)       # torchrun reports the process that ended first: not this one
         os._exit(code)
     sys.exit(code)
+
+
+def _nobody_listens() -> bool:
+    """Whether what is printed goes into a pipe that nobody reads any more, as after `| head`; the rest is dropped."""
+    if sys.platform == 'win32':     # no poll
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _under_torchrun() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')       # figures are files: no screen is needed
+matplotlib.rcParams['text.parse_math'] = False      # names of users stand in them: text, no formulas
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402

@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 import zipfile
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def replacing(path: str | Path):
     permission) becomes a UserError naming it; one of another file, which the body reads, stays what it is.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):   # a device, which would be gone
+        raise UserError(f'{path}: is no file; give the name of one')
     partial, ours = partial_of(path), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +153,21 @@ def check_writable(folder: str | Path) -> None:
     except OSError as error:        # a name too long, a folder that may not be looked into
         there, fault = folder, error.strerror
     raise UserError(f'{folder}: cannot be written ({there} {fault}); give another place, or correct the permissions')
+
+
+def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[str | Path] = ()) -> None:
+    """UserError for a file to write, (option, path), that is a folder, a device, an input or another of them."""
+    taken = {os.path.realpath(path): f'{path}, which is read' for path in inputs}
+    for option, path in outputs:
+        path = Path(path)
+        check_writable(path.parent)
+        if os.path.isdir(path) or not path.name:
+            raise UserError(f'{option} {path}: is a folder; give the name of a file')
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f'{option} {path}: is no file; give the name of one')
+        if place := taken.get(os.path.realpath(path)):
+            raise UserError(f'{option} {path}: is {place}; give a file of its own')
+        taken[os.path.realpath(path)] = f'{option} {path} too'
 
 
 def check_members(path: str | Path, archive: zipfile.ZipFile) -> None:

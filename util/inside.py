@@ -20,7 +20,7 @@ from feeder.layouts import Layout, plain_name
 from model_mamp import MAMP, motion, motion_intensity, patchify
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.rebuild import STAGES, make_model, settings_in
 
 Model = MAMP | ActionTransformer | SkeletonEncoder
@@ -120,7 +120,7 @@ def seen_as(batch: Batch, settings: dict, layout: Layout | None, title: str, lab
     """The one clip of a batch as the model with these settings sees it in evaluation."""
     joints = ClipMaker(settings['num_frames'], 'joint', 0).eval_view(batch)
     seen = ClipMaker(settings['num_frames'], settings['stream'], 0, layout=layout).derive_stream(joints)
-    return Clip(joints, seen, title, label, layout)
+    return Clip(joints, seen, printable(title), label, layout)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from feeder.augment import ClipMaker
-from feeder.classes import names_beside
+from feeder.classes import about, names_beside
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.layouts import check_same, find_layout, told_layout
 from feeder.loader import make_loader, read_batches
@@ -354,8 +354,14 @@ class Trainer:
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in line.items()))
         if pictures and self.world.is_main and ((epoch + 1) % self.args.picture_epochs == 0
                                                 or epoch + 1 == self.args.epochs):
-            self.log.pictures(pictures(), (epoch + 1) * self.steps_per_epoch)
+            self._draw(pictures, (epoch + 1) * self.steps_per_epoch)
         self.save(epoch + 1, 0, [*names, LAST])     # the last one last: a run killed before it writes all again
+
+    def _draw(self, pictures, step: int) -> None:
+        try:
+            self.log.pictures(pictures(), step)
+        except Exception as error:      # whatever drawing ends in: no picture is worth a run
+            log.warning('no picture at step %d: %s: %s', step, type(error).__name__, ' '.join(str(error).split()))
 
     def leave(self, where: str) -> None:
         """Ends the run, saved and told to stop, on every process; the marker is what a cluster's script looks for.
@@ -389,6 +395,8 @@ class Trainer:
                    'bodies': self.data['bodies']}   # from here on what predicting needs and the weights do not say
         if self.data['class_names'] and hasattr(self.args, 'num_classes'):
             content['classes'] = self.data['class_names']
+        if told := about(self.args.data_path):
+            content['prepared'] = {name: told[name] for name in ('centre', 'scale')}
         if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
             content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:

@@ -177,6 +177,8 @@ def _add_saving(parser: argparse.ArgumentParser) -> None:
     add('--save_minutes', type=NOT_NEGATIVE, default=10., help='minutes after which checkpoint-last.pth is written '
         'inside an epoch (0: at its end only)')
     add('--log_steps', type=COUNT, default=20, help='steps between readings of loss, gradient norm and throughput')
+    add('--picture_epochs', type=WHOLE, default=0, help='epochs between pictures of a clip in TensorBoard, as those of '
+        'main_visualize.py (0: none): the first training clip in pre-training, the first test clip elsewhere')
 
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:
@@ -189,8 +191,6 @@ def _add_pretraining(parser: argparse.ArgumentParser) -> None:
     add('--skip_empty_bodies', action=argparse.BooleanOptionalAction, default=False,
         help='leave all-zero bodies out of the batch and its loss; the authors train on them too')
     add('--target', type=text, choices=('motion', 'joint'), default='motion', help='what is predicted')
-    add('--picture_epochs', type=WHOLE, default=0,
-        help="epochs between pictures of the first training clip in TensorBoard, as main_visualize.py's (0: none)")
     add('--norm_skes_loss', action=argparse.BooleanOptionalAction, default=True,
         help="normalise each token's target over its own values")
 

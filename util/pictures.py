@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,8 +18,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from feeder.dataset import SkeletonDataset
+from feeder.layouts import layout_of
+from util.errors import UserError
 from util.files import replacing
-from util.inside import Inside
+from util.inside import Inside, clip_of, look_inside
+from util.loop import Trainer
+
+matplotlib.rcParams['text.parse_math'] = False      # names of users stand in pictures: text, no formulas
 
 SHOWN, PREDICTED, TRUE = '#0072b2', '#d55e00', '#2b2f36'
 HIDDEN, BONE, GREY, FAINT = '#c3c7cd', '#9aa0a8', '#4a4f57', '#e3e6ea'
@@ -253,6 +260,27 @@ def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def picture_maker(trainer: Trainer, dataset: SkeletonDataset) -> Callable[[], dict[str, np.ndarray]]:
+    """What draws the split's first clip as the model sees it by then, images (H, W, 3) by name.
+
+    Of the whole model, not one process's part in it: no other process takes part. Raises UserError where no joint
+    layout fits.
+    """
+    args = trainer.args
+    try:
+        layout = trainer.clips.layout or layout_of(args.num_joints)
+    except UserError as error:
+        raise UserError(f'--picture_epochs {args.picture_epochs}: {error}, or leave the pictures out') from error
+    clip = clip_of(dataset, int(dataset.rows[0]), vars(args), layout)
+    clip = clip._replace(joints=clip.joints.to(trainer.world.device), seen=clip.seen.to(trainer.world.device))
+
+    def draw() -> dict[str, np.ndarray]:
+        found = look_inside(trainer.raw_model, vars(args), clip, seed=args.seed, compiled=trainer.compiled,
+                            class_names=trainer.data['class_names'])
+        return {'pictures/clip': pixels(overview(found))}
+    return draw
 
 
 def png(figure: Figure) -> bytes:

@@ -1,15 +1,21 @@
 """A model from its checkpoint alone: its sizes are read off the weights, and only what they do not show is told."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from data.prepare_ntu import DATASETS
+from feeder.classes import is_preparation, names_of, set_of
+from feeder.layouts import Layout, told_layout
 from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.args import settings_for
 from util.errors import UserError
 
+BODIES = {'ntu60': 2, 'ntu120': 2, 'pku': 2, 'synth': 2, 'nwucla': 1}      # of a clip of these sets
+CLASSIFIERS = ('a linear probe', 'fine-tuning')
 STAGES = {'pre-training': 'pretrain', 'a linear probe': 'linprobe', 'fine-tuning': 'finetune'}
 
 
@@ -88,6 +94,40 @@ def settings_in(state: dict, path: str | Path) -> dict:
     return settings
 
 
+class Facts(NamedTuple):
+    """What a trained model expects of recordings, and what its classes are called."""
+
+    layout: Layout | None           # of the joints; None where nobody knows
+    bodies: int                     # of a clip
+    repeats_body: bool              # whether the only body is repeated, as in NTU RGB+D 120, or followed by zeros
+    centre: bool                    # whether bodies are moved to the origin
+    scale: float                    # metres in a unit of the files without one
+    class_names: list[str] | None   # label 0 first, 'class 0', … where nobody knows them; None: of a model without
+
+
+def facts_of(state: dict, settings: dict, path: str | Path) -> Facts:
+    """What a checkpoint with these settings tells; what it does not, from the data set that its benchmark is of.
+
+    Raises UserError for class names of another number than classes, and for facts that cannot be.
+    """
+    classes, benchmark = settings.get('num_classes'), settings.get('benchmark')
+    if checkpoint.stage_of(state['model']) not in CLASSIFIERS:
+        classes = None
+    own, told = state.get('classes'), state.get('prepared')
+    if own is not None and len(own) != classes:
+        raise UserError(f'{path}: {len(own)} class names for {classes} classes; take another checkpoint')
+    if told is not None and not is_preparation(told):
+        raise UserError(f'{path}: does not tell how its data were prepared; take another checkpoint')
+    names = own or names_of(benchmark, classes)
+    # A set of one's own tells what it is; a name like 'ntu_gym' or 51 classes say nothing of it.
+    known = None if told or own or (classes and not names) else set_of(benchmark, None if benchmark else classes)
+    # Authors' clips of 25 joints have two bodies in every set.
+    bodies = state.get('bodies') or BODIES.get(known) or (2 if settings['num_joints'] == 25 else 1)
+    return Facts(told_layout(state, path), bodies, known in DATASETS and DATASETS[known].second == 'copy',
+                 told['centre'] if told else known != 'pku', told['scale'] if told else 1.,
+                 (names or [f'class {label}' for label in range(classes)]) if classes else None)
+
+
 def load_whole(path: str | Path, what: str | None = None) -> tuple[SkeletonEncoder, str, dict, dict]:
     """The classifier or encoder of a checkpoint of ours, in eval mode: model, which of both, settings, the checkpoint.
 
@@ -96,15 +136,13 @@ def load_whole(path: str | Path, what: str | None = None) -> tuple[SkeletonEncod
     """
     state = checkpoint.load(path)
     weights, settings = state['model'], settings_in(state, path)
-    stage = STAGES.get(checkpoint.stage_of(weights))
-    if stage is None:
-        raise UserError(f'{path}: has neither head nor decoder; give a checkpoint of main_pretrain.py, '
-                        'main_linprobe.py or main_finetune.py')
+    kind = checkpoint.stage_of(weights)
+    stage = STAGES.get(kind, 'encoder')
     if what is None:
-        what = 'encoder' if stage == 'pretrain' else 'classifier'
+        what = 'classifier' if kind in CLASSIFIERS else 'encoder'
     if what == 'encoder':
         stage, weights = 'encoder', checkpoint.encoder_of(weights)
-    elif stage == 'pretrain':
-        raise UserError(f'{path}: is of pre-training and classifies nothing; give --what encoder, or a checkpoint of '
+    elif kind not in CLASSIFIERS:
+        raise UserError(f'{path}: is of {kind} and classifies nothing; give --what encoder, or a checkpoint of '
                         'main_linprobe.py or main_finetune.py')
     return make_model(stage, weights, settings, path), what, settings, state
