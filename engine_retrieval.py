@@ -39,17 +39,17 @@ def knn(splits: dict[str, Features], k: int, metric: str) -> np.ndarray:
     return classifier.predict(test.features)
 
 
-def exemplars(splits: dict[str, Features], novel: np.ndarray) -> Features:
+def exemplars(splits: dict[str, Features], novel: np.ndarray, published: bool) -> Features:
     """One clip of each novel class (in the order of `novel`), after which the others are named.
 
-    Where they are, NTU RGB+D 120's published ones (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx), else the
+    If `published`, NTU RGB+D 120's where they are (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx); else the
     first by name of the class's training clips, or of its test clips where it has none in training. Raises UserError
     for a class without any clip.
     """
     chosen = []
     for one in novel:
-        published = f'S{1 if one < 60 else 18:03}C003P008R001A{one + 1:03}'
-        for held, names in ((held, names) for names in ({published}, None) for held in splits.values()):
+        wanted = [{f'S{1 if one < 60 else 18:03}C003P008R001A{one + 1:03}'}] * published
+        for held, names in ((held, names) for names in (*wanted, None) for held in splits.values()):
             rows = np.flatnonzero(held.label == one)
             rows = rows[np.isin(held.name[rows], list(names))] if names else rows
             if len(rows):
@@ -68,7 +68,7 @@ def one_shot(splits: dict[str, Features], num_classes: int, every: int, metric: 
     classes are every `every`-th one, from the first on.
     """
     novel, test = _novel(num_classes, every), splits['test']
-    shown = exemplars(splits, novel)
+    shown = exemplars(splits, novel, published=num_classes == 120)      # other sets' names may look the same
     asked = Features(*(field[np.isin(test.label, novel) & ~np.isin(test.name, shown.name)] for field in test))
     if not len(asked.label):
         raise UserError(f'--novel_every {every}: no test clip of a novel class but the exemplars')

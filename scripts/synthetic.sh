@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Made-up recordings as a problem, demo size, three seeds: linear probes of a MAMP-pre-trained and of a random encoder,
-# 10 % of the labels with and without pre-training, transfer to other recordings, one-shot with four novel classes.
+# 10 % of the labels with and without pre-training, transfer to other recordings, one-shot with four novel classes,
+# from pre-training alone and after training on the other eight.
 #   bash scripts/synthetic.sh [options of every stage]      OUT=runs/synth_xsub  SEEDS="0 1 2"  PYTHON=…
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
@@ -37,5 +38,9 @@ for seed in ${SEEDS:-0 1 2}; do
         --output_dir "$OUT/oneshot/seed_$seed"
     METHOD=random bash scripts/retrieval.sh synth_xsub --protocol oneshot --novel_every 3 "${own[@]}" \
         --output_dir "$OUT/oneshot_random/seed_$seed"
+    bash scripts/finetune.sh synth_xsub --novel_every 3 "${own[@]}" --output_dir "$OUT/finetune_auxiliary/seed_$seed"
+    bash scripts/retrieval.sh synth_xsub --protocol oneshot --novel_every 3 "${own[@]}" \
+        --finetune "$OUT/finetune_auxiliary/seed_$seed/checkpoint-last.pth" \
+        --output_dir "$OUT/oneshot_supervised/seed_$seed"
 done
 [ -n "${DRY:-}" ] || "$PYTHON" main_report.py "$OUT"

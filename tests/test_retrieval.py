@@ -74,11 +74,20 @@ def test_the_published_exemplars_are_taken_where_they_are():
                              'S002C001P001R001A007', 'S019C003P008R001A061'),
               'test': split('S018C003P008R001A061', 'S001C003P008R001A061', 'S002C002P001R001A013',
                             'S002C001P009R001A013')}
-    shown = exemplars(splits, np.array([0, 6, 60, 12]))
+    shown = exemplars(splits, np.array([0, 6, 60, 12]), published=True)
     assert shown.name.tolist() == ['S001C003P008R001A001', 'S002C001P001R001A007', 'S018C003P008R001A061',
                                    'S002C001P009R001A013']
     assert shown.label.tolist() == [0, 6, 60, 12] and (shown.features[2] == splits['test'].features[0]).all()
-    refusal(lambda: exemplars(splits, np.array([0, 18])), '18', '--novel_every')
+    refusal(lambda: exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
+
+
+def test_names_like_the_published_ones_mean_nothing_in_another_set():
+    name = np.array([f'S001C00{view}P008R001A00{action}' for action in (1, 2) for view in (2, 3)])
+    splits = dict.fromkeys(('train', 'test'), Features(np.eye(4), name, np.array([0, 0, 1, 1])))
+    _, asked = one_shot(splits, 2, 1, 'cosine')
+    assert asked.name.tolist() == ['S001C003P008R001A001', 'S001C003P008R001A002'], 'the first by name were shown'
+    splits = {split: held._replace(label=np.array([0, 0, 6, 6])) for split, held in splits.items()}
+    assert exemplars(splits, np.array([0]), True).name == 'S001C003P008R001A001'
 
 
 def test_too_few_novel_classes_are_refused():

@@ -67,7 +67,8 @@ def test_one_of_several_processes_draws_and_none_waits_for_ever(kinect, tmp_path
 def test_no_picture_is_worth_a_run(kinect, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures, 'overview', lambda found: 1 / 0)
     main_pretrain.main([*kinect, '--picture_epochs', '1', '--output_dir', str(tmp_path / 'o')])
-    assert (tmp_path / 'o/result.json').exists() and 'no picture at step 2: ZeroDivisionError' in capsys.readouterr().err
+    assert (tmp_path / 'o/result.json').exists()
+    assert 'no picture at step 2: ZeroDivisionError' in capsys.readouterr().err
 
 
 def test_a_classifier_draws_a_test_clip(kinect, tmp_path):
