@@ -17,7 +17,7 @@ if [ -z "${PYTHON:-}" ]; then
             echo "error: Python 3.11 or newer is needed; install it, or name it with PYTHON=…" >&2
             exit 2
         fi
-        echo "making the environment in $root/.venv (about 6 GB, once)"
+        echo "making the environment in $root/.venv (about 6 GB, once)" >&2
         "$PYTHON" -m pip --version > /dev/null 2>&1 || "$base" -m venv --clear "$root/.venv"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$root/requirements-dev.txt"
         echo "$wanted" > "$root/.venv/installed"

@@ -82,4 +82,5 @@ def test_memory_stays_over_thousands_of_steps(stage, many_clips, tiny, tiny_pret
     print(f'{stage}: {slope:+.3f} MB per 1,000 steps of {kilobytes[warm].mean() / 1024:.0f} MB, '
           f'{processes.max()} processes, {files[warm].min()} to {files.max()} open files')
     assert slope < LIMIT
-    assert files[warm].max() <= files[~warm].max(), 'no file stays open'
+    # How many there are at a moment differs, between epochs and while a checkpoint is written.
+    assert slope_of(step[warm], files[warm]) * 1000 < 1, 'no file stays open'
