@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -336,6 +337,14 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch, ca
     np.save(runs / 'odd.npy', rows[:, :5])
     refusal(lambda: main_visualize.main([*options, str(runs / 'odd.npy')]), 'odd.npy', '5 joints')
     refusal(lambda: main_visualize.main([*options, str(runs / 'none.npy')]), 'none.npy', 'no such file')
+
+
+def test_of_each_part_of_the_clip_the_segment_looked_at_most_is_drawn():
+    looked, weight = inside.look_inside(a_model(), SETTINGS, a_clip()), np.ones((8, 20))
+    weight[1, 3] = weight[2, 7] = 9         # of the parts 0 1, 2 3, 4 5, 6 and 7
+    figure = Figure()
+    pictures.draw_attended(figure, replace(looked, u=1, attention=replace(looked.attention, weight=weight)))
+    assert [axis.get_title() for axis in figure.axes] == [f'segment {p}' for p in (1, 2, 4, 6, 7)]
 
 
 @pytest.mark.parametrize('name', ['$x_{a$', 'back\\slash $$', os.fsdecode(b'x\xff')])
