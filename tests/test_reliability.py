@@ -224,6 +224,27 @@ def until(condition, process, seconds: float = 120) -> None:
     pytest.fail('it did not come to that')
 
 
+@pytest.mark.parametrize('processes', [1, 2])
+def test_one_of_several_tells_why_it_fails_before_it_can_be_ended(processes):
+    """torchrun sends SIGTERM as soon as another process has failed: here between the failure and its last words."""
+    done = subprocess.run([sys.executable, '-c', """
+import os, signal
+from util.errors import UserError, run_main
+from util.preempt import listening
+
+def main():
+    try:
+        with listening():
+            raise UserError('lost another one')
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run_main(main)
+"""], cwd=ROOT, env=os.environ | {'WORLD_SIZE': str(processes)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == ((2, 'error: lost another one\n') if processes > 1 else (
+        -signal.SIGTERM, ''))
+
+
 @pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: told to (SIGTERM)'),
                                               (signal.SIGINT, 130, 'interrupted: ')], ids=['TERM', 'INT'])
 def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -58,7 +59,7 @@ def run_main(main) -> None:
     One of several processes that fails leaves at once, without the clean-up that would wait for its peers; torchrun
     then stops those. Of all of them the first one to fail says why, the others follow it in silence.
     """
-    several = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    several = is_one_of_several()
     sys.stdout.reconfigure(errors='backslashreplace')       # of a terminal that lacks a letter
     try:
         code = main()
@@ -75,15 +76,23 @@ def run_main(main) -> None:
             said = f'process {os.environ.get("RANK")} failed:\n{said}'
         if isinstance(error, BrokenPipeError) and _nobody_listens():
             said = None
+    if several:     # torchrun may end this process meanwhile, when another one has failed: not before it has spoken
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = _is_first_to_fail()
     if first and said:
         print(said, file=sys.stderr, flush=True)
     if several:
         sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if _under_torchrun() and (follows or not first):
             time.sleep(GRACE)       # torchrun reports the process that ended first: not this one
         os._exit(code)
     sys.exit(code)
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one of a run of several."""
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
 
 
 def _nobody_listens() -> bool:

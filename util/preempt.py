@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from util.errors import UserError
+from util.errors import UserError, is_one_of_several
 
 MARKER = 'preempted'        # file in the output folder: torchrun hides exit codes, the Slurm script looks for this
 
@@ -47,6 +47,10 @@ def listening() -> Iterator[SimpleNamespace]:
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield told
+    except BaseException:
+        if is_one_of_several():     # what torchrun sends when another process has failed: first the cause is told
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
