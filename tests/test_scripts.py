@@ -26,7 +26,8 @@ LAST = 'checkpoint-last.pth'
 # Takes Python's place: writes down its arguments and leaves what a finished run leaves.
 PYTHON = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then echo "${STUB_GPUS:-0}"; exit; fi
-{ printf '%s\\t' "$@"; echo "$CUDA_VISIBLE_DEVICES"; } >> "$STUB_RECORD"
+printf -v line '%s\\t' "$@"
+echo "$line$CUDA_VISIBLE_DEVICES" >> "$STUB_RECORD"      # at once: several may write
 while [ $# -gt 0 ]; do
     if [ "$1" = --output_dir ] && [ -n "${STUB_MAKES:-}" ]; then
         mkdir -p "$2"
