@@ -20,10 +20,11 @@ from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
 from util.checkpoint import LAST
+from util.compute import Precision
 from util.dist import World
 from util.errors import UserError
 from util.files import check_writable, replacing, write_json
-from util.loop import Precision, Trainer
+from util.loop import Trainer
 from util.metrics import count_correct, summarise
 from util.saved import Features, Scores, write_features, write_projector, write_scores
 
@@ -157,8 +158,9 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     train, test = splits
     check_writable(args.output_dir)
     check_writable(args.log_dir)
+    classes = names_beside(args.data_path, args.num_classes)
     if args.save_scores or args.save_features or args.projector:
-        _ = test.names, names_beside(args.data_path, args.num_classes)      # raises now what it would at the end
+        _ = test.names          # raises now what it would at the end
         if args.eval:
             _keep_off_others(args)
     if args.label_fraction < 1:
@@ -166,7 +168,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     batches = EvalBatches(test.rows, args.batch_size, world.rank, world.size)
     loader = make_loader(test, batches, args.num_workers, world.device, args.data_on_device)
     if args.eval:
-        return evaluate_checkpoint(args, world, model, test, loader)
+        return evaluate_checkpoint(args, world, model, test, loader, classes)
     trainer = Trainer(args, world, model, optimizer, train, facts | {'labels': labels_of(args, train),
                                                                        'test_clips': len(test.rows)})
     pictures = None
@@ -185,7 +187,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
         log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
     scored = (lambda: evaluate(model, loader, trainer.clips, trainer.precision, world)) if len(test.rows) else None
     return trainer.fit(train_one_epoch, scored,
-                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision), pictures)
+                       lambda: keep_predictions(args, world, model, test, loader, trainer.precision, classes), pictures)
 
 
 def _keep_off_others(args: argparse.Namespace) -> None:
@@ -205,7 +207,7 @@ def labels_of(args: argparse.Namespace, train: SkeletonDataset) -> dict | None:
 
 
 def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
-                     loader: DataLoader, precision: Precision) -> None:
+                     loader: DataLoader, precision: Precision, classes: list[str] | None) -> None:
     """Writes scores.npz, features.npz and the projector's files of the test clips, those of them that are wanted."""
     if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
@@ -216,7 +218,6 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
         return
     folder, rows = Path(args.output_dir), test.rows
     name, label = test.names[rows], test.label.numpy()[rows]
-    classes = names_beside(args.data_path, args.num_classes)
     if args.save_scores:
         write_scores(Scores(name, label, found['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz',
                             None if classes is None else np.array(classes)))
@@ -228,7 +229,7 @@ def keep_predictions(args: argparse.Namespace, world: World, model: ActionTransf
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
-                        loader: DataLoader) -> dict:
+                        loader: DataLoader, classes: list[str] | None) -> dict:
     """The scores of --resume's checkpoint, logged and written to eval.json."""
     if not len(test.rows):
         raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; give another')
@@ -247,5 +248,5 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
              scores['loss'], scores['samples'])
     if world.is_main:
         write_json(Path(args.output_dir) / 'eval.json', {'checkpoint': str(path), **scores, 'config': vars(args)})
-    keep_predictions(args, world, model, test, loader, precision)
+    keep_predictions(args, world, model, test, loader, precision, classes)
     return scores

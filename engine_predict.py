@@ -31,9 +31,9 @@ from feeder.dataset import SkeletonDataset, pack_clips
 from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout
 from feeder.npz import open_member
 from util import checkpoint
+from util.compute import Precision
 from util.dist import World, choose_device
 from util.errors import UserError, printable
-from util.loop import Precision
 from util.rebuild import facts_of, load_whole
 
 LABELLED = {'ntu': ('ntu60', 'ntu120', 'synth'), 'nwucla': ('nwucla',)}      # formats that tell labels: of which sets

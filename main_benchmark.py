@@ -27,12 +27,13 @@ from feeder.loader import make_loader
 from util.args import parse_args, resolve_batch
 from util.attention import shape_of, use_kernel
 from util.bench import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
+from util.compute import Precision
 from util.dist import World, joined
 from util.errors import Parser, UserError, run_main
 from util.files import check_writable, write_json
 from util.flops import clip_flops
 from util.log import describe_machine
-from util.loop import Precision, Trainer
+from util.loop import Trainer
 from util.memory import told_of_shortage
 from util.options import COUNT, PROCESSES, WHOLE
 from util.plain import make_plain, plain_loader

@@ -21,11 +21,12 @@ from feeder.loader import make_loader
 from model_transformer import SkeletonEncoder
 from util.args import parse_args, settings_for
 from util.attention import choose_kernel, shape_of
+from util.compute import Precision, compile_blocks
 from util.dist import World
 from util.errors import UserError, run_main
 from util.files import check_writable, write_json
 from util.log import code_version, describe_machine
-from util.loop import Precision, compile_blocks, started
+from util.loop import started
 from util.options import NOT_THE_RECIPE, defaults_of
 from util.results import STREAMS
 from util.saved import Features, read_features, write_features, write_projector

@@ -12,6 +12,7 @@ from engine_predict import Recogniser, Recording, find_files, read_files
 from feeder.dataset import pack_clips
 from feeder.layouts import Layout, check_same, find_layout, layout_of, told_layout
 from util import pictures
+from util.animation import animate
 from util.checkpoint import stage_of
 from util.errors import Parser, UserError, printable, run_main
 from util.files import check_outputs
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             pictures.write(numbered(args.out, row, args), pictures.png(pictures.overview(inside)))
             print(numbered(args.out, row, args))
         if args.gif:
-            pictures.write(numbered(args.gif, row, args), pictures.animate(inside))
+            pictures.write(numbered(args.gif, row, args), animate(inside))
             print(numbered(args.gif, row, args))
     if args.html:
         write_page(args.html, f'Looking inside: {facts["on"]}', facts, found)

@@ -10,9 +10,10 @@ import torch
 import main_finetune
 import main_linprobe
 import main_pretrain
-from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT
-from util import checkpoint
+from tests.conftest import NUM_TEST, NUM_TRAIN, ROOT, refusal
+from util import checkpoint, loop
 from util.card import CARD, exit_checks, write_card
+from util.errors import UserError
 
 
 def card_of(folder) -> str:
@@ -91,7 +92,7 @@ def test_exit_checks_see_what_is_wrong(runs, tmp_path):
             (folder / name).write_bytes((runs / 'linprobe' / name).read_bytes())
         if spoil:
             spoil(folder)
-        write_card(folder)
+        write_card(folder, result_of(folder))
         told = re.findall(r'^- (yes|\*\*no\*\*|nothing to check): ', card_of(folder), re.MULTILINE)
         found = [holds for holds, _ in exit_checks(folder, result_of(folder) | changes)]
         assert changes or told == [{True: 'yes', False: '**no**', None: 'nothing to check'}[holds] for holds in found]
@@ -138,6 +139,17 @@ def test_a_resumed_run_gets_its_card_anew(runs, tiny, tmp_path, monkeypatch):
     assert '- resumed: no' in card_of(tmp_path / 'new')             # told to, but there was nothing to resume
 
 
+def test_a_result_is_written_when_all_else_is_there(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError('disk full')
+    monkeypatch.setattr(loop, 'write_card', full)
+    refusal(lambda: main_finetune.main([*tiny, '--output_dir', str(tmp_path)]), 'disk full')
+    assert not (tmp_path / 'result.json').exists()
+    monkeypatch.undo()
+    main_finetune.main([*tiny, '--output_dir', str(tmp_path), '--resume', 'auto'])
+    assert (tmp_path / 'result.json').exists() and (tmp_path / CARD).exists()
+
+
 def test_what_a_user_named_is_no_markup(runs, tmp_path):
     """Names with line breaks, backticks, links and headings stay text in their line."""
     folder = tmp_path / 'run'
@@ -145,8 +157,7 @@ def test_what_a_user_named_is_no_markup(runs, tmp_path):
     odd = 'a`b``\n# c [d](e) <b>|*'
     result = result_of(runs / 'finetune') | {'benchmark': odd, 'command': odd}
     result['config'] |= {'data_path': odd}
-    (folder / 'result.json').write_text(json.dumps(result))
-    write_card(folder)
+    write_card(folder, result)
     card = card_of(folder)
     assert sum(line.startswith('#') for line in card.splitlines()) == 7
     assert card.splitlines()[0].endswith(r'a\`b\`\` \# c \[d\](e) \<b\>\|\*')

@@ -20,9 +20,9 @@ from feeder.loader import PackedDataset, make_loader, read_batches
 from model_mamp import MAMP
 from tests.conftest import refusal, run, torchrun, weights_of
 from util import attention
+from util.compute import compile_blocks
 from util.dist import World
 from util.errors import UserError
-from util.loop import compile_blocks
 from util.rng import uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU')

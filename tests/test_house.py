@@ -9,7 +9,8 @@ from tests.conftest import ROOT, run
 
 FLOORS = {  # lower floors first; the two models stand on one floor, one above the other
     'util.errors': -2, 'util.files': -1, 'util.rng': -1, 'util.plain_yaml': -1, 'util.repeat': -1, 'util.memory': -1,
-    'util.dist': 0, 'util.log': 0, 'util.checkpoint': 0, 'util.optim': 0, 'util.metrics': 0, 'data.common': 0,
+    'util.dist': 0, 'util.log': 0, 'util.checkpoint': 0, 'util.optim': 0, 'util.metrics': 0, 'util.compute': 0,
+    'data.common': 0,
     'util.attention': 0.5, 'util.options': 0.5, 'util.preempt': 0.5, 'util.card': 1,
     'data.ntu_text': 0.5, 'data.body': 0.5, 'data.pipeline': 0.5, 'data.ntu_actors': 0.6, 'data.prepare_ntu': 0.8,
     'data.prepare_nwucla': 0.8, 'data.prepare_pku': 0.8, 'data.plain_pickle': 0.5, 'data.bvh': 0.6,
@@ -19,8 +20,8 @@ FLOORS = {  # lower floors first; the two models stand on one floor, one above t
     'feeder.dataset': 1, 'feeder.loader': 1.5, 'feeder.augment': 1.5,
     'util.saved': 1, 'util.results': 2, 'util.report': 2.5, 'util.scores': 2.6, 'util.figures': 2.7,
     'util.flops': 2, 'util.bench': 2.6, 'util.loop': 2, 'util.args': 2, 'util.rebuild': 2.5, 'util.authors': 2.6,
-    'util.export': 2.6, 'util.plain': 2.5, 'util.inside': 2.6, 'util.pictures': 2.7, 'util.page': 2.8,
-    'engine_': 3, 'engine_predict': 3.5, 'main_': 4,
+    'util.export': 2.6, 'util.plain': 2.5, 'util.inside': 2.6, 'util.pictures': 2.7, 'util.animation': 2.75,
+    'util.page': 2.8, 'engine_': 3, 'engine_predict': 3.5, 'main_': 4,
     'main_benchmark': 5,
 }
 

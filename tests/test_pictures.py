@@ -30,6 +30,7 @@ from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder
 from tests.conftest import refusal
 from util import checkpoint, inside, pictures
+from util.animation import animate
 
 SIZES = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 8, 'num_joints': 20}
 SETTINGS = {'mask_ratio': 0.5, 'motion_stride': 1, 'motion_aware_tau': 0.8, 'stream': 'joint', 'benchmark': 'nwucla'}
@@ -185,7 +186,7 @@ def test_the_map_frames_just_the_joint_segments_that_were_shown():
 @pytest.mark.parametrize('changes', [{}, {'target': 'joint', 'norm_skes_loss': False}], ids=['motion', 'joint'])
 def test_the_animation_shows_each_frame_and_what_is_hidden(changes):
     looked = inside.look_inside(a_model(**changes), SETTINGS, a_clip())
-    content = pictures.animate(looked, most=4)
+    content = animate(looked, most=4)
     film = Image.open(io.BytesIO(content))
     assert film.format == 'GIF' and film.n_frames == 4 and len(content) < 200_000, 'every other of 8 frames'
     images = []

@@ -17,8 +17,8 @@ from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
 from model_transformer import ActionTransformer
 from tests.conftest import refusal, result_of
+from util.compute import Precision
 from util.dist import World
-from util.loop import Precision
 from util.results import experiment_of, group_runs
 from util.saved import Features, read_features, write_features
 

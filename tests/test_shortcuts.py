@@ -7,7 +7,7 @@ import torch
 
 from model_mamp import MAMP, motion_intensity, patchify
 from model_transformer import ActionTransformer, distinct_bodies
-from util.loop import compile_blocks
+from util.compute import compile_blocks
 
 SMALL = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 16, 'num_joints': 7}
 

@@ -69,7 +69,7 @@ def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
 def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float:
     """FLOP/s of a large matrix product, the best of several: what the device can do at most.
 
-    In `precision` bf16, or otherwise in fp32 as PyTorch is set to compute it (util.loop.Precision sets tf32).
+    In `precision` bf16, or otherwise in fp32 as PyTorch is set to compute it (util.compute.Precision sets tf32).
     """
     size = 8192 if device.type == 'cuda' else 1536
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32)

@@ -1,6 +1,6 @@
 """A model card beside a run's checkpoints: what the weights were made of, how, how good they are, what they are for.
 
-Made from what the run left, result.json above all. Text that a user gave stands in it as it was given, in quotes of
+Made from the run's result and what else it left. Text that a user gave stands in it as it was given, in quotes of
 code; no other path does.
 """
 
@@ -11,7 +11,7 @@ from feeder.classes import names_of
 from util import checkpoint
 from util.checkpoint import LAST
 from util.errors import UserError
-from util.files import replacing
+from util.files import as_json, replacing
 
 CARD = 'model_card.md'
 STAGES = {'pretrain': 'pre-training', 'linprobe': 'linear probe', 'finetune': 'fine-tuning'}
@@ -25,10 +25,9 @@ RECIPE = ('stream', 'num_frames', 't_patch_size', 'dim_feat', 'depth', 'num_head
 RESEARCH = {'ntu': 'NTU RGB+D', 'pku': 'PKU-MMD', 'nwucla': 'Northwestern-UCLA'}
 
 
-def write_card(folder: str | Path) -> None:
-    """Writes model_card.md into a finished run's folder; UserError when it cannot be written."""
-    folder = Path(folder)
-    result = json.loads((folder / 'result.json').read_text(encoding='utf-8'))
+def write_card(folder: str | Path, result: dict) -> None:
+    """Writes model_card.md into the folder of a run that ended with `result`; UserError when it cannot be written."""
+    folder, result = Path(folder), json.loads(as_json(result))      # as it will stand in result.json
     parts = [f'# Model card: {STAGES[result["protocol"]]}, {_plain(result["method"])}, {_plain(result["benchmark"])}',
              _data(result), _recipe(result), _result(result), _making(result), _use(result),
              _checks(exit_checks(folder, result))]
@@ -114,14 +113,13 @@ def _use(result: dict) -> str:
            'linprobe': 'naming the action of a clip, to compare encoders; research',
            'finetune': 'naming the action of a clip; research'}[result['protocol']]
     known = '' if result['protocol'] == 'pretrain' else ' It knows no action but its classes, and always names one.'
-    licence = (Path(__file__).resolve().parents[1] / 'LICENSE').read_text(encoding='utf-8').splitlines()[0]
     return _list('Intended use and limits', {
         'use': use,
         'input': f'3D joints in metres, stream {_code(config["stream"])}, {config["num_joints"]} joints '
         f'({_plain(result["layout"] or "of no layout that is known")}), resized to {config["num_frames"]} frames; '
         'another layout or unit gives nonsense without an error',
         'limits': 'measured on the test split of its benchmark only: not on other cameras, sensors, people or actions.'
-        + known, 'licence of the data': data, 'licence of the code': licence,
+        + known, 'licence of the data': data, 'licence of the code': 'MIT License',
         'licence of these weights': 'not set; who releases them decides, within the terms of the data'})
 
 

@@ -1,4 +1,4 @@
-"""Everything of training that is the same in all stages: steps, precision, accounting, checkpoints, resuming."""
+"""Everything of training that is the same in all stages: steps, accounting, checkpoints, resuming."""
 
 import argparse
 import contextlib
@@ -24,6 +24,7 @@ from util import checkpoint
 from util.attention import choose_kernel, shape_of
 from util.card import write_card
 from util.checkpoint import BEST, LAST, PREVIOUS
+from util.compute import Precision, compile_blocks
 from util.dist import World, joined
 from util.errors import UserError
 from util.files import replacing, write_json
@@ -51,49 +52,6 @@ def started(args: argparse.Namespace) -> Iterator[World]:
           told_of_shortage(args, world.device)):
         set_up_console(world.is_main)
         yield world
-
-
-class Precision:
-    """How matrix products are computed: fp32, tf32 (GPU) or bf16 autocast."""
-
-    def __init__(self, name: str | None, device: torch.device):
-        on_gpu = device.type == 'cuda'
-        if name == 'tf32' and not on_gpu:
-            raise UserError('--precision tf32 needs a CUDA GPU; use fp32 or bf16')
-        self.name = name or ('bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32')
-        self.dtype = torch.bfloat16 if self.name == 'bf16' else torch.float32
-        self.device_type = device.type
-        torch.set_float32_matmul_precision('high' if self.name == 'tf32' else 'highest')
-        torch.backends.cudnn.allow_tf32 = self.name == 'tf32'
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.name == 'bf16')
-
-
-def compile_blocks(model: nn.Module, wanted: str, device: torch.device) -> bool:
-    """Compiles the transformer blocks in place, names unchanged; 'auto' does on a GPU, and runs on when it cannot.
-
-    A block is compiled once for all of its likes, and anew for each number of tokens and each drop path rate; the
-    number of bodies may change. Returns whether it does.
-    """
-    if wanted == 'off' or (wanted == 'auto' and device.type != 'cuda'):
-        return False
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.suppress_errors = wanted == 'auto'
-    for blocks in (module for name, module in model.named_children() if name in ('blocks', 'decoder_blocks')):
-        for block in blocks:
-            block.forward = _compiled(block.forward)
-    return True
-
-
-def _compiled(forward):
-    """`forward` of tokens (B, L, D) through torch.compile, for each L by itself: a kernel for any L would be slower."""
-    compiled = torch.compile(forward)
-
-    def call(tokens: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.mark_static(tokens, 1)
-        return compiled(tokens)
-    return call
 
 
 def _read_result(path: Path) -> dict:
@@ -137,6 +95,8 @@ class Trainer:
         self.grad_norm = torch.zeros((), device=world.device)       # of a step that is read
         self.reads = False
         self.log = NoLog()
+        told = about(args.data_path)       # once: the file may change or go while the run goes on
+        self.prepared = {name: told[name] for name in ('centre', 'scale') if name in told}
         self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes,
                      'class_names': names_beside(args.data_path, dataset.num_classes),
                      'layout': self.clips.layout and self.clips.layout.name}
@@ -395,8 +355,8 @@ class Trainer:
                    'bodies': self.data['bodies']}   # from here on what predicting needs and the weights do not say
         if self.data['class_names'] and hasattr(self.args, 'num_classes'):
             content['classes'] = self.data['class_names']
-        if told := about(self.args.data_path):
-            content['prepared'] = {name: told[name] for name in ('centre', 'scale')}
+        if self.prepared:
+            content['prepared'] = self.prepared
         if layout := self.clips.layout:     # whole: the file that --layout names may be gone by then
             content['layout'] = {'name': layout.name, 'joints': layout.as_map()}
         for name in names:
@@ -426,6 +386,6 @@ class Trainer:
                   'attention': self.attention, 'compiled': self.compiled, 'processes': self.world.size,
                   'code_version': self.version, 'command': command_line(), 'config': vars(self.args)}
         if self.world.is_main:
-            write_json(self.output_dir / 'result.json', result)
-            write_card(self.output_dir)
+            write_card(self.output_dir, result)
+            write_json(self.output_dir / 'result.json', result)     # last of all: where it is, there is the rest too
         return result

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from util import pictures
+from util.animation import animate
 from util.inside import Inside
 
 STYLE = """
@@ -135,7 +136,7 @@ def _animation(inside: Inside) -> Picture:
                'model, which does not see it, says it goes (vermilion), both made longer.'
     else:
         what = 'Right: where each hidden joint really is (black), and where the model puts it (vermilion).'
-    return Picture(pictures.animate(inside), 'gif', 'the moving skeleton and the motion of its hidden joints',
+    return Picture(animate(inside), 'gif', 'the moving skeleton and the motion of its hidden joints',
                    f'Left: the skeleton; the model was shown the blue joints only. {what}' + _scale_note(inside))
 
 
