@@ -20,13 +20,13 @@ from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
 from util.checkpoint import LAST
-from util.compute import Precision
 from util.dist import World
 from util.errors import UserError
 from util.files import check_writable, replacing, write_json
-from util.loop import Trainer
 from util.metrics import count_correct, summarise
-from util.saved import Features, Scores, write_features, write_projector, write_scores
+from util.precision import Precision
+from util.predictions import Features, Scores, write_features, write_projector, write_scores
+from util.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
                                                                        'test_clips': len(test.rows)})
     pictures = None
     if args.picture_epochs:     # not imported at the top: matplotlib takes a second to load, and few runs draw
-        from util.pictures import picture_maker
+        from tools.drawing.pictures import picture_maker
         pictures = picture_maker(trainer, test if len(test.rows) else train)
     if args.resume:
         trainer.resume(args.resume)

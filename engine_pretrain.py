@@ -1,6 +1,6 @@
 """One epoch of masked motion prediction."""
 
-from util.loop import Trainer
+from util.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> None:

@@ -9,11 +9,11 @@ import torch
 
 from engine_finetune import open_splits, run_classifier, start_encoder
 from model_transformer import ActionTransformer
-from util.args import parse_args, resolve_batch, settings_for
+from util.config import parse_args, resolve_batch, settings_for
 from util.dist import World
 from util.errors import run_main
-from util.loop import started
 from util.optim import sgd
+from util.trainer import started
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:

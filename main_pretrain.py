@@ -11,12 +11,12 @@ import torch
 import engine_pretrain
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from util.args import parse_args, resolve_batch, settings_for
+from util.config import parse_args, resolve_batch, settings_for
 from util.dist import World
 from util.errors import run_main
 from util.files import check_writable
-from util.loop import Trainer, started
 from util.optim import adamw
+from util.trainer import Trainer, started
 
 
 def method_of(args: argparse.Namespace) -> str:
@@ -42,7 +42,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
     trainer = Trainer(args, world, model, optimizer, dataset, {'protocol': 'pretrain', 'method': method_of(args)})
     pictures = None
     if args.picture_epochs:     # not imported at the top: matplotlib takes a second to load, and few runs draw
-        from util.pictures import picture_maker
+        from tools.drawing.pictures import picture_maker
         pictures = picture_maker(trainer, dataset)
     if args.resume:
         trainer.resume(args.resume)

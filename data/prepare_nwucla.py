@@ -14,7 +14,7 @@ where it has none, those that lie directly in it. Two protocols:
 
 In the release as it circulates the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
 of the 464 XView test clips are seen in training. They stay, or results could not be compared; the summary counts them,
-and `NWUCLA_XView_copies.txt` names them (`main_report.py --scores … --without` leaves them out).
+and `NWUCLA_XView_copies.txt` names them (`tools/report.py --scores … --without` leaves them out).
 """
 
 import json

@@ -33,5 +33,5 @@ for value in ${VALUES:-$values}; do
 done
 for value in ${VALUES:-$values}; do
     [ -n "${DRY:-}" ] || echo "$name $value"
-    execute "$PYTHON" main_report.py "${base}_$value"
+    execute "$PYTHON" tools/report.py "${base}_$value"
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks, times and tables of this machine's device in one go: the tests of the GPU path, the loss of bf16 against fp32
-# over 300 steps, and main_benchmark.py for every stage and mode. Everything is left in OUT.
+# over 300 steps, and tools/benchmark.py for every stage and mode. Everything is left in OUT.
 #   bash scripts/check_device.sh [OUT]
 #   STEPS=70 REPEATS=3 PYTHON=…   STAGES=… MODES=…   MODEL="--num_frames 24 …"
 set -euo pipefail
@@ -10,7 +10,7 @@ source scripts/env.sh
 mkdir -p "$OUT"
 on_gpu="$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))')"
 
-"$PYTHON" -m pytest -q tests/test_gpu.py tests/test_model_mamp.py tests/test_shortcuts.py \
+"$PYTHON" -m pytest -q tests/util/test_gpu.py tests/model/test_model_mamp.py tests/model/test_shortcuts.py \
     | tee "$OUT/tests.txt" | tail -n 3
 
 if [ ! -e "$OUT/data/SYNTH_XSub.npz" ]; then
@@ -36,7 +36,7 @@ P
 modes=plain,fused,bf16
 [ "$on_gpu" = 0 ] || modes=plain,fused,tf32,bf16,compiled,resident
 for stage in $(tr , ' ' <<< "${STAGES:-pretrain,evaluate,linprobe,finetune,data}"); do  # what is there is left
-    [ -e "$OUT/$stage.json" ] || "$PYTHON" main_benchmark.py --stages "$stage" --modes "${MODES:-$modes}" \
+    [ -e "$OUT/$stage.json" ] || "$PYTHON" tools/benchmark.py --stages "$stage" --modes "${MODES:-$modes}" \
         ${STEPS:+--steps "$STEPS"} --repeats "${REPEATS:-3}" --json "$OUT/$stage.json.part" \
         --profile "$OUT/profile.txt" | tee "$OUT/$stage.md"
     [ -e "$OUT/$stage.json" ] || mv "$OUT/$stage.json.part" "$OUT/$stage.json"

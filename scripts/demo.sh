@@ -44,8 +44,8 @@ stage linprobe linprobe_random "$@" --random_encoder
 stage finetune finetune "$@" --finetune "$pretrained"
 stage finetune scratch "$@" --layer_decay 1
 
-"$PYTHON" main_visualize.py --checkpoint "$pretrained" --clip 40 --out "$OUT/clip.png" --html "$OUT/clip.html"
-[ -n "$DATA" ] || "$PYTHON" main_predict.py --checkpoint "$OUT/runs/finetune/checkpoint-last.pth" --top 3 \
+"$PYTHON" tools/visualize.py --checkpoint "$pretrained" --clip 40 --out "$OUT/clip.png" --html "$OUT/clip.html"
+[ -n "$DATA" ] || "$PYTHON" tools/predict.py --checkpoint "$OUT/runs/finetune/checkpoint-last.pth" --top 3 \
     "$OUT/raw/S001C001P006R001A001.skeleton"
-"$PYTHON" main_report.py "$OUT/runs" --figure "$OUT/curves.png" | tee "$OUT/table.md"
+"$PYTHON" tools/report.py "$OUT/runs" --figure "$OUT/curves.png" | tee "$OUT/table.md"
 echo "figures: $OUT/clip.png $OUT/clip.html $OUT/curves.png; table: $OUT/table.md; $((SECONDS - began)) s"

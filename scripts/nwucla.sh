@@ -58,4 +58,4 @@ for names in "mamp untrained mae bone velocity" ensemble; do    # ensembles of w
 done
 [ -z "${DRY:-}" ] || exit 0
 source scripts/env.sh
-"$PYTHON" main_report.py "$OUT"
+"$PYTHON" tools/report.py "$OUT"

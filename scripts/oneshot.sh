@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One-shot recognition: every sixth class is novel, one exemplar each, the nearest one names a clip.
-#   bash scripts/oneshot.sh BENCHMARK [options of main_retrieval.py and main_finetune.py]
+#   bash scripts/oneshot.sh BENCHMARK [options of tools/retrieval.py and main_finetune.py]
 # Features from pre-training alone -> OUT/oneshot; after supervised training on the other classes
 # (OUT/finetune_auxiliary) -> OUT/oneshot_supervised. What is for one stage only: --config FILE with that stage's map.
 set -euo pipefail

@@ -42,4 +42,4 @@ case "$BENCHMARK" in
             bash scripts/transfer.sh "$BENCHMARK" "$source" "$@"
         done ;;
 esac
-execute "$PYTHON" main_report.py "$OUT"
+execute "$PYTHON" tools/report.py "$OUT"

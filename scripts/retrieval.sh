@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Retrieval, no training: each test clip takes the label of its nearest training clips -> OUT/retrieval.
-#   bash scripts/retrieval.sh BENCHMARK [options of main_retrieval.py]        --k 5 --metric euclidean …
+#   bash scripts/retrieval.sh BENCHMARK [options of tools/retrieval.py]        --k 5 --metric euclidean …
 #   METHOD=mae or METHOD=random bash scripts/retrieval.sh BENCHMARK           -> OUT/retrieval_mae, OUT/retrieval_random
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -16,4 +16,4 @@ for stream in joint bone velocity; do
     scores+=("$(folder_of "$stage$METHOD_NAME")/scores.npz")
 done
 STREAM_NAME=
-execute "$PYTHON" main_report.py --ensemble "${scores[@]}" --out "$(folder_of "ensemble_$stage$METHOD_NAME")"
+execute "$PYTHON" tools/report.py --ensemble "${scores[@]}" --out "$(folder_of "ensemble_$stage$METHOD_NAME")"

@@ -43,4 +43,4 @@ for seed in ${SEEDS:-0 1 2}; do
         --finetune "$OUT/finetune_auxiliary/seed_$seed/checkpoint-last.pth" \
         --output_dir "$OUT/oneshot_supervised/seed_$seed"
 done
-[ -n "${DRY:-}" ] || "$PYTHON" main_report.py "$OUT"
+[ -n "${DRY:-}" ] || "$PYTHON" tools/report.py "$OUT"

@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 
 from util import checkpoint
-from util.args import read_settings
+from util.config import read_settings
 from util.errors import UserError
 from util.files import check_outputs
 from util.log import code_version
-from util.rebuild import STAGES, make_model, sizes_of
+from util.weights import STAGES, make_model, sizes_of
 
 # What of their args says how the weights were made, under names that are ours too; the rest is of their machine.
 RECIPE = ('mask_ratio', 'motion_aware_tau', 'motion_stride', 'norm_skes_loss', 'epochs', 'warmup_epochs', 'lr', 'blr',

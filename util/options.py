@@ -178,7 +178,7 @@ def _add_saving(parser: argparse.ArgumentParser) -> None:
         'inside an epoch (0: at its end only)')
     add('--log_steps', type=COUNT, default=20, help='steps between readings of loss, gradient norm and throughput')
     add('--picture_epochs', type=WHOLE, default=0, help='epochs between pictures of a clip in TensorBoard, as those of '
-        'main_visualize.py (0: none): the first training clip in pre-training, the first test clip elsewhere')
+        'tools/visualize.py (0: none): the first training clip in pre-training, the first test clip elsewhere')
 
 
 def _add_pretraining(parser: argparse.ArgumentParser) -> None:

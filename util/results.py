@@ -13,7 +13,7 @@ from pathlib import Path
 
 from util.errors import UserError
 from util.options import NOT_THE_RECIPE, defaults_of
-from util.saved import MOST
+from util.predictions import MOST
 
 log = logging.getLogger(__name__)
 

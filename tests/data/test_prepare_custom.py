@@ -1,0 +1,346 @@
+"""Recordings of one's own: the table, the files that come of it, and that training runs on them."""
+
+import csv
+import json
+import re
+import shlex
+import zipfile
+
+import numpy as np
+import pytest
+import yaml
+
+import main_finetune
+import main_pretrain
+import tools.report
+from data import prepare_custom
+from feeder.classes import about, names_beside
+from feeder.layouts import read_layout
+from tests.conftest import ROOT, refusal, run
+from tests.data.test_recordings import ARM, interchange
+from util.config import parse_args
+from util.errors import UserError
+from util.predictions import read_scores
+
+CLASSES = ['jump', 'sit down', 'wave']
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Twelve COCO clips of 5 to 16 frames, class by class in turns, subjects 1 to 4, every other one in a folder."""
+    rng, folder = np.random.default_rng(0), tmp_path / 'raw'
+    (folder / 'more').mkdir(parents=True)
+    rows = []
+    for i in range(12):
+        name = f'{"more/" * (i % 2)}clip{i:02}.npy'
+        np.save(folder / name, rng.normal(2, 1, (5 + i, 17, 3)))
+        rows.append({'file': name, 'label': CLASSES[i % 3], 'split': 'test' if i % 4 == 3 else 'train',
+                     'subject': f'{1 + i % 4:02}', 'note': 'a, b'})
+    return folder, rows
+
+
+def write_table(path, rows, columns=('file', 'label', 'split')):
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, columns, extrasaction='ignore')
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def prepare(folder, table, out, *more):
+    return prepare_custom.main(['--raw', str(folder), '--labels', str(table), '--out', str(out), '--workers', '1',
+                                *more])
+
+
+def members(path):
+    with np.load(path, allow_pickle=False) as npz:
+        return dict(npz)
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+def test_the_files(raw, tmp_path, capsys):
+    folder, rows = raw
+    assert prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out') == 0
+    assert listing(tmp_path / 'out') == ['custom.npz', 'custom.yaml', 'custom_about.json']
+    held = members(tmp_path / 'out/custom.npz')
+    assert [(name, array.shape, str(array.dtype)) for name, array in held.items() if name[0] != 'n'] == [
+        ('x_train', (9, 16, 51), 'float32'), ('y_train', (9, 3), 'float64'), ('x_test', (3, 16, 51), 'float32'),
+        ('y_test', (3, 3), 'float64')]
+    for split in ('train', 'test'):
+        mine = [row for row in rows if row['split'] == split]
+        assert held[f'name_{split}'].tolist() == [row['file'] for row in mine]
+        assert [CLASSES[label] for label in held[f'y_{split}'].argmax(1)] == [row['label'] for row in mine]
+        for row, x in zip(mine, held[f'x_{split}'], strict=True):
+            frames = np.load(folder / row['file'])
+            frames = frames - frames[0, 0]
+            np.testing.assert_allclose(x[:len(frames)], frames.reshape(len(frames), 51), atol=1e-6)
+            assert not x[len(frames):].any()
+    with zipfile.ZipFile(tmp_path / 'out/custom.npz') as archive:
+        assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+    assert json.loads((tmp_path / 'out/custom_about.json').read_text()) == {
+        'classes': ['jump', 'sit down', 'wave'], 'centre': True, 'scale': 1}
+    assert yaml.safe_load((tmp_path / 'out/custom.yaml').read_text()) == {
+        'benchmark': 'custom', 'data_path': str(tmp_path / 'out/custom.npz'), 'layout': 'coco-17', 'num_joints': 17,
+        'num_classes': 3, 'num_frames': 120,
+        **{stage: {'effective_batch_size': 8} for stage in ('pretrain', 'linprobe', 'finetune')}}
+    told = capsys.readouterr().out
+    assert '12 samples of 3 classes' in told and f'{tmp_path}/out/custom.npz: 9 train, 3 test' in told
+
+
+def test_split_by_subject(raw, tmp_path):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', rows, ('note', 'subject', 'file', 'label'))
+    prepare(folder, table, tmp_path / 'out', '--test_subjects', '3', '01', '--name', 'Mine-2', '--num_frames', '40')
+    held = members(tmp_path / 'out/Mine-2.npz')
+    assert held['name_test'].tolist() == [row['file'] for row in rows if row['subject'] in ('01', '03')]
+    assert held['name_train'].tolist() == [row['file'] for row in rows if row['subject'] in ('02', '04')]
+    settings = yaml.safe_load((tmp_path / 'out/Mine-2.yaml').read_text())
+    assert (settings['benchmark'], settings['num_frames'], settings['finetune']) == ('Mine-2', 40,
+                                                                                    {'effective_batch_size': 4})
+
+
+def test_two_workers_write_the_same(raw, tmp_path):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', rows)
+    for name, workers in (('a', '1'), ('b', '2')):
+        prepare(folder, table, tmp_path / name, '--workers', workers)
+    assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
+
+
+def test_numbers_as_class_names_are_sorted_by_value(raw, tmp_path):
+    folder, rows = raw
+    numbers = {'jump': '10', 'sit down': '9', 'wave': 'other'}
+    table = write_table(tmp_path / 'l.csv', [row | {'label': numbers[row['label']]} for row in rows])
+    prepare(folder, table, tmp_path / 'out')
+    assert names_beside(tmp_path / 'out/custom.npz', 3) == ['9', '10', 'other']
+    assert members(tmp_path / 'out/custom.npz')['y_train'].argmax(1).tolist()[:3] == [1, 0, 2]
+
+
+def test_bodies_units_and_origin(raw, tmp_path):
+    """The file is as wide as the most bodies that are there; a body that is always empty is none."""
+    folder, rows = raw
+    two = np.random.default_rng(1).normal(size=(6, 3, 17, 3))
+    two[:, 2] = 0
+    np.save(folder / rows[0]['file'], two)
+    prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out', '--scale', '0.001', '--no-centre')
+    x = members(tmp_path / 'out/custom.npz')['x_train']
+    assert x.shape == (9, 16, 102)
+    np.testing.assert_allclose(x[0, :6], two[:, :2].reshape(6, 102) / 1000, rtol=1e-6)
+    assert not x[1:, :, 51:].any()
+
+
+def test_a_layout_of_ones_own_and_bvh(tmp_path):
+    folder = tmp_path / 'raw'
+    folder.mkdir()
+    rows = [{'file': f'{i}.bvh', 'label': 'ab'[i % 2], 'split': ('train', 'train', 'test')[i]} for i in range(3)]
+    for row in rows:
+        (folder / row['file']).write_text(ARM)
+    table = write_table(tmp_path / 'l.csv', rows)
+    prepare(folder, table, tmp_path / 'out')
+    settings = yaml.safe_load((tmp_path / 'out/custom.yaml').read_text())
+    assert settings['layout'] == str(tmp_path / 'out/custom_layout.yaml') and settings['num_joints'] == 4
+    layout = read_layout(settings['layout'])
+    assert (layout.name, layout.joints, layout.parents) == ('custom', ('Hips', 'Left Arm', 'Hand', 'Leg'), (0, 0, 1, 0))
+    args = parse_args('finetune', ['--config', str(ROOT / 'config/finetune.yaml'), str(tmp_path / 'out/custom.yaml')])
+    assert (args.num_joints, args.effective_batch_size, args.num_classes) == (4, 2, 2)
+
+    (folder / '2.bvh').write_text(ARM.replace('Leg', 'Tail'))
+    with pytest.raises(UserError, match='1 damaged'):
+        prepare(folder, table, tmp_path / 'other')
+    (tmp_path / 'four.yaml').write_text('joints: {a: , b: a, c: b, d: a}')
+    prepare(folder, table, tmp_path / 'given', '--layout', str(tmp_path / 'four.yaml'))
+    assert read_layout(tmp_path / 'given/custom_layout.yaml').joints == ('a', 'b', 'c', 'd')
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+def refused(capsys, call, *naming, listed=()):
+    """One line of error, and of each of `listed` a line of those that begin with 'damaged: '."""
+    capsys.readouterr()
+    refusal(call, *naming)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('damaged: ')]
+    assert len(lines) == len(listed), lines
+    for line, parts in zip(lines, listed, strict=True):
+        assert all(part in line for part in parts), (line, parts)
+
+
+@pytest.mark.parametrize('line, change, naming', [
+    (2, {'file': 'none.npy'}, ['none.npy', 'no such file']), (3, {'file': ''}, ["file ''"]),
+    (4, {'label': ' '}, ["label ''"]), (5, {'label': 'a\nb'}, ['label', 'is no name']),
+    (6, {'split': 'val'}, ["split 'val'", 'neither train nor test']), (7, {'file': 'clip00.npy'}, ['twice', 'line 2']),
+    (8, {'file': 'notes.md'}, ['notes.md', 'its suffix']), (9, {'file': 'bad.npy'}, ['bad.npy', 'frame 1 (from 0)']),
+    (10, {'file': 'kinect.npy'}, ['25 joints', 'those of the other files', 'coco-17']),
+    (11, {'file': 'many.npz'}, ['many.npz', 'many clips']), (12, {'file': 'x' * 300 + '.npy'}, ['no such file'])])
+def test_every_fault_is_named_with_its_line(line, change, naming, raw, tmp_path, capsys):
+    folder, rows = raw
+    spoilt = np.ones((3, 17, 3))
+    spoilt[1, 2] = np.nan
+    np.save(folder / 'bad.npy', spoilt)
+    np.save(folder / 'kinect.npy', np.ones((3, 25, 3)))
+    interchange(folder / 'many.npz')
+    (folder / 'notes.md').write_text('x')
+    rows[line - 2] |= change
+    table, number = write_table(tmp_path / 'l.csv', rows), line + ('\n' in change.get('label', ''))
+    refused(capsys, lambda: prepare(folder, table, tmp_path / 'out'), '1 damaged, nothing written', '--skip_damaged',
+            listed=[[f'{table}: line {number}: ', *naming]])
+    assert listing(tmp_path / 'out') == []
+    assert prepare(folder, table, tmp_path / 'out', '--skip_damaged') == 0
+    held = members(tmp_path / 'out/custom.npz')
+    names = [*held['name_train'].tolist(), *held['name_test'].tolist()]
+    assert len(names) == 11 and (line == 7 or rows[line - 2]['file'] not in names)
+    assert f'line {number}: ' in (tmp_path / 'out/custom_damaged.txt').read_text()
+
+
+def test_all_faults_are_named_at_once(raw, tmp_path, capsys):
+    folder, rows = raw
+    rows[1] |= {'split': ''}
+    rows[4] |= {'file': 'gone.npy'}
+    (folder / rows[7]['file']).write_bytes(b'x')
+    table = write_table(tmp_path / 'l.csv', rows)
+    table.write_text(table.read_text() + 'one,two\n')
+    refused(capsys, lambda: prepare(folder, table, tmp_path / 'out'), '4 damaged', listed=[
+        ['line 3: ', "split ''"], ['line 6: ', 'gone.npy'], ['line 14: ', '2 cells', '3 columns'],
+        ['line 9: ', rows[7]['file'], 'damaged']])
+
+
+@pytest.mark.parametrize('text, more, naming', [
+    ('', [], ['has no row']), ('file,label,split\n', [], ['has no row']),
+    ('file,split\na,train\n', [], ['line 1', "0 columns 'label'", "'file,split'"]),
+    ('file;label;split\na;b;train\n', [], ['line 1', "0 columns 'file'"]),
+    ('file,label,label,split\na,b,c,train\n', [], ["2 columns 'label'"]),
+    ('file,label\na,b\n', [], ["0 columns 'split'", '--test_subjects']),
+    ('file,label,split\na,b,train\n', ['--test_subjects', '1'], ["0 columns 'subject'"]),
+    ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], ['leave one of them out']),
+    ('file,label,subject\nclip00.npy,b,1\nclip02.npy,b,2\n', ['--test_subjects', '2', '7'],
+     ['--test_subjects 7', 'no line']),
+    ('file,label,split\n"a,b,train\n', [], ['line 2', 'not CSV']),
+    (b'file,label,split\n\xff,b,train\n', [], ['UTF-8', 'byte 17'])])
+def test_tables_that_are_none(text, more, naming, raw, tmp_path):
+    (tmp_path / 'l.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refusal(lambda: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), *naming)
+    assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
+
+
+def test_a_table_as_spreadsheets_save_it(raw, tmp_path):
+    """A mark of byte order, CR LF, capitals, spaces, empty lines and columns of other things."""
+    folder, rows = raw
+    lines = ['\ufeff File , LABEL,Split,note', *(f' {row["file"]} ,{row["label"]},{row["split"].upper()},"a, b"'
+                                                 for row in rows), ',,,']
+    (tmp_path / 'l.csv').write_bytes('\r\n\r\n'.join(lines).encode())
+    prepare(folder, tmp_path / 'l.csv', tmp_path / 'a')
+    prepare(folder, write_table(tmp_path / 'plain.csv', rows), tmp_path / 'b')
+    assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
+
+
+def test_other_faults(raw, tmp_path, capsys):
+    folder, rows = raw
+    table, out = write_table(tmp_path / 'l.csv', rows), tmp_path / 'out'
+    refusal(lambda: prepare(folder, tmp_path / 'none.csv', out), tmp_path / 'none.csv', 'No such file', '--labels')
+    refusal(lambda: prepare(folder, table, out, '--num_frames', '42'), '--num_frames 42')
+    refusal(lambda: prepare(folder, table, out, '--name', '../x'), '../x')
+    refusal(lambda: prepare(folder, table, out, '--scale', '0'), '--scale')
+    refusal(lambda: prepare(folder, table, table), table, 'is not a folder')
+    refused(capsys, lambda: prepare(folder, table, out, '--layout', 'kinect-v2'), '12 damaged',
+            listed=[['17 joints', 'kinect-v2 25']] * 12)
+    for row in rows:
+        np.save(folder / row['file'], np.ones((3, 9, 3)))
+    refusal(lambda: prepare(folder, table, out), 'line 2: clip00.npy', '9 joints', '--layout')
+    for row in rows:
+        (folder / row['file']).write_bytes(b'')
+    refusal(lambda: prepare(folder, table, out), 'no file could be read', 'line 13')
+    assert not [name for name in listing(out) if not name.endswith('_damaged.txt')]
+
+
+@pytest.mark.parametrize('keep, naming', [
+    (lambda row: row['split'] == 'train', '9 training and 0 test clips'),
+    (lambda row: row['split'] == 'test' or row['file'] == 'clip00.npy', '1 training and 3 test clips')])
+def test_too_little_to_train_on(keep, naming, raw, tmp_path):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', filter(keep, rows))
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), table, naming)
+    assert listing(tmp_path / 'out') == []
+
+
+def test_a_class_without_training_clips_is_told(raw, tmp_path, capsys):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', [row | {'split': 'test' if row['label'] == 'wave' else row['split']}
+                                             for row in rows])
+    prepare(folder, table, tmp_path / 'out')
+    assert 'note: 1 classes have no training clip (wave)' in capsys.readouterr().out
+
+
+# --- training on it -------------------------------------------------------------------------------------------------
+
+def test_the_printed_command_trains(raw, tmp_path, capsys):
+    """From an encoder pre-trained on Kinect-v2 joints; the class names reach scores and tables."""
+    folder, rows = raw
+    interchange(tmp_path / 'ntu.npz')
+    small = ['--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--num_workers', '0', '--device', 'cpu']
+    main_pretrain.main([*small, '--data_path', str(tmp_path / 'ntu.npz'), '--num_frames', '16',
+                        '--decoder_dim_feat', '16', '--decoder_depth', '1', '--effective_batch_size', '2',
+                        '--epochs', '1', '--lr', '1e-3', '--output_dir', str(tmp_path / 'pre')])
+    out = tmp_path / 'out of it'
+    done = run('data/prepare_custom.py', '--raw', str(folder), '--labels', str(write_table(tmp_path / 'l.csv', rows)),
+               '--out', str(out), '--num_frames', '16')
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (command,) = re.findall(r'^next: python (.*)$', done.stdout, re.MULTILINE)
+    words = shlex.split(command)
+    assert words[:3] == ['main_finetune.py', '--config', 'config/finetune.yaml'] and words[4] == '--finetune'
+    words[5] = str(tmp_path / 'pre/checkpoint-last.pth')
+    words[2] = str(ROOT / words[2])
+    capsys.readouterr()
+    main_finetune.main([*words[1:], *small, '--epochs', '1', '--warmup_epochs', '0', '--save_scores', '--stream',
+                        'bone', '--output_dir', str(tmp_path / 'fine')])
+    assert 'from the layout kinect-v2 to coco-17: 13 of 17 joints' in capsys.readouterr().err
+    scores = read_scores(tmp_path / 'fine/scores.npz')
+    assert scores.classes.tolist() == CLASSES and scores.benchmark == 'custom'
+    assert scores.name.tolist() == [row['file'] for row in rows if row['split'] == 'test']
+    tools.report.main(['--scores', str(tmp_path / 'fine/scores.npz')])
+    assert 'sit down' in capsys.readouterr().out
+
+
+def test_names_beside_a_file(tmp_path):
+    data, path = tmp_path / 'x.npz', tmp_path / 'x_about.json'
+    assert names_beside(data, 2) is None
+    path.write_text('{"classes": ["a", "b"], "centre": true, "scale": 0.01}')
+    assert names_beside(data, 2) == ['a', 'b'] and names_beside(data, 3) is None and about(data)['scale'] == 0.01
+    for content in (b'\xff\n', b'[]', b'{"classes": ["a"]}', b'{"classes": ["a"], "centre": 1, "scale": 1}',
+                    b'{"classes": ["a"], "centre": true, "scale": 0}', b'{"classes": [1], "centre": true, "scale": 1}'):
+        path.write_bytes(content)
+        refusal(lambda: names_beside(data, 1), path)
+
+
+def test_one_class_is_for_pretraining(raw, tmp_path, capsys):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', [row | {'label': 'unknown'} for row in rows])
+    assert prepare(folder, table, tmp_path / 'out') == 0
+    assert 'this is for pre-training' in capsys.readouterr().out
+    main_pretrain.main(['--config', str(tmp_path / 'out/custom.yaml'), '--num_frames', '8', '--dim_feat', '16',
+                        '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
+                        '--mask_ratio', '0.5', '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3',
+                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(tmp_path / 'run')])
+    assert (tmp_path / 'run/result.json').exists()
+
+
+def test_the_users_own_files_are_never_written_over(raw, tmp_path):
+    folder, rows = raw
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'mine.yaml').write_text('joints: {' + ', '.join(f'j{i}: {0 if i else ""}' for i in range(17)) + '}')
+    write_table(out / 'custom.yaml', rows)
+    before = [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')]
+    refusal(lambda: prepare(folder, out / 'custom.yaml', out), 'custom.yaml', 'which is read')
+    refusal(lambda: prepare(folder, out / 'custom.yaml', out, '--name', 'mine', '--layout', str(out / 'mine.yaml')),
+            'mine.yaml', 'which is read')
+    assert [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')] == before
+
+
+def test_one_recording_in_two_spellings(raw, tmp_path):
+    folder, rows = raw
+    table = write_table(tmp_path / 'l.csv', [*rows, rows[0] | {'file': f'../{folder.name}/{rows[0]["file"]}'}])
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '1 damaged', 'correct the table')

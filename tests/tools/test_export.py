@@ -1,0 +1,276 @@
+"""Exported files against PyTorch: same numbers, any number of clips, and no file that does not hold to it."""
+
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main_finetune
+import main_linprobe
+import main_pretrain
+import tools.export
+from data import prepare_nwucla
+from data.common import write_npz
+from feeder.augment import ClipMaker
+from feeder.classes import names_of
+from feeder.dataset import SkeletonDataset
+from model_transformer import ActionTransformer, SkeletonEncoder
+from tests.conftest import NUM_TEST, ROOT, refusal
+from tests.data.test_prepare_nwucla import TAR
+from tests.test_house import SOURCES
+from tools import export_formats as export
+from tools.export_formats import WrongExport
+from util import checkpoint
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+SIZE = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 16, 'num_joints': 5}
+UCLA = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'num_frames': 24, 'num_joints': 20, 't_patch_size': 8}
+
+
+@pytest.fixture(scope='module')
+def runs(tiny, tiny_pretrain, tmp_path_factory) -> dict[str, str]:
+    """A trained checkpoint of each stage on the tiny set."""
+    folder = tmp_path_factory.mktemp('runs')
+    made = {stage: str(folder / stage / 'checkpoint-last.pth') for stage in ('pretrain', 'linprobe', 'finetune')}
+    out = {stage: ['--output_dir', str(folder / stage)] for stage in made}
+    main_pretrain.main([*tiny_pretrain, *out['pretrain']])
+    main_linprobe.main([*tiny, '--finetune', made['pretrain'], '--lr', '0.1', *out['linprobe']])
+    main_finetune.main([*tiny, '--lr', '1e-2', '--epochs', '4', *out['finetune']])
+    return made
+
+
+@pytest.fixture(scope='module')
+def exported(runs, tmp_path_factory) -> Path:
+    """The fine-tuned classifier as ft.onnx and ft.pt2."""
+    folder = tmp_path_factory.mktemp('exported')
+    tools.export.main(['--checkpoint', runs['finetune'], '--onnx', str(folder / 'ft.onnx'), '--pt2',
+                      str(folder / 'ft.pt2')])
+    return folder
+
+
+@pytest.fixture(scope='module')
+def ucla(tmp_path_factory) -> Path:
+    """Every fourth clip of Northwestern-UCLA across views, from the checkout's file or one prepared here."""
+    folder, path = tmp_path_factory.mktemp('nwucla'), ROOT / 'data/nwucla/NWUCLA_XView.npz'
+    if not path.exists():
+        if not TAR.exists():
+            pytest.skip('neither data/nwucla/NWUCLA_XView.npz nor data/nw_ucla.tar.xz in MAMP_SHARED')
+        path = folder / path.name
+        prepare_nwucla.main(['--raw', str(TAR), '--out', str(folder)])
+    with np.load(path) as whole:
+        write_npz(folder / 'PART.npz', **{name: np.ascontiguousarray(whole[name][::4]) for name in whole.files})
+    return folder / 'PART.npz'
+
+
+def clips_of(path, num_joints, frames, rows) -> torch.Tensor:
+    """Test clips as network input (B, C, T, V, M)."""
+    batch = SkeletonDataset(path, 'test', num_joints)[[(row, 0) for row in rows]]
+    return ClipMaker(frames, 'joint', 0).eval_view(batch).contiguous()
+
+
+@torch.inference_mode()
+def pytorch(model, path, clips, features=False) -> np.ndarray:
+    """What the model of these sizes makes of clips with the checkpoint's weights, each body by itself, in float64."""
+    weights = torch.load(path, weights_only=True)['model']
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    model.double().eval().equal_bodies_once = False
+    out = model.features(clips.double()).mean((1, 2, 3)) if features else model(clips.double())
+    return out.numpy()
+
+
+def run_onnx(path, clips) -> np.ndarray:
+    """Batches of 1, 5, 3 and the rest."""
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return np.concatenate([session.run(None, {'clips': part.numpy()})[0]
+                           for part in clips.split([1, 5, 3, len(clips) - 9])])
+
+
+def run_pt2(path, clips) -> np.ndarray:
+    program = torch.export.load(path).module()
+    return torch.cat([program(part) for part in clips.split([1, 5, 3, len(clips) - 9])]).detach().numpy()
+
+
+def assert_same(made, right, classifies=True):
+    assert made.shape == right.shape and made.dtype == np.float32
+    error = np.linalg.norm(made - right, axis=1) / np.linalg.norm(right, axis=1)
+    assert error.max() < 1e-4
+    if classifies:
+        assert (made.argmax(1) == right.argmax(1)).all() and len(set(right.argmax(1))) > 1 and np.ptp(right) > 1
+
+
+def test_a_trained_classifier_gives_the_same_logits(runs, exported, tiny_npz):
+    clips = clips_of(tiny_npz, 5, 16, range(NUM_TEST))
+    assert not clips[0, ..., 1].any() and clips[1, ..., 1].any() and clips.shape[4] == 2    # one body, two bodies
+    clips = torch.cat([clips, clips[:1] * 0])                                               # and none
+    right = pytorch(ActionTransformer(3, 'finetune', **SIZE), runs['finetune'], clips)
+    assert_same(run_onnx(exported / 'ft.onnx', clips), right)
+    assert_same(run_pt2(exported / 'ft.pt2', clips), right)
+
+
+def test_a_file_says_what_it_is(runs, exported):
+    model = onnx.load(exported / 'ft.onnx')
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {'': 20}
+    axes = {value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+            for value in (*model.graph.input, *model.graph.output)}
+    assert axes == {'clips': ['batch', 3, 16, 5, 2], 'logits': ['batch', 3]}
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    in_pt2 = {export.FACTS: ''}
+    torch.export.load(exported / 'ft.pt2', extra_files=in_pt2)
+    assert facts.items() >= {'what': 'classifier', 'stream': 'joint', 'num_frames': '16', 'num_bodies': '2',
+                             'benchmark': 'TINY', 'method': 'scratch', 'epoch': '3', 'checkpoint': runs['finetune'],
+                             'checkpoint_sha256': checkpoint.digest_of(runs['finetune'])}.items()
+    held = json.loads(in_pt2[export.FACTS])
+    assert {name: value if isinstance(value, str) else json.dumps(value) for name, value in held.items()} == facts
+    assert held['classes'] == [f'class {i}' for i in range(3)] and held['centred'] == 'yes'
+    assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2']            # weights inside, nothing beside
+
+
+def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, tiny_npz, tmp_path, capsys):
+    tools.export.main(['--checkpoint', runs['pretrain'], '--onnx', str(tmp_path / 'e.onnx'), '--data_path',
+                      str(tiny_npz)])
+    said = capsys.readouterr().out
+    assert f'test clips 0, 2, 5, 7, 10, 12 of {tiny_npz}' in said and 'features (batch, 16)' in said
+    clips = clips_of(tiny_npz, 5, 16, range(NUM_TEST))
+    right = pytorch(SkeletonEncoder(**SIZE), runs['pretrain'], clips, features=True)
+    assert_same(run_onnx(tmp_path / 'e.onnx', clips), right, classifies=False)
+
+
+@pytest.mark.parametrize('what', ['encoder', 'classifier'])
+def test_a_probe_is_exported_whole_or_its_encoder_alone(runs, what, tiny_npz, tmp_path, capsys):
+    tools.export.main(['--checkpoint', runs['linprobe'], '--pt2', str(tmp_path / 'p.pt2'), '--what', what])
+    assert 'on 6 random walks' in capsys.readouterr().out
+    clips = clips_of(tiny_npz, 5, 16, range(NUM_TEST))
+    right = pytorch(ActionTransformer(3, 'linprobe', **SIZE), runs['linprobe'], clips, features=what == 'encoder')
+    assert_same(run_pt2(tmp_path / 'p.pt2', clips), right, classifies=False)
+
+
+def test_real_clips_of_a_trained_classifier(ucla, tmp_path, capsys):
+    options = {**UCLA, 'effective_batch_size': 32, 'epochs': 4, 'lr': 3e-3, 'num_workers': 0, 'device': 'cpu',
+               'benchmark': 'nwucla_xview', 'data_path': ucla, 'output_dir': tmp_path / 'run'}
+    main_finetune.main([str(word) for name, value in options.items() for word in (f'--{name}', value)])
+    path = str(tmp_path / 'run/checkpoint-last.pth')
+    tools.export.main(['--checkpoint', path, '--onnx', str(tmp_path / 'm.onnx'), '--data_path', str(ucla)])
+    assert '(batch, 3, 24, 20, 1) -> logits (batch, 10)' in capsys.readouterr().out
+    clips = clips_of(ucla, 20, 24, range(116))
+    assert_same(run_onnx(tmp_path / 'm.onnx', clips), pytorch(ActionTransformer(10, 'finetune', **UCLA), path, clips))
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / 'm.onnx').metadata_props}
+    assert json.loads(facts['classes']) == names_of('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
+
+
+# What does not compute the same is not left
+
+def refused(call, folder, *naming):
+    before = sorted(os.listdir(folder))
+    with pytest.raises(WrongExport) as error:
+        call()
+    assert error.value.exit_code == 1 and all(part in str(error.value) for part in naming), str(error.value)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkeypatch):
+    """One body left out: random walks show it, though one of the two is empty in half of them."""
+    (tmp_path / 'm.pt2').write_bytes(b'old')
+    monkeypatch.setattr(export.Deployed, 'forward', lambda self, clips: export.outputs_of(
+        self.model, self.what, torch.cat([clips[..., :1], clips[..., :1] * 0], dim=4)))
+    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')]), tmp_path,
+            'differs from PyTorch')
+    assert (tmp_path / 'm.pt2').read_bytes() == b'old'
+
+
+def test_a_program_for_one_number_of_clips_is_caught(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, 'trace', lambda model, what, shape: torch.export.export(
+        export.Deployed(model, what).eval(), (torch.zeros(5, *shape),)))
+    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')]), tmp_path,
+            'does not run')
+
+
+@pytest.mark.parametrize('spoil, says', [('weight', 'differs'), ('file', 'does not run')])
+def test_a_spoilt_onnx_file_is_caught_and_takes_the_other_with_it(runs, exported, spoil, says, tmp_path, monkeypatch):
+    def write(program, what, facts, path):
+        if spoil == 'file':
+            path.write_bytes((exported / 'ft.onnx').read_bytes()[:-1000])
+            return
+        model = onnx.load(exported / 'ft.onnx')
+        weight = next(one for one in model.graph.initializer if one.name.endswith('fc1.weight'))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[...] *= 1.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, path)
+    monkeypatch.setattr(export, 'write_onnx', write)
+    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--onnx', str(tmp_path / 'm.onnx'), '--pt2',
+                                      str(tmp_path / 'm.pt2')]), tmp_path, says)
+
+
+@pytest.mark.parametrize('made, what, says', [
+    ([[1., 2.], [3., 4.001]], 'encoder', 'differs'), ([[1., 2.], [3., np.nan]], 'encoder', 'finite'),
+    ([[1., 2., 0.], [3., 4., 0.]], 'encoder', 'finite or not'),
+    ([[1., 2.], [4.00001, 4.]], 'classifier', 'another class')])
+def test_verification_tells_what_is_wrong(made, what, says):
+    """A clip whose top-1 hangs on the sixth digit, too."""
+    right = np.array([[1., 2.], [4., 4.00001] if what == 'classifier' else [3., 4.]])
+    clips = np.zeros((2, 3, 4, 5, 1), np.float32)
+    assert export.verify(Path('f'), lambda path: lambda clips: right, what, [clips], [right]) == 0
+    with pytest.raises(WrongExport, match=says):
+        export.verify(Path('f'), lambda path: lambda clips: np.array(made), what, [clips], [right])
+
+
+def test_the_error_of_a_quiet_clip_is_not_lost_among_loud_ones():
+    right = np.array([[1000., 0.], [1., 0.]])
+    assert export.verify(Path('f'), lambda path: lambda clips: right + [[0, 0], [5e-5, 0]], 'encoder',
+                         [np.zeros((2, 3, 4, 5, 1))], [right]) == pytest.approx(5e-5)
+
+
+# The model itself is as it was
+
+def test_a_program_looks_for_no_equal_bodies_and_the_model_goes_on_doing_so(runs):
+    model, what, settings, _ = tools.export.load_whole(runs['finetune'], None)
+    program = export.trace(model, what, (3, 16, 5, 2))
+    operators = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
+    assert len(operators) > 20 and not [name for name in operators if 'unique' in name or 'eq.' in name]
+    assert model.equal_bodies_once and 'equal_bodies_once' not in vars(model) and what == 'classifier'
+
+
+def test_training_imports_nothing_of_onnx():
+    """Only functions that write or run such a file do."""
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith('onnx')], path
+
+
+# What the user can put right
+
+def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monkeypatch):
+    def refuse(options, *naming):
+        refusal(lambda: tools.export.main([str(option) for option in options]), *naming)
+        assert not os.listdir(tmp_path / 'out')
+
+    (tmp_path / 'out').mkdir()
+    out, tuned, pretrained = tmp_path / 'out/m.onnx', runs['finetune'], runs['pretrain']
+    refuse(['--checkpoint', pretrained, '--onnx', out, '--what', 'classifier'], pretrained, '--what encoder')
+    refuse(['--checkpoint', tmp_path / 'none.pth', '--onnx', out], 'no such checkpoint')
+    refuse(['--checkpoint', tuned], '--onnx')
+    refuse(['--checkpoint', tuned, '--onnx', out, '--out', out], '--out')
+    refuse(['--checkpoint', tuned, '--onnx', out, '--ony', 'x'], 'unrecognized', 'did you mean')
+    refuse(['--checkpoint', tuned, '--authors', tuned, '--onnx', out], 'not allowed')
+    refuse(['--checkpoint', tuned, '--onnx', tmp_path / 'out'], 'is a folder')
+    refuse(['--checkpoint', tuned, '--onnx', tuned], 'which is read')
+    refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
+    refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tmp_path / 'none.npz'], 'none.npz')
+    for spoil, says in (({'args': {}}, 'no settings in it'), ({'bodies': 0}, "'bodies'"),
+                        ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple'),
+                        ({'args': {'num_heads': 2, 'stream': 'smell'}}, 'stream'),
+                        ({'args': {'num_heads': -2, 'stream': 'joint'}}, 'num_heads is -2')):
+        torch.save(torch.load(tuned, weights_only=True) | spoil, tmp_path / 'spoilt.pth')
+        refuse(['--checkpoint', tmp_path / 'spoilt.pth', '--pt2', out], 'spoilt.pth', says)
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    refuse(['--checkpoint', tuned, '--onnx', out, '--pt2', tmp_path / 'out/m.pt2'], 'onnxscript', 'pip install')

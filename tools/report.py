@@ -1,0 +1,102 @@
+"""What finished runs found: tables beside the published figures, accuracy by class, ensembles, figures.
+
+python tools/report.py runs --all_rows --figure curves.png
+python tools/report.py --scores runs/nwucla_xview/finetune/scores.npz --confusion confusion.png
+python tools/report.py --scores runs/nwucla_xview/finetune/scores.npz --without data/nwucla/NWUCLA_XView_copies.txt
+python tools/report.py --ensemble joint/scores.npz bone/scores.npz velocity/scores.npz --out runs/nwucla_xview/ensemble
+python tools/report.py --features runs/nwucla_xview/retrieval/features.npz --tsne tsne.png
+python tools/report.py --readme README.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == '__main__':     # run as a file, from any working directory
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.reporting.figures import draw_confusion, draw_curves, draw_tsne
+from tools.reporting.scores import class_table, pairs_table, told_beside, without, write_ensemble
+from tools.reporting.tables import rewrite_tables, tables
+from util.errors import Parser, UserError, run_main
+from util.files import check_writable
+from util.predictions import read_features, read_scores
+from util.results import read_results
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('folder', type=Path, nargs='?', help='folder with finished runs, at any depth: one table a benchmark')
+    add('--all_rows', action='store_true', help='also the published rows that no run of ours is there for')
+    add('--benchmark', metavar='NAME', help='only the table of this one; of --features: whose classes they are')
+    add('--figure', type=Path, metavar='PNG', help='also draw the training curves of the runs in the folder')
+    add('--scores', type=Path, metavar='NPZ', help='accuracy by class, worst first, and the classes most confused')
+    add('--pairs', type=int, metavar='N', help='how many confused pairs of --scores (default: 10)')
+    add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: their names, one a line')
+    add('--confusion', type=Path, metavar='PNG', help='also draw the confusion matrix of --scores')
+    add('--ensemble', nargs='+', metavar='NPZ', help='add the scores of several runs, clips matched by name')
+    add('--out', type=Path, metavar='DIR', help='where --ensemble writes result.json and scores.npz')
+    add('--features', type=Path, metavar='NPZ', help='features for --tsne')
+    add('--tsne', type=Path, metavar='PNG', help='draw the test features of --features in the plane (t-SNE)')
+    add('--points', type=int, metavar='N', help='at most so many clips in --tsne (default: 2000)')
+    add('--seed', type=int, help='of --tsne and of the draw of its clips (default: 0)')
+    add('--readme', type=Path, metavar='MD', help='rewrite its tables: what stands between <!-- table: FOLDER --> and '
+        '<!-- end -->')
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Which options need which others; fills in the defaults of those that do."""
+    needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'without': 'scores',
+             'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features', 'pairs': 'scores',
+             'points': 'tsne', 'seed': 'tsne'}
+    for name, other in needs.items():
+        given = getattr(args, name) is not None and getattr(args, name) is not False       # 0 is given, too
+        if given and getattr(args, other) is None:
+            raise UserError(f'--{name} needs {"a folder of runs" if other == "folder" else f"--{other}"}')
+    if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
+        raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
+                        '--help explains them')
+    for path in filter(None, (args.figure, args.confusion, args.tsne)):
+        if path.is_dir():
+            raise UserError(f'{path}: is a folder; give the name of a PNG file')
+        check_writable(path.parent)
+    if args.out:
+        check_writable(args.out)
+    for name, default in (('pairs', 10), ('points', 2000), ('seed', 0)):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if args.pairs < 0 or args.points < 5 or not 0 <= args.seed < 2**32:
+        raise UserError('--pairs must be at least 0, --points at least 5, --seed from 0 to 4294967295')
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    check(args)
+    if args.folder:
+        results = read_results(args.folder, may_be_empty=args.all_rows)
+        text = tables(results, args.all_rows, args.benchmark)
+        if args.figure:
+            draw_curves([run for run in results if args.benchmark in (None, run['benchmark'])], args.figure)
+        print(text)
+    if args.ensemble:
+        print(write_ensemble([read_scores(path) for path in args.ensemble], args.out))
+    if args.scores:
+        scores = read_scores(args.scores)
+        if args.without:
+            scores = without(scores, args.without)
+        if args.confusion:
+            draw_confusion(scores, args.confusion)
+        print(f'{class_table(scores)}\n\n{pairs_table(scores, args.pairs)}')
+    if args.tsne:
+        splits, facts = read_features(args.features, ('test',))
+        benchmark = args.benchmark or facts.get('benchmark') or told_beside(args.features).get('benchmark')
+        draw_tsne(splits['test'], args.tsne, benchmark, args.points, args.seed)
+    if args.readme:
+        print(f'{args.readme}: {"rewritten" if rewrite_tables(args.readme) else "as it should be"}')
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)
