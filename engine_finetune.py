@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from feeder.augment import ClipMaker
-from feeder.classes import names_beside
+from feeder.classes import read_class_names
 from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.layouts import check_same, find_layout, match_joints, told_layout
+from feeder.layouts import check_same_joints, checkpoint_layout, find_layout, match_joints
 from feeder.loader import make_loader, read_batches
 from feeder.subset import draw_labelled, without_novel
 from model_transformer import ActionTransformer, SkeletonEncoder
@@ -22,7 +22,7 @@ from util.attention import choose_kernel, shape_of
 from util.checkpoint import LAST
 from util.dist import World
 from util.errors import UserError
-from util.files import check_writable, replacing, write_json
+from util.files import atomic_write, check_writable, write_json
 from util.metrics import count_correct, summarise
 from util.precision import Precision
 from util.predictions import Features, Scores, write_features, write_projector, write_scores
@@ -115,7 +115,8 @@ def start_encoder(model: SkeletonEncoder, args: argparse.Namespace) -> dict:
     if args.finetune is None or getattr(args, 'eval', False):
         return {'method': 'random encoder' if hasattr(args, 'random_encoder') else 'scratch', 'pretraining': None}
     state = checkpoint.load(args.finetune)
-    weights, given, own = state['model'], told_layout(state, args.finetune), find_layout(args.layout, args.num_joints)
+    weights, given = state['model'], checkpoint_layout(state, args.finetune)
+    own = find_layout(args.layout, args.num_joints)
     if given and own and given.joints != own.joints:
         weights = checkpoint.map_joints(weights, model, match_joints(given, own, args.finetune))
     checkpoint.load_encoder(model, weights, args.finetune)
@@ -158,7 +159,7 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     train, test = splits
     check_writable(args.output_dir)
     check_writable(args.log_dir)
-    classes = names_beside(args.data_path, args.num_classes)
+    classes = read_class_names(args.data_path, args.num_classes)
     if args.save_scores or args.save_features or args.projector:
         _ = test.names          # raises now what it would at the end
         if args.eval:
@@ -178,10 +179,10 @@ def run_classifier(args: argparse.Namespace, world: World, model: ActionTransfor
     if args.resume:
         trainer.resume(args.resume)
     for split in splits:
-        split.look_through(world.rank, world.size)
+        split.check_clips(world.rank, world.size)
     trainer.check_folder()
     if world.is_main and args.label_fraction < 1:
-        with replacing(Path(args.output_dir) / 'labelled.txt') as partial:
+        with atomic_write(Path(args.output_dir) / 'labelled.txt') as partial:
             partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
     if not len(test.rows):
         log.info('%s: no test clip of the classes that train; nothing is evaluated', test.path)
@@ -239,7 +240,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     if other := checkpoint.differences(state['args'], args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {other}; give the same')
     layout = find_layout(args.layout, args.num_joints)
-    check_same(told_layout(state, path), layout, path)
+    check_same_joints(checkpoint_layout(state, path), layout, path)
     clips_of = ClipMaker(args.num_frames, args.stream, args.seed, layout=layout)
     precision = Precision(args.precision, world.device)
     choose_kernel(args.attention, world, precision.dtype, shape_of(args, test.num_bodies), backward=False)

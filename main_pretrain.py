@@ -46,7 +46,7 @@ def pretrain(args: argparse.Namespace, world: World) -> dict:
         pictures = picture_maker(trainer, dataset)
     if args.resume:
         trainer.resume(args.resume)
-    dataset.look_through(world.rank, world.size)
+    dataset.check_clips(world.rank, world.size)
     return trainer.fit(engine_pretrain.train_one_epoch, pictures=pictures)
 
 

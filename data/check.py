@@ -77,7 +77,7 @@ class Split(NamedTuple):
     names: list[str] | None      # N of them
 
     def call(self, row: int) -> str:
-        return f'row {row}' if self.names is None else shown(self.names[row])
+        return f'row {row}' if self.names is None else quote(self.names[row])
 
     def where(self, odd: np.ndarray) -> list[str]:
         """What calls the clips where odd (N,) holds."""
@@ -178,7 +178,7 @@ def are_texts(names: np.ndarray, number: int) -> bool:
     return names.dtype.kind == 'U' and names.shape == (number,)
 
 
-def shown(name: str) -> str:
+def quote(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
@@ -229,13 +229,13 @@ def odd_rows(split: str, given: Split) -> list[str]:
             *line(f'x_{split}: clips with coordinates beyond {FAR} m', given.where(far)),
             *line(f'y_{split}: rows that are not one-hot', [f'row {row}' for row in np.flatnonzero(label < 0)]),
             *line(f'y_{split}: labels against the name', against if len(label) == len(names) else []),
-            *line(f'name_{split}: names more than once', [shown(name) for name, n in Counter(names).items() if n > 1])]
+            *line(f'name_{split}: names more than once', [quote(name) for name, n in Counter(names).items() if n > 1])]
 
 
 def odd_pairs(train: Split, test: Split, copies: tuple[list, list, list]) -> list[str]:
     """Names in both splits, and clips that are there twice."""
     both = sorted({*(train.names or [])} & {*(test.names or [])})
-    lines = line('name_train and name_test: names in both', [shown(name) for name in both])
+    lines = line('name_train and name_test: names in both', [quote(name) for name in both])
     for what, pairs, given, origin in (('x_train: copies of earlier clips', copies[0], train, train),
                                        ('x_test: copies of earlier clips', copies[1], test, test),
                                        ('x_test: copies of training clips', copies[2], test, train)):

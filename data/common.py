@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.lib import format as npy
 
-from util.files import replacing
+from util.files import atomic_write
 
 BLOCK = 4096  # bytes; the unit in which file systems leave holes
 
@@ -66,7 +66,7 @@ def npz_writer(path: str | os.PathLike) -> Iterator[Callable]:
     Raises:
         UserError: the folder or the file cannot be written, a full disk included.
     """
-    with replacing(path) as partial, _SparseFile(io.FileIO(partial, 'w'), 1 << 20) as file, \
+    with atomic_write(path) as partial, _SparseFile(io.FileIO(partial, 'w'), 1 << 20) as file, \
             zipfile.ZipFile(file, 'w') as archive:
         def add(name: str, shape: tuple, dtype: np.dtype | type, chunks: Iterable[np.ndarray]) -> None:
             dtype, size = np.dtype(dtype), 0

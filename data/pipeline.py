@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data.common import npz_writer, one_hot
 from util.errors import UserError
-from util.files import check_members, replacing
+from util.files import atomic_write, check_zip
 
 ROWS = 1024        # labels that become one-hot at a time
 LARGEST = 1 << 26  # bytes of a raw file; real ones have ten million at most
@@ -119,7 +119,7 @@ def _in_zip(path: Path, suffix: str) -> list[Source]:
         raise UserError(f'{path}: does not exist; give --raw the folder or the zip of the raw files')
     try:
         with zipfile.ZipFile(path) as archive:
-            check_members(path, archive)
+            check_zip(path, archive)
             names = archive.namelist()
     except UserError:
         raise
@@ -317,7 +317,7 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path,
         raise UserError(f'{len(damaged):,} damaged, nothing written: {remedy}, or give '
                         f'--skip_damaged to go on without them and keep the list in {path}')
     if damaged:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(''.join(f'{line}\n' for line in damaged), encoding='utf-8', errors='backslashreplace')
         return
     try:

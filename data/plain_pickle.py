@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.errors import UserError, shown
+from util.errors import UserError, quote
 
 MOST_STEPS = 20_000_000     # instructions; NTU RGB+D 120's annotations take some 7 million
 NAMES = {
@@ -182,7 +182,7 @@ class _Machine:
 
     def do_GLOBAL(self, arg):
         if arg not in NAMES:
-            raise _Refused(f'it asks for {shown(arg.replace(" ", "."))}')
+            raise _Refused(f'it asks for {quote(arg.replace(" ", "."))}')
         self.stack.append(Name(NAMES[arg]))
 
     def do_STACK_GLOBAL(self, arg):
@@ -229,7 +229,7 @@ def _dtype(args: tuple) -> _Dtype:
     if isinstance(code, bytes):
         code = code.decode('latin-1')
     if not isinstance(code, str) or not DTYPE.fullmatch(code):
-        raise _Refused(f'it has an array of {shown(code) if isinstance(code, str) else "no numbers"}')
+        raise _Refused(f'it has an array of {quote(code) if isinstance(code, str) else "no numbers"}')
     return _Dtype(code)
 
 
@@ -261,7 +261,7 @@ def _array(raw, dtype, shape, fortran) -> np.ndarray:
     for size in shape:
         expected *= size
     if expected != len(raw):
-        raise _Refused(f'it has an array of shape {shown(shape)} in {len(raw):,} bytes')
+        raise _Refused(f'it has an array of shape {quote(shape)} in {len(raw):,} bytes')
     values = np.frombuffer(bytes(raw) if isinstance(raw, bytearray) else raw, dtype=kind)
     return values.reshape(shape, order='F' if fortran else 'C')
 

@@ -34,10 +34,10 @@ if not __package__:  # run by path: the repository's root is not on the search p
 
 from data.pipeline import Parsed, Sample, Source, Tally, add_options, collect, settle_damaged, write_protocol
 from data.recordings import METRES, extent, format_of, read_recording, remark_on_sizes
-from feeder.classes import file_beside
+from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
-from util.errors import Parser, UserError, run_main, shown
-from util.files import check_outputs, check_writable, replacing
+from util.errors import Parser, UserError, quote, run_main
+from util.files import atomic_write, check_outputs, check_writable
 from util.options import POSITIVE, Number
 from util.plain_yaml import read_map
 
@@ -75,7 +75,7 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
         if header.count(column) != 1:
             hint = ' (or subject, and --test_subjects)' if column == 'split' else ''
             raise UserError(f'{path}: line 1: {header.count(column)} columns {column!r} among '
-                            f'{shown(",".join(header))}; it needs one of file, of label and of '
+                            f'{quote(",".join(header))}; it needs one of file, of label and of '
                             f'{"subject" if by_subject else "split"}{hint}')
     if by_subject and 'split' in header:
         raise UserError(f'{path}: line 1: there is a column split, and --test_subjects is given; leave one of them out')
@@ -214,7 +214,7 @@ def settings_of(args: argparse.Namespace, layout: Layout, classes: int, train: i
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding='utf-8')
 
 
@@ -225,7 +225,7 @@ def as_yaml(content: dict) -> str:
 def outputs_of(args: argparse.Namespace) -> list[Path]:
     """All files that may be written: data, what is to be known of them, settings, layout."""
     path = args.out / f'{args.name}.npz'
-    return [path, file_beside(path), path.with_name(f'{args.name}.yaml'), path.with_name(f'{args.name}_layout.yaml')]
+    return [path, metadata_path(path), path.with_name(f'{args.name}.yaml'), path.with_name(f'{args.name}_layout.yaml')]
 
 
 def write_all(args: argparse.Namespace, rows: Sequence[Row], spool, layout: Layout, classes: Sequence[str]) -> Path:
@@ -238,7 +238,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool, layout: Layo
     path = args.out / f'{args.name}.npz'
     write_protocol(path, spool, *parts, len(classes), max(spool.lengths), max(spool.widths))
     about = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
-    write_text(file_beside(path), json.dumps(about, indent=1, ensure_ascii=False) + '\n')
+    write_text(metadata_path(path), json.dumps(about, indent=1, ensure_ascii=False) + '\n')
     if layout not in LAYOUTS:
         write_text(args.out / f'{args.name}_layout.yaml', as_yaml({'name': layout.name, 'joints': layout.as_map()}))
     settings = path.with_name(f'{args.name}.yaml')

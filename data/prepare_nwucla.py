@@ -40,7 +40,7 @@ from data.common import one_hot, pad, split_members, write_npz
 from data.pipeline import LARGEST
 from data.pipeline import Source as FileSource
 from util.errors import Parser, UserError, run_main
-from util.files import check_writable, replacing
+from util.files import atomic_write, check_writable
 
 CLIPS, CLASSES, JOINTS = 1484, 10, 20
 CENTRE = 1  # joint 2, the spine
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     for path, members in files.items():
         copies, told = copies_in(members), path.with_name(f'{path.stem}_copies.txt')
         if copies:
-            with replacing(told) as partial:
+            with atomic_write(told) as partial:
                 partial.write_text('\n'.join(copies) + '\n')
         print(f'{path}: {len(members["x_train"]):,} train, {len(members["x_test"]):,} test '
               f'({len(copies)} of them copies of a training clip{f", named in {told}" if copies else ""})')

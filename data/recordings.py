@@ -29,7 +29,7 @@ from data.pipeline import Source
 from data.plain_pickle import PickledArray, read_pickle
 from data.prepare_nwucla import parse_clip
 from data.prepare_pku import parse_skeleton as parse_pku
-from feeder.layouts import LAYOUTS, Layout, known_layout, layout_of, read_layout, shared_names
+from feeder.layouts import LAYOUTS, Layout, default_layout, known_layout, read_layout, shared_names
 from feeder.npz import has_member, open_member, open_npy
 from util.errors import UserError
 
@@ -256,7 +256,7 @@ def _layout_by_width(width: int) -> Layout:
     for layout in LAYOUTS:
         if width in (3 * len(layout.joints), 6 * len(layout.joints)):
             return layout
-    return layout_of(width // 3)
+    return default_layout(width // 3)
 
 
 def recorded(rows: np.ndarray, what: str) -> np.ndarray:

@@ -20,7 +20,7 @@ def _lists() -> dict[str, list[str]]:
     return yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8'))
 
 
-def names_of(benchmark: str | None, num_classes: int | None) -> list[str] | None:
+def find_class_names(benchmark: str | None, num_classes: int | None) -> list[str] | None:
     """The class names of a benchmark, label 0 first; None where they are not known.
 
     The benchmark is told by the beginning of its name, in capitals or not ('ntu60_xsub', 'PKUv1_XSub'); only when that
@@ -40,17 +40,17 @@ def set_of(benchmark: str | None, num_classes: int | None) -> str | None:
     return start or TELLING.get(num_classes)
 
 
-def file_beside(data_path: str | Path) -> Path:
+def metadata_path(data_path: str | Path) -> Path:
     """Where data/prepare_custom.py leaves what is to be known of an npz file of one's own."""
     return Path(data_path).with_name(f'{Path(data_path).stem}_about.json')
 
 
-def about(data_path: str | Path) -> dict:
+def read_metadata(data_path: str | Path) -> dict:
     """What lies beside an npz file: 'classes' (names, label 0 first), 'centre' and 'scale' of its preparation.
 
     Empty where there is no such file. Raises UserError when it cannot be read or is none.
     """
-    path = file_beside(data_path)
+    path = metadata_path(data_path)
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def is_preparation(value) -> bool:
         and type(value.get('scale')) in (int, float) and 0 < value['scale'] < math.inf
 
 
-def names_beside(data_path: str | Path, num_classes: int) -> list[str] | None:
+def read_class_names(data_path: str | Path, num_classes: int) -> list[str] | None:
     """The class names that lie beside an npz file; None where there are none, or not so many. Raises as `about`."""
-    names = about(data_path).get('classes', ())
+    names = read_metadata(data_path).get('classes', ())
     return names if len(names) == num_classes else None

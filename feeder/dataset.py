@@ -124,7 +124,7 @@ class SkeletonDataset(Dataset):
             self.num_valid[i] = max(np.count_nonzero(sums), 1)
         return self.num_valid[index]
 
-    def look_through(self, rank: int = 0, world_size: int = 1) -> None:
+    def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
         """Raises `count_valid`'s UserError, if there is cause, now and not in the middle of an epoch.
 
         Each process looks at its share of the clips that take part; what it counts it need not count again.

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from util.errors import UserError, shown
+from util.errors import UserError, quote
 from util.plain_yaml import read_map
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def shared_names(layout: Layout) -> list[str]:
 # ---- which layout ----------------------------------------------------------------------------------------------------
 
 
-def layout_of(num_joints: int) -> Layout:
+def default_layout(num_joints: int) -> Layout:
     """The layout with this number of joints; UserError when none is known."""
     if layout := known_layout(num_joints):
         return layout
@@ -110,7 +110,7 @@ def read_layout(given: str | Path) -> Layout:
         raise UserError(f'--layout {given}: give {", ".join(by_name)} or a YAML file of your own')
     content = read_map(path, 'a layout', 'correct --layout')
     if odd := [key for key in content if key not in ('name', 'joints')]:
-        raise UserError(f'{path}: unknown key {shown(odd[0])}; a layout has a name and joints')
+        raise UserError(f'{path}: unknown key {quote(odd[0])}; a layout has a name and joints')
     return make_layout(content.get('name', path.stem), content.get('joints'), str(path))
 
 
@@ -134,11 +134,11 @@ def make_layout(name, joints, where: str) -> Layout:
     Raises UserError, naming `where` it comes from, unless names are texts, unique, and hang together as one tree.
     """
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise UserError(f'{where}: name {shown(name)} is no text; put it in quotes')
+        raise UserError(f'{where}: name {quote(name)} is no text; put it in quotes')
     if not isinstance(joints, Mapping) or not 1 <= len(joints) <= MOST_JOINTS:
         raise UserError(f'{where}: joints is no map of 1 to {MOST_JOINTS} joints, "joint: parent" each')
     if odd := [joint for joint in joints if not isinstance(joint, str) or not joint.strip() or not joint.isprintable()]:
-        raise UserError(f'{where}: the joint {shown(odd[0])} is no text; put its name in quotes')
+        raise UserError(f'{where}: the joint {quote(odd[0])} is no text; put its name in quotes')
     names = tuple(joints)
     place = {joint: index for index, joint in enumerate(names)}
     parents = []
@@ -150,7 +150,7 @@ def make_layout(name, joints, where: str) -> Layout:
         elif isinstance(parent, int) and not isinstance(parent, bool) and 0 <= parent < len(names):
             parents.append(parent)
         else:
-            raise UserError(f'{where}: {joint} hangs on {shown(parent)}, which is none of its joints; give the name of '
+            raise UserError(f'{where}: {joint} hangs on {quote(parent)}, which is none of its joints; give the name of '
                             f'one, or its place from 0 to {len(names) - 1}')
     _check_tree(names, parents, where)
     return Layout(name, names, tuple(parents))
@@ -176,13 +176,13 @@ def _check_tree(names: Sequence[str], parents: Sequence[int], where: str) -> Non
 
 def parents_of(num_joints: int) -> list[int]:
     """0-based parent of every joint of that layout."""
-    return list(layout_of(num_joints).parents)
+    return list(default_layout(num_joints).parents)
 
 
 # ---- from one layout to another --------------------------------------------------------------------------------------
 
 
-def told_layout(state: dict, path: str | Path) -> Layout | None:
+def checkpoint_layout(state: dict, path: str | Path) -> Layout | None:
     """The layout a checkpoint was trained on: what it says, or, before it did, the one of its number of joints.
 
     None where that is not known. UserError when it says something that is no layout of its joint embeddings.
@@ -200,7 +200,7 @@ def told_layout(state: dict, path: str | Path) -> Layout | None:
     return layout
 
 
-def check_same(given: Layout | None, own: Layout | None, path: str | Path) -> None:
+def check_same_joints(given: Layout | None, own: Layout | None, path: str | Path) -> None:
     """UserError when a checkpoint of layout `given` is to go on with other joints, where both are known."""
     if given and own and len(given.joints) == len(own.joints) and given.joints != own.joints:
         odd = next(pair for pair in zip(given.joints, own.joints, strict=True) if pair[0] != pair[1])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from util.errors import UserError
-from util.files import check_members, replacing
+from util.files import atomic_write, check_zip
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray
 
     A member stored uncompressed is mapped in place; a compressed one is unpacked once into a cache file.
     Raises UserError naming file and remedy when the file is missing, truncated or has no such member, and for an
-    archive that is none to trust (see `check_members`).
+    archive that is none to trust (see `check_zip`).
     """
     path = Path(path)
     with _told(path, f'member {name}', remedy), zipfile.ZipFile(path) as archive:
-        check_members(path, archive)
+        check_zip(path, archive)
         member = _find(archive, path, name, remedy)
         if member.compress_type == zipfile.ZIP_STORED:
             return _map_npy(path, _payload_offset(path, member), member.file_size)
@@ -148,7 +148,7 @@ def _unpacked(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> 
         try:
             if not _is_whole(cache, member):
                 log.warning('%s: member %s is compressed; unpacking it once to %s', path, member.filename, cache)
-                with replacing(cache) as partial, archive.open(member) as source, open(partial, 'wb') as sink:
+                with atomic_write(cache) as partial, archive.open(member) as source, open(partial, 'wb') as sink:
                     shutil.copyfileobj(source, sink, 1 << 24)
         finally:
             Path(lock.name).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 python tools/benchmark.py --stages pretrain,evaluate --modes plain,fused,bf16 --device cpu --json table.json
 
-Modes: `plain` is the authors' way of computing (tools/benchmarking/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
+Modes: `plain` is the authors' way of computing (benchmarking/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
 precision, `nonempty` ours in fp32 with --skip_empty_bodies (pre-training only), `compiled` bf16 with torch.compile,
 `resident` that with the data set in the device's memory. A turn is --steps steps of a stage; the first of each is
 warm-up. Without --data_path, clips as long and as often of one body as NTU RGB+D 60's are made up. FLOPs count every
@@ -37,7 +37,7 @@ from util.dist import World, joined
 from util.errors import Parser, UserError, run_main
 from util.files import check_writable, write_json
 from util.log import describe_machine
-from util.memory import told_of_shortage
+from util.memory import report_out_of_memory
 from util.options import COUNT, PROCESSES, WHOLE
 from util.precision import Precision
 from util.trainer import Trainer
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     add('--json', type=Path, help='also write the rows into this file')
     options = parser.parse_args(argv)
 
-    with (joined(options.device) as world, told_of_shortage(options, world.device),
+    with (joined(options.device) as world, report_out_of_memory(options, world.device),
           tempfile.TemporaryDirectory() as scratch):
         on_gpu = world.device.type == 'cuda'
         options.steps = options.steps or (70 if on_gpu else 2)

@@ -28,7 +28,7 @@ from tools import export_formats as export
 from util import checkpoint
 from util.authors import convert
 from util.errors import Parser, UserError, run_main
-from util.files import check_outputs, replacing
+from util.files import atomic_write, check_outputs
 from util.log import code_version
 from util.options import COUNT
 from util.weights import Facts, facts_of, load_whole
@@ -102,7 +102,7 @@ def export_checkpoint(args: Namespace) -> None:
         for path, kind in ((args.onnx, 'onnx'), (args.pt2, 'pt2')):
             if path is None:
                 continue
-            partial = files.enter_context(replacing(path))
+            partial = files.enter_context(atomic_write(path))
             if kind == 'onnx':
                 export.write_onnx(program, what, facts, partial)
             else:

@@ -37,8 +37,8 @@ from tools.recognition import (
     timeline,
 )
 from util.errors import Parser, UserError, printable, run_main
-from util.files import check_outputs, replacing
-from util.memory import told_of_shortage
+from util.files import atomic_write, check_outputs
+from util.memory import report_out_of_memory
 from util.options import COUNT, POSITIVE, text
 
 COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
@@ -95,7 +95,7 @@ def write(target: str, content: str) -> None:
     if target == '-':
         sys.stdout.write(content)
         return
-    with replacing(target) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
+    with atomic_write(target) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
         file.write(content)
 
 
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.features or args.json or args.csv or args.top:
         recogniser.check_classes()
     args.top = args.top or 5
-    with told_of_shortage(args, recogniser.device):
+    with report_out_of_memory(args, recogniser.device):
         return run(args, files, recogniser)
 
 

@@ -13,7 +13,7 @@ if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from feeder.dataset import pack_clips
-from feeder.layouts import Layout, check_same, find_layout, layout_of, told_layout
+from feeder.layouts import Layout, check_same_joints, checkpoint_layout, default_layout, find_layout
 from tools.drawing import pictures
 from tools.drawing.animation import animate
 from tools.drawing.inside import Clip, Inside, load_clip, load_model, look_inside, place_of, seen_as
@@ -95,10 +95,10 @@ def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
     if args.gif and stage != 'pre-training':
         raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
                         'checkpoint, or --out or --html')
-    layout = told_layout(state, args.checkpoint)
+    layout = checkpoint_layout(state, args.checkpoint)
     if args.layout:
         given = find_layout(args.layout, model.num_joints)
-        check_same(layout, given, args.checkpoint)
+        check_same_joints(layout, given, args.checkpoint)
         layout = layout or given
     clips = open_clips(args, settings, layout)
     bodies = clips[0].joints.shape[4]
@@ -106,7 +106,7 @@ def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
                                  ('head', args.head, settings['num_heads'])):
         if value is not None and value >= count:
             raise UserError(f'--{option} {value}: there are {count}; give 0 to {count - 1}')
-    layout = layout or layout_of(model.num_joints)
+    layout = layout or default_layout(model.num_joints)
     query = args.query and place_of(layout, *args.query, model.num_segments)
     found = [look_inside(model, settings, clip, args.body, args.seed, args.block, args.head, query,
                          class_names=state.get('classes')) for clip in clips]

@@ -7,11 +7,11 @@ code; no other path does.
 import json
 from pathlib import Path
 
-from feeder.classes import names_of
+from feeder.classes import find_class_names
 from util import checkpoint
 from util.checkpoint import LAST
 from util.errors import UserError
-from util.files import as_json, replacing
+from util.files import atomic_write, to_json
 
 CARD = 'model_card.md'
 STAGES = {'pretrain': 'pre-training', 'linprobe': 'linear probe', 'finetune': 'fine-tuning'}
@@ -27,11 +27,11 @@ RESEARCH = {'ntu': 'NTU RGB+D', 'pku': 'PKU-MMD', 'nwucla': 'Northwestern-UCLA'}
 
 def write_card(folder: str | Path, result: dict) -> None:
     """Writes model_card.md into the folder of a run that ended with `result`; UserError when it cannot be written."""
-    folder, result = Path(folder), json.loads(as_json(result))      # as it will stand in result.json
+    folder, result = Path(folder), json.loads(to_json(result))      # as it will stand in result.json
     parts = [f'# Model card: {STAGES[result["protocol"]]}, {_plain(result["method"])}, {_plain(result["benchmark"])}',
              _data(result), _recipe(result), _result(result), _making(result), _use(result),
              _checks(exit_checks(folder, result))]
-    with replacing(folder / CARD) as partial:
+    with atomic_write(folder / CARD) as partial:
         partial.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
 
 
@@ -54,7 +54,7 @@ def _list(title: str, facts: dict) -> str:
 
 
 def _data(result: dict) -> str:
-    names = result['class_names'] or names_of(result['benchmark'], result['classes'])
+    names = result['class_names'] or find_class_names(result['benchmark'], result['classes'])
     labels = result.get('labels')
     test = result.get('test_clips')
     return _list('Data', {

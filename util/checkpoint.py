@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
-from util.files import check_members, partial_of, replacing
+from util.files import atomic_write, check_zip, partial_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def save(path: str | Path, content: dict) -> None:
 
     UserError when the disk will not take them. Killed at any moment, it leaves a file whose sum is noted.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError as error:       # what PyTorch's writer makes of a full disk
@@ -73,7 +73,7 @@ def noted(path: str | Path) -> list[str]:
 
 
 def _note(path: str | Path, digests: list[str]) -> None:
-    with replacing(_sum_file(path)) as partial:
+    with atomic_write(_sum_file(path)) as partial:
         partial.write_text('\n'.join(digests) + '\n')
 
 
@@ -123,7 +123,7 @@ def _check_archive(path: str | Path) -> None:
         if file.read(2) != b'PK':       # written before PyTorch 1.6
             return
     with zipfile.ZipFile(path) as archive:
-        check_members(path, archive)
+        check_zip(path, archive)
 
 
 def _is_array(value) -> bool:

@@ -10,8 +10,8 @@ import difflib
 import inspect
 from pathlib import Path
 
-from feeder.layouts import find_layout, layout_of
-from util.errors import UserError, shown
+from feeder.layouts import default_layout, find_layout
+from util.errors import UserError, quote
 from util.memory import check_weights
 from util.options import STAGES, build_parser
 from util.plain_yaml import read_map
@@ -90,11 +90,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
     """`value` as the option `key` would have it."""
     if key not in options:
         near = difflib.get_close_matches(str(key), options, n=1)
-        raise UserError(f'{where}: unknown setting {shown(key)}' + (f'; did you mean {near[0]!r}?' if near else ''))
+        raise UserError(f'{where}: unknown setting {quote(key)}' + (f'; did you mean {near[0]!r}?' if near else ''))
     action = options[key]
     if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
-            raise UserError(f'{where}: {key}: {shown(value)} is not true or false')
+            raise UserError(f'{where}: {key}: {quote(value)} is not true or false')
         return value
     if value is None and action.default is None:
         return None
@@ -104,11 +104,11 @@ def _typed(options: dict[str, argparse.Action], key, value, where: str):
         elif isinstance(value, list) and len(value) == action.nargs:
             value = [action.type(item) for item in value]
         else:
-            raise argparse.ArgumentTypeError(f'{shown(value)} is not a list of {action.nargs}')
+            raise argparse.ArgumentTypeError(f'{quote(value)} is not a list of {action.nargs}')
     except argparse.ArgumentTypeError as error:
         raise UserError(f'{where}: {key}: {error}') from None
     if action.choices is not None and value not in action.choices:
-        raise UserError(f'{where}: {key}: {shown(value)} is not one of {", ".join(action.choices)}')
+        raise UserError(f'{where}: {key}: {quote(value)} is not one of {", ".join(action.choices)}')
     return value
 
 
@@ -139,7 +139,7 @@ def _check_model(args: argparse.Namespace) -> None:
     layout = find_layout(args.layout, args.num_joints)
     args.num_joints = len(layout.joints) if layout else args.num_joints
     if args.stream == 'bone' and layout is None:
-        layout_of(args.num_joints)
+        default_layout(args.num_joints)
     if args.num_frames % args.t_patch_size:
         raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
     for width in ('dim_feat', 'decoder_dim_feat'):

@@ -26,7 +26,7 @@ class PeerLost(UserError):
     exit_code = 1
 
 
-def shown(value) -> str:
+def quote(value) -> str:
     """A value as messages quote it, however long it is."""
     try:
         quoted = repr(value)

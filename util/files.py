@@ -23,7 +23,7 @@ BOMB_BYTES, BOMB_RATIO = 1 << 30, 200   # zips that unpack to more, in bytes and
 
 
 @contextmanager
-def replacing(path: str | Path):
+def atomic_write(path: str | Path):
     """Yields a temporary path beside `path`; when the body ends well, it is synced and takes `path`'s name.
 
     When the body fails the temporary file is removed and `path` is what it was. An OSError of this file (disk full, no
@@ -118,7 +118,7 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def as_json(content, indent: int | None = None) -> str:
+def to_json(content, indent: int | None = None) -> str:
     """`content`, of maps, lists and plain values, as JSON, where numbers that are not finite are null."""
     def finite(value):
         if isinstance(value, dict):
@@ -130,9 +130,9 @@ def as_json(content, indent: int | None = None) -> str:
 
 
 def write_json(path: str | Path, content) -> None:
-    """`content` as indented JSON, atomically; see `as_json`."""
-    with replacing(path) as partial:
-        partial.write_text(as_json(content, indent=2) + '\n')
+    """`content` as indented JSON, atomically; see `to_json`."""
+    with atomic_write(path) as partial:
+        partial.write_text(to_json(content, indent=2) + '\n')
 
 
 def _write_failed(error: OSError, partial: Path) -> bool:
@@ -170,7 +170,7 @@ def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[st
         taken[os.path.realpath(path)] = f'{option} {path} too'
 
 
-def check_members(path: str | Path, archive: zipfile.ZipFile) -> None:
+def check_zip(path: str | Path, archive: zipfile.ZipFile) -> None:
     """UserError for a zip with names that lead out of it, links, or contents far larger than it is itself."""
     members, size = archive.infolist(), Path(path).stat().st_size
     for member in members:

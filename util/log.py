@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from util.errors import UserError
-from util.files import as_json, replacing
+from util.files import atomic_write, to_json
 
 
 def set_up_console(is_main: bool) -> None:
@@ -32,7 +32,7 @@ class EpochLog:
         except OSError as error:
             raise UserError(f'{self.path}: cannot be read ({error.strerror}); give another --output_dir') from error
         kept = [line for line in old if self._epoch_of(line) < first_epoch]
-        with replacing(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in kept))
         try:
             self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
@@ -53,7 +53,7 @@ class EpochLog:
     def epoch(self, epoch: int, values: dict[str, float], step: int) -> None:
         try:
             with open(self.path, 'a') as file:
-                file.write(as_json({'epoch': epoch, **values}) + '\n')
+                file.write(to_json({'epoch': epoch, **values}) + '\n')
         except OSError as error:
             raise UserError(f'{self.path}: cannot be written ({error.strerror}); free space and --resume '
                             'auto') from error

@@ -48,7 +48,7 @@ def check_weights(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def told_of_shortage(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
+def report_out_of_memory(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     """Makes one UserError of all the ways in which memory runs out in the body, on this host or on the GPU."""
     try:
         yield

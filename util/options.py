@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from util.errors import Parser, shown
+from util.errors import Parser, quote
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
 # Settings that are no part of a recipe, each in one of three sets; runs that differ in these only are one experiment.
@@ -40,22 +40,22 @@ class Number:
         wanted = ' and '.join([{int: 'a whole number', float: 'a number'}[self.kind],
                                *(f'{sign} {bound:g}' for sign, _, bound in self.bounds)])
         if isinstance(value, bool) or (self.kind is int and isinstance(value, float)):
-            raise argparse.ArgumentTypeError(f'{shown(value)} is not {wanted}')
+            raise argparse.ArgumentTypeError(f'{quote(value)} is not {wanted}')
         try:
             number = self.kind(value)
             fits = math.isfinite(number) and all(holds(float(number), float(bound)) for _, holds, bound in self.bounds)
         except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
-            raise argparse.ArgumentTypeError(f'{shown(value)} is not {wanted}')
+            raise argparse.ArgumentTypeError(f'{quote(value)} is not {wanted}')
         return number
 
 
 def text(value) -> str:
     if not isinstance(value, str):
-        raise argparse.ArgumentTypeError(f'{shown(value)} is not text')
+        raise argparse.ArgumentTypeError(f'{quote(value)} is not text')
     if '\0' in value:
-        raise argparse.ArgumentTypeError(f'{shown(value)} holds a zero byte')
+        raise argparse.ArgumentTypeError(f'{quote(value)} holds a zero byte')
     return value
 
 

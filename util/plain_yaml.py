@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from util.errors import UserError, shown
+from util.errors import UserError, quote
 
 
 class _Unclear(yaml.YAMLError):
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             here = key.start_mark
             if isinstance(key, yaml.ScalarNode) and (first := marks.setdefault((key.tag, key.value), here)) is not here:
-                raise _Unclear(f'line {here.line + 1}: {shown(key.value)} stands there twice, first in line '
+                raise _Unclear(f'line {here.line + 1}: {quote(key.value)} stands there twice, first in line '
                                f'{first.line + 1}; keep one')
         return super().construct_mapping(node, deep)
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.common import write_npz
-from feeder.classes import names_of
+from feeder.classes import find_class_names
 from util.errors import UserError
-from util.files import check_members, replacing
+from util.files import atomic_write, check_zip
 
 ZIPS = (b'PK\x03\x04', b'PK\x05\x06')     # how a zip archive begins, an empty one the second way
 MOST = 1e30     # numbers of a run are below
@@ -62,7 +62,7 @@ def write_features(path: Path, splits: dict[str, Features], run: dict | None = N
 
 def label_names(benchmark: str | None, label: np.ndarray) -> list[str]:
     """A name for each of the labels (N,): the benchmark's where it has so many, else 'class 0' and so on."""
-    names, classes = names_of(benchmark, None), int(label.max()) + 1
+    names, classes = find_class_names(benchmark, None), int(label.max()) + 1
     return names if names and len(names) >= classes else [f'class {i}' for i in range(classes)]
 
 
@@ -76,11 +76,11 @@ def write_projector(folder: str | Path, held: Features, benchmark: str | None, m
     rows = np.sort(np.random.default_rng(seed).permutation(len(held.label))[:most])
     names = class_names or label_names(benchmark, held.label)
     told = [('class', 'clip'), *((names[held.label[row]], ' '.join(str(held.name[row]).split())) for row in rows)]
-    with replacing(folder / 'projector' / 'features.tsv') as partial:
+    with atomic_write(folder / 'projector' / 'features.tsv') as partial:
         np.savetxt(partial, held.features[rows], '%.6g', '\t')
-    with replacing(folder / 'projector' / 'clips.tsv') as partial:
+    with atomic_write(folder / 'projector' / 'clips.tsv') as partial:
         partial.write_text(''.join('\t'.join(words) + '\n' for words in told))
-    with replacing(folder / 'projector_config.pbtxt') as partial:       # the name TensorBoard looks for in a run
+    with atomic_write(folder / 'projector_config.pbtxt') as partial:       # the name TensorBoard looks for in a run
         partial.write_text('embeddings {\n  tensor_name: "features of test clips"\n'
                            '  tensor_path: "projector/features.tsv"\n  metadata_path: "projector/clips.tsv"\n}\n')
 
@@ -152,7 +152,7 @@ def _read(path: Path, members: tuple[str, ...], optional: tuple[str, ...] = ()) 
             if file.read(4) not in ZIPS:
                 raise UserError(f'{path}: is no npz file; give a scores.npz or features.npz that a run saved')
         with np.load(path, allow_pickle=False) as archive:
-            check_members(path, archive.zip)
+            check_zip(path, archive.zip)
             if lacking := set(members) - set(archive.files):
                 raise UserError(f'{path}: no {", ".join(sorted(lacking))} in it (it holds {", ".join(archive.files)}); '
                                 'give a file that --save_scores, --save_features or tools/retrieval.py wrote')

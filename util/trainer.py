@@ -16,9 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from feeder.augment import ClipMaker
-from feeder.classes import about, names_beside
+from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
-from feeder.layouts import check_same, find_layout, told_layout
+from feeder.layouts import check_same_joints, checkpoint_layout, find_layout
 from feeder.loader import make_loader, read_batches
 from util import checkpoint
 from util.attention import choose_kernel, shape_of
@@ -26,9 +26,9 @@ from util.card import write_card
 from util.checkpoint import BEST, LAST, PREVIOUS
 from util.dist import World, joined
 from util.errors import UserError
-from util.files import replacing, write_json
+from util.files import atomic_write, write_json
 from util.log import EpochLog, NoLog, code_version, command_line, describe_machine, set_up_console
-from util.memory import told_of_shortage
+from util.memory import report_out_of_memory
 from util.optim import learning_rate, set_learning_rate
 from util.options import SURROUNDINGS
 from util.precision import Precision, compile_blocks
@@ -49,7 +49,7 @@ class NonFiniteLoss(UserError):
 def started(args: argparse.Namespace) -> Iterator[World]:
     """A stage's surroundings: the processes that take part, how they compute, and what they say when it ends badly."""
     with (repeatable(args.deterministic, args.device), joined(args.device, args.patience) as world,
-          told_of_shortage(args, world.device)):
+          report_out_of_memory(args, world.device)):
         set_up_console(world.is_main)
         yield world
 
@@ -95,10 +95,10 @@ class Trainer:
         self.grad_norm = torch.zeros((), device=world.device)       # of a step that is read
         self.reads = False
         self.log = NoLog()
-        told = about(args.data_path)       # once: the file may change or go while the run goes on
+        told = read_metadata(args.data_path)       # once: the file may change or go while the run goes on
         self.prepared = {name: told[name] for name in ('centre', 'scale') if name in told}
         self.data = {'train_clips': len(dataset.rows), 'bodies': dataset.num_bodies, 'classes': dataset.num_classes,
-                     'class_names': names_beside(args.data_path, dataset.num_classes),
+                     'class_names': read_class_names(args.data_path, dataset.num_classes),
                      'layout': self.clips.layout and self.clips.layout.name}
         self.version = code_version()       # what trains, whatever is committed meanwhile
         self.saved_at = time.perf_counter()
@@ -191,7 +191,7 @@ class Trainer:
             state = checkpoint.load(path)
         if other := checkpoint.differences(state['args'], self.args, ('num_heads', 'stream')):
             raise UserError(f'{path}: trained with {other}; give the same')     # neither shows in the weights' shapes
-        check_same(told_layout(state, path), self.clips.layout, path)           # nor do the joints' names
+        check_same_joints(checkpoint_layout(state, path), self.clips.layout, path)           # nor do the joints' names
         checkpoint.load_model(self.raw_model, state['model'], path, resize=False)
         if 'optimizer' not in state or 'epoch' not in state:
             raise UserError(f'{path}: it holds weights only; start from it with --finetune instead of --resume')
@@ -331,7 +331,7 @@ class Trainer:
         if not self.world.any(self.told.signal not in (None, 'SIGINT')):
             raise Interrupted(f'{where}; everything is saved, go on with --resume auto')
         if self.world.is_main:
-            with replacing(self.output_dir / MARKER) as partial:
+            with atomic_write(self.output_dir / MARKER) as partial:
                 partial.write_text(f'{where}\n')
         self.world.any(False)       # nobody leaves before the main process has written
         raise Preempted(f'told to ({self.told.signal or "by another process"}) {where}; everything is saved, go on '

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from data.prepare_ntu import DATASETS
-from feeder.classes import is_preparation, names_of, set_of
-from feeder.layouts import Layout, told_layout
+from feeder.classes import find_class_names, is_preparation, set_of
+from feeder.layouts import Layout, checkpoint_layout
 from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util import checkpoint
@@ -118,12 +118,12 @@ def facts_of(state: dict, settings: dict, path: str | Path) -> Facts:
         raise UserError(f'{path}: {len(own)} class names for {classes} classes; take another checkpoint')
     if told is not None and not is_preparation(told):
         raise UserError(f'{path}: does not tell how its data were prepared; take another checkpoint')
-    names = own or names_of(benchmark, classes)
+    names = own or find_class_names(benchmark, classes)
     # A set of one's own tells what it is; a name like 'ntu_gym' or 51 classes say nothing of it.
     known = None if told or own or (classes and not names) else set_of(benchmark, None if benchmark else classes)
     # Authors' clips of 25 joints have two bodies in every set.
     bodies = state.get('bodies') or BODIES.get(known) or (2 if settings['num_joints'] == 25 else 1)
-    return Facts(told_layout(state, path), bodies, known in DATASETS and DATASETS[known].second == 'copy',
+    return Facts(checkpoint_layout(state, path), bodies, known in DATASETS and DATASETS[known].second == 'copy',
                  told['centre'] if told else known != 'pku', told['scale'] if told else 1.,
                  (names or [f'class {label}' for label in range(classes)]) if classes else None)
 

@@ -14,7 +14,7 @@ import main_finetune
 import main_pretrain
 import tools.report
 from data import prepare_custom
-from feeder.classes import about, names_beside
+from feeder.classes import read_class_names, read_metadata
 from feeder.layouts import read_layout
 from tests.conftest import ROOT, refusal, run
 from tests.data.test_recordings import ARM, interchange
@@ -117,7 +117,7 @@ def test_numbers_as_class_names_are_sorted_by_value(raw, tmp_path):
     numbers = {'jump': '10', 'sit down': '9', 'wave': 'other'}
     table = write_table(tmp_path / 'l.csv', [row | {'label': numbers[row['label']]} for row in rows])
     prepare(folder, table, tmp_path / 'out')
-    assert names_beside(tmp_path / 'out/custom.npz', 3) == ['9', '10', 'other']
+    assert read_class_names(tmp_path / 'out/custom.npz', 3) == ['9', '10', 'other']
     assert members(tmp_path / 'out/custom.npz')['y_train'].argmax(1).tolist()[:3] == [1, 0, 2]
 
 
@@ -306,13 +306,14 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
 
 def test_names_beside_a_file(tmp_path):
     data, path = tmp_path / 'x.npz', tmp_path / 'x_about.json'
-    assert names_beside(data, 2) is None
+    assert read_class_names(data, 2) is None
     path.write_text('{"classes": ["a", "b"], "centre": true, "scale": 0.01}')
-    assert names_beside(data, 2) == ['a', 'b'] and names_beside(data, 3) is None and about(data)['scale'] == 0.01
+    assert read_class_names(data, 2) == ['a', 'b'] and read_class_names(data, 3) is None \
+        and read_metadata(data)['scale'] == 0.01
     for content in (b'\xff\n', b'[]', b'{"classes": ["a"]}', b'{"classes": ["a"], "centre": 1, "scale": 1}',
                     b'{"classes": ["a"], "centre": true, "scale": 0}', b'{"classes": [1], "centre": true, "scale": 1}'):
         path.write_bytes(content)
-        refusal(lambda: names_beside(data, 1), path)
+        refusal(lambda: read_class_names(data, 1), path)
 
 
 def test_one_class_is_for_pretraining(raw, tmp_path, capsys):

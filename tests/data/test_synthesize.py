@@ -154,7 +154,7 @@ def test_bystanders_and_every_fault_of_the_sensor_are_there(clips):
 
 def test_bystanders_stand_as_partners_do(clips):
     """As near, as much beside, turned as freely; what tells them apart is that they keep still."""
-    def about(wanted):
+    def read_metadata(wanted):
         rows = []
         for clip in clips:
             if len(clip.people) == 2 and (action_of(clip) in PAIRS) == wanted:
@@ -164,7 +164,7 @@ def test_bystanders_stand_as_partners_do(clips):
                              np.arctan2(across[2], across[0]), clip.people[1].joints.std(axis=0).max()))
         return np.array(rows)
 
-    partners, bystanders = about(True), about(False)
+    partners, bystanders = read_metadata(True), read_metadata(False)
     np.testing.assert_allclose(partners[:, :3].mean(axis=0), bystanders[:, :3].mean(axis=0), atol=.1)
     np.testing.assert_allclose(partners[:, :3].std(axis=0), bystanders[:, :3].std(axis=0), rtol=.25)
     assert partners[:, 3].min() > 2 * np.median(bystanders[:, 3])

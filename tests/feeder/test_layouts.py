@@ -15,15 +15,15 @@ from feeder.augment import ClipMaker
 from feeder.layouts import (
     LAYOUTS,
     Layout,
+    checkpoint_layout,
+    default_layout,
     find_layout,
-    layout_of,
     make_layout,
     match_joints,
     parents_of,
     plain_name,
     read_layout,
     shared_names,
-    told_layout,
 )
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
@@ -66,7 +66,7 @@ def test_every_layout_is_a_tree_of_joints_with_names_of_their_own(layout):
 
 
 def test_coco_is_in_the_order_of_its_annotations():
-    assert list(COCO.joints) == list(COCO_TREE) and COCO.as_map() == COCO_TREE and layout_of(17) is COCO
+    assert list(COCO.joints) == list(COCO_TREE) and COCO.as_map() == COCO_TREE and default_layout(17) is COCO
 
 
 def test_layouts_by_name_and_number():
@@ -227,13 +227,13 @@ def test_another_length_comes_with_other_joints(caplog):
 
 def test_what_a_checkpoint_tells_of_its_layout(stick):
     state = {'model': weights_of(25)}
-    assert told_layout(state, 'x') is V2 and told_layout({'model': weights_of(20)}, 'x') is V1
-    assert told_layout({'model': weights_of(5)}, 'x') is None and told_layout({'model': {}}, 'x') is None
+    assert checkpoint_layout(state, 'x') is V2 and checkpoint_layout({'model': weights_of(20)}, 'x') is V1
+    assert checkpoint_layout({'model': weights_of(5)}, 'x') is None and checkpoint_layout({'model': {}}, 'x') is None
     own = read_layout(stick)
     said = {'name': own.name, 'joints': own.as_map()}
-    assert told_layout({'model': weights_of(5), 'layout': said}, 'x') == own
-    refusal(lambda: told_layout(state | {'layout': said}, 'some.pth'), 'some.pth', '5 joints', 'embeddings 25')
-    refusal(lambda: told_layout(state | {'layout': {'name': 'x', 'joints': {'a': 'b'}}}, 'some.pth'), 'some.pth')
+    assert checkpoint_layout({'model': weights_of(5), 'layout': said}, 'x') == own
+    refusal(lambda: checkpoint_layout(state | {'layout': said}, 'some.pth'), 'some.pth', '5 joints', 'embeddings 25')
+    refusal(lambda: checkpoint_layout(state | {'layout': {'name': 'x', 'joints': {'a': 'b'}}}, 'some.pth'), 'some.pth')
 
 
 def test_a_layout_in_a_file_is_a_map(tmp_path):

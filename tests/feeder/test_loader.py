@@ -57,7 +57,7 @@ def clips_of(batch):
     return [batch.frames[begin:begin + n] for begin, n in zip(batch.first, batch.num_valid, strict=True)]
 
 
-def check_same(batch, expected):
+def check_same_joints(batch, expected):
     """Equal in every field and in every frame of every clip, wherever these lie."""
     for name in ('num_valid', 'label', 'index', 'position'):
         assert torch.equal(getattr(batch, name), getattr(expected, name)), name
@@ -81,7 +81,7 @@ def test_every_batch_arrives_once_and_in_order(dataset, batches, workers, on_dev
         read = list(read_batches(loader, CPU))
         assert len(read) == len(planned) > 0
         for batch, places in zip(read, planned, strict=True):
-            check_same(batch, dataset[places])
+            check_same_joints(batch, dataset[places])
 
 
 def watch(monkeypatch, dataset):
@@ -156,7 +156,7 @@ def test_padding_is_read_once_and_damage_is_found_again(dataset):
     for clip, n in zip(x, before.num_valid, strict=True):
         clip[n:] = np.nan
     dataset.x = x
-    check_same(dataset[places], before)
+    check_same_joints(dataset[places], before)
     again = SkeletonDataset(dataset.path, 'train', V)
     again.x = x
     for _ in range(2):
@@ -172,11 +172,11 @@ def test_packed_split_gives_the_batches_of_the_file(monkeypatch, dataset, block)
     packed = PackedDataset(dataset, CPU)
     assert len(packed) == CLIPS
     everything = [(i, 50 + i) for i in range(CLIPS)]
-    check_same(packed[everything], dataset[everything])
+    check_same_joints(packed[everything], dataset[everything])
     for places in [*steps(), *steps(2, 1, 2), *EVALS, [(22, 3), (0, 1), (22, 0), (4, 2)]]:
         batch = packed[places]
         assert batch.frames is packed.frames        # of the whole split: nothing is copied
-        check_same(batch, dataset[places])
+        check_same_joints(batch, dataset[places])
 
 
 def test_packed_split_holds_no_padding(dataset):
@@ -192,7 +192,7 @@ def test_packed_split_holds_no_padding(dataset):
 def test_packed_split_of_other_files(tmp_path, dtype, order):
     dataset = SkeletonDataset(write_clips(tmp_path / 'f.npz', dtype, order), 'train', V)
     everything = [(i, i) for i in range(CLIPS)]
-    check_same(PackedDataset(dataset, CPU)[everything], dataset[everything])
+    check_same_joints(PackedDataset(dataset, CPU)[everything], dataset[everything])
 
 
 @pytest.mark.parametrize('stream', ['joint', 'velocity'])

@@ -49,7 +49,8 @@ def test_what_cannot_be_measured_is_refused_first(tmp_path):
     given = ['--data_path', str(tmp_path / 'few.npz'), '--device', 'cpu', '--stages', 'pretrain', '--modes']
     refusal(lambda: tools.benchmark.main([*given, 'fused']), '3 clips', '--steps 2')
     refusal(lambda: tools.benchmark.main([*given, 'fused,tf32']), '--modes tf32', 'GPU')
-    refusal(lambda: tools.benchmark.main([*given, 'fused', '--json', str(tmp_path)]), str(tmp_path), 'cannot be written')
+    refusal(lambda: tools.benchmark.main([*given, 'fused', '--json', str(tmp_path)]),
+            str(tmp_path), 'cannot be written')
     refusal(lambda: tools.benchmark.main([*given, 'fused', '--profile', '/nowhere/p']), '/nowhere/p')
     given += ['fused', '--stages', 'finetune', '--batch_size', '1']
     refusal(lambda: tools.benchmark.main(given), '--batch_size 1')

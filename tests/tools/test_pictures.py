@@ -25,7 +25,7 @@ import main_finetune
 import main_pretrain
 import tools.visualize
 from data.common import one_hot, write_npz
-from feeder.layouts import layout_of
+from feeder.layouts import default_layout
 from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder
 from tests.conftest import refusal
@@ -39,11 +39,11 @@ SETTINGS = {'mask_ratio': 0.5, 'motion_stride': 1, 'motion_aware_tau': 0.8, 'str
 
 def a_clip(bodies: int = 1, seed: int = 0) -> inside.Clip:
     joints = torch.randn(1, 3, 8, 20, bodies, generator=torch.Generator().manual_seed(seed)).cumsum(2)
-    return inside.Clip(joints, joints, 'a clip', None, layout_of(20))
+    return inside.Clip(joints, joints, 'a clip', None, default_layout(20))
 
 
 def clip_of(settings: dict, split: str, row: int) -> inside.Clip:
-    return inside.load_clip(settings['data_path'], split, row, settings, layout_of(20))
+    return inside.load_clip(settings['data_path'], split, row, settings, default_layout(20))
 
 
 def a_model(**changes) -> MAMP:
@@ -181,7 +181,7 @@ def test_the_map_frames_just_the_joint_segments_that_were_shown():
                for patch in axis.patches}
     assert middles == {(p, v) for p in range(2) for v in range(20) if not looked.prediction.hidden[p, v]}
     np.testing.assert_allclose(axis.images[0].get_array(), looked.intensity.T * 100)
-    assert [label.get_text() for label in axis.get_yticklabels()] == list(layout_of(20).joints)
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(default_layout(20).joints)
 
 
 @pytest.mark.parametrize('changes', [{}, {'target': 'joint', 'norm_skes_loss': False}], ids=['motion', 'joint'])

@@ -22,7 +22,7 @@ from data import prepare_ntu, prepare_nwucla, synthesize
 from data.common import one_hot, write_npz
 from data.recordings import read_recording, tidy
 from feeder.augment import ClipMaker
-from feeder.classes import names_of
+from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
 from feeder.layouts import make_layout
 from model_mamp import MAMP
@@ -135,7 +135,7 @@ def test_raw_ntu_text_equals_saved_scores(stream, tmp_path, capsys):
         np.testing.assert_allclose(row_of(found[name]['top']), scores, rtol=0, atol=1e-5)
         np.testing.assert_allclose(rows[name], feature, rtol=0, atol=1e-5)
         assert found[name]['label'] == label
-    assert {one['class'] for one in found[name]['top']} <= set(names_of('SYNTH_XSub', 12))
+    assert {one['class'] for one in found[name]['top']} <= set(find_class_names('SYNTH_XSub', 12))
 
 
 @pytest.mark.parametrize('dataset, classes', [('ntu60', 60), ('ntu120', 120)])
@@ -359,7 +359,8 @@ def test_class_names(mine, tmp_path):
     made = [save_model(tmp_path / f'{i}.pth', 20, classes, benchmark) for i, (classes, benchmark) in
             enumerate([(10, 'nwucla_xview'), (4, 'nwucla_xview'), (60, 'mine')])]
     found = [Recogniser(path, 'cpu').class_names for path in made]
-    assert found == [names_of('nwucla_xview', 10), [f'class {i}' for i in range(4)], names_of('ntu60', 60)]
+    assert found == [find_class_names('nwucla_xview', 10), [f'class {i}' for i in range(4)],
+                     find_class_names('ntu60', 60)]
 
 
 def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz, tmp_path):

@@ -574,7 +574,8 @@ def test_an_ensemble_adds_the_scores_of_the_same_clips(tmp_path, capsys):
     row = rows_of(capsys.readouterr().out.split('\n\n')[1])
     name = 'ensemble of joint + bone + velocity, transfer from ntu60_xsub, MAMP'
     assert row[name][OURS] == f'{top1:.1f} (1)' and row[name]['minutes'] == row[name][BEST] == '–'
-    assert tools.report.main(['--ensemble', *paths, '--out', str(tmp_path / 'all')]) == 0, 'an ensemble may be made anew'
+    assert tools.report.main(['--ensemble', *paths, '--out', str(tmp_path / 'all')]) == 0, \
+        'an ensemble may be made anew'
 
 
 def test_members_that_differ_are_told_apart_in_the_result(tmp_path):

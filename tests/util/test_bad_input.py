@@ -20,6 +20,7 @@ import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
+import tools.retrieval
 from data.common import one_hot, write_npz
 from feeder.dataset import SkeletonDataset
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, NUM_TRAIN, refusal, run
@@ -27,7 +28,7 @@ from tests.util.test_hostile import bounded
 from util import checkpoint
 from util.checkpoint import LAST
 from util.errors import UserError
-from util.memory import told_of_shortage
+from util.memory import report_out_of_memory
 from util.trainer import Trainer
 
 SIZE = (f'--num_joints {NUM_JOINTS} --num_frames 16 --t_patch_size 4 --dim_feat 16 --depth 2 --num_heads 2 '
@@ -460,7 +461,7 @@ WORKERS['killed twice'].__cause__ = WORKERS['killed']
 @pytest.mark.parametrize('shortage', WORKERS)
 def test_when_memory_of_the_workers_runs_out(shortage):
     def fail():
-        with told_of_shortage(argparse.Namespace(batch_size=4, accum_iter=1), torch.device('cpu')):
+        with report_out_of_memory(argparse.Namespace(batch_size=4, accum_iter=1), torch.device('cpu')):
             raise WORKERS[shortage]
     said = WORKERS['killed' if shortage == 'killed twice' else shortage]
     refusal(fail, str(said).strip(), '--num_workers 0', '/dev/shm', 'more memory')
@@ -488,7 +489,7 @@ def fail_in_a_kernel() -> None:
 def test_other_failures_are_not_taken_for_a_shortage_of_memory(failure):
     """Nor are their tracebacks lost: they are faults of ours."""
     with (pytest.raises((RuntimeError, OSError, TypeError)),     # a UserError is a ValueError
-          told_of_shortage(argparse.Namespace(batch_size=4), torch.device('cpu'))):
+          report_out_of_memory(argparse.Namespace(batch_size=4), torch.device('cpu'))):
         failure()
 
 

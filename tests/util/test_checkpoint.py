@@ -294,7 +294,7 @@ def assert_untouched(path):
 
 
 def test_replacing_puts_the_new_file_in_place(old):
-    with files.replacing(old) as partial:
+    with files.atomic_write(old) as partial:
         partial.write_bytes(b'new')
         assert partial.parent == old.parent                         # else the renaming would not be atomic
         assert old.read_bytes() == b'old'
@@ -303,7 +303,7 @@ def test_replacing_puts_the_new_file_in_place(old):
 
 @pytest.mark.parametrize('error', [RuntimeError('out of luck'), KeyboardInterrupt()])
 def test_replacing_leaves_the_old_file_when_the_body_fails(old, error):
-    with pytest.raises(type(error)), files.replacing(old) as partial:
+    with pytest.raises(type(error)), files.atomic_write(old) as partial:
         partial.write_bytes(b'ne')
         raise error
     assert_untouched(old)
@@ -311,7 +311,7 @@ def test_replacing_leaves_the_old_file_when_the_body_fails(old, error):
 
 def test_replacing_names_the_file_on_a_full_disk(old):
     def body():
-        with files.replacing(old) as partial:
+        with files.atomic_write(old) as partial:
             partial.write_bytes(b'ne')
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     message = refusal(body)
@@ -322,7 +322,7 @@ def test_replacing_names_the_file_on_a_full_disk(old):
 @pytest.mark.parametrize('name', ['no space', 'named', 'not to be written'])
 def test_replacing_tells_of_the_written_file(name, old):
     def body():
-        with files.replacing(old) as partial:
+        with files.atomic_write(old) as partial:
             if name == 'not to be written':
                 partial.unlink()
                 partial.mkdir()
@@ -338,7 +338,7 @@ def test_replacing_tells_of_the_written_file(name, old):
 @pytest.mark.parametrize('number, file', [(errno.EIO, None), (errno.EACCES, 'source'), (errno.ENOSPC, 'elsewhere')])
 def test_replacing_lays_no_other_files_fault_on_the_written_one(number, file, old):
     """What the body reads may fail as well, and then no space need be freed."""
-    with pytest.raises(OSError) as error, files.replacing(old) as partial:
+    with pytest.raises(OSError) as error, files.atomic_write(old) as partial:
         partial.write_bytes(b'ne')
         raise OSError(number, 'cannot be read', *[file] * bool(file))
     assert error.value.errno == number and error.value.filename == file
@@ -352,7 +352,7 @@ def test_replacing_brings_the_name_to_the_disk_too(old, monkeypatch):
         real(descriptor)
         synced.append((os.readlink(f'/proc/self/fd/{descriptor}'), old.read_bytes()))
     monkeypatch.setattr(os, 'fsync', fsync)
-    with files.replacing(old) as partial:
+    with files.atomic_write(old) as partial:
         partial.write_bytes(b'new')
     assert synced == [(str(partial), b'old'), (str(old.parent), b'new')]
 
@@ -366,7 +366,7 @@ def test_json_has_no_numbers_that_are_not_finite(tmp_path):
 
 
 def test_replacing_where_nothing_was(tmp_path):
-    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / 'new') as partial:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(tmp_path / 'new') as partial:
         partial.write_bytes(b'ne')
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []

@@ -62,7 +62,7 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint_tidies_up_when_it_goes_on(ti
 
 
 WRITING = ('import sys, time\nfrom pathlib import Path\nfrom util.files import replacing\n'
-           'with replacing(sys.argv[1]) as partial:\n'
+           'with atomic_write(sys.argv[1]) as partial:\n'
            '    partial.write_text("new")\n'
            '    while not Path(sys.argv[2]).exists():\n'
            '        time.sleep(.02)\n')
@@ -82,7 +82,7 @@ def test_what_a_living_process_writes_stays(tmp_path):
     assert (folder / 'a').read_text() == 'new' and partials(folder) == []
 
 
-@pytest.mark.parametrize('writer', [files.replacing, whole_folder])
+@pytest.mark.parametrize('writer', [files.atomic_write, whole_folder])
 def test_a_writer_holds_the_lock(writer, tmp_path):
     with writer(tmp_path / 'a') as partial:
         descriptor = os.open(partial, os.O_RDONLY)

@@ -69,7 +69,7 @@ class Bench:
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [line.split('\t')[:-1] for line in lines]
 
-    def shown(self) -> list[str]:
+    def quote(self) -> list[str]:
         return [line.split('\t')[-1] for line in self.record.read_text().splitlines()]
 
     def dry(self, script: str, *args: str, **env: str) -> list[list[str]]:

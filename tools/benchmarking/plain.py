@@ -2,7 +2,8 @@
 
 fp32; attention step by step, the whole L × L matrix in memory; every body encoded, empty or not; each clip cropped,
 resized and rotated by itself, on the CPU, in the loader's processes; an optimiser that goes from tensor to tensor; and
-one wait for the device every step, to read the loss. The numbers are the same: `tests/tools/test_plain.py` holds it to those
+one wait for the device every step, to read the loss. The numbers are the same: `tests/tools/test_plain.py` holds it to
+those
 of the authors' program.
 
 Axis letters: T raw frames, W frames after the resize, M bodies, V joints, C = 3 coordinates.

@@ -1,4 +1,4 @@
-"""What a model makes of one clip: its mask, predicted motion, attention, classes. Arrays, drawn by tools/drawing/pictures.py.
+"""What a model makes of one clip: its mask, predicted motion, attention, classes. Arrays, drawn by pictures.py.
 
 Axis letters: N samples, M bodies, T frames, V joints, P segments of u frames, L = P·V tokens, C coordinates.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from feeder.augment import ClipMaker
-from feeder.classes import names_beside, names_of
+from feeder.classes import find_class_names, read_class_names
 from feeder.dataset import Batch, SkeletonDataset
 from feeder.layouts import Layout, plain_name
 from model_mamp import MAMP, motion, motion_intensity, patchify
@@ -111,7 +111,8 @@ def clip_of(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout |
     name = dataset.names[row]
     where = f'{dataset.path.stem}, {dataset.split} clip {row}'
     named = '' if name == f'{dataset.split}_{row}' else f' ({name})'
-    names = names_beside(dataset.path, dataset.num_classes) or names_of(dataset.path.stem, dataset.num_classes)
+    names = read_class_names(dataset.path, dataset.num_classes) \
+        or find_class_names(dataset.path.stem, dataset.num_classes)
     action = f': {names[label]}' if names and label is not None else ''
     return seen_as(batch, settings, layout, where + named + action, label)
 
@@ -153,7 +154,7 @@ def look_inside(model: Model, settings: dict, clip: Clip, body: int = 0, seed: i
             motion_intensity(patchify(bodies[[body]], u))[0].view(-1, model.num_joints).cpu().numpy(),
             attention_of(model, bodies[[body]], len(model.blocks) - 1 if block is None else block, head, query),
             settings['stream'], predict(model, settings, bodies, body, seed) if isinstance(model, MAMP) else None,
-            classes, [] if classes is None else class_names or names_of(settings['benchmark'], len(classes))
+            classes, [] if classes is None else class_names or find_class_names(settings['benchmark'], len(classes))
             or [f'class {i}' for i in range(len(classes))])
 
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
 from feeder.dataset import SkeletonDataset
-from feeder.layouts import layout_of
+from feeder.layouts import default_layout
 from tools.drawing.inside import Inside, clip_of, look_inside
 from util.errors import UserError
-from util.files import replacing
+from util.files import atomic_write
 from util.trainer import Trainer
 
 matplotlib.rcParams['text.parse_math'] = False      # names of users stand in pictures: text, no formulas
@@ -268,7 +268,7 @@ def picture_maker(trainer: Trainer, dataset: SkeletonDataset) -> Callable[[], di
     """
     args = trainer.args
     try:
-        layout = trainer.clips.layout or layout_of(args.num_joints)
+        layout = trainer.clips.layout or default_layout(args.num_joints)
     except UserError as error:
         raise UserError(f'--picture_epochs {args.picture_epochs}: {error}, or leave the pictures out') from error
     clip = clip_of(dataset, int(dataset.rows[0]), vars(args), layout)
@@ -289,5 +289,5 @@ def png(figure: Figure) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """A file of these bytes, whole or not at all."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)

@@ -17,7 +17,6 @@ from sklearn.manifold import TSNE  # noqa: E402
 
 from tools.reporting.scores import accuracy_of, class_names, confusion_of  # noqa: E402
 from util.errors import UserError  # noqa: E402
-from util.files import replacing  # noqa: E402
 from util.predictions import Features, Scores, label_names  # noqa: E402
 from util.results import distinct_runs, group_runs, place_of, read_log, stage_of  # noqa: E402
 
@@ -27,7 +26,7 @@ MARKERS, LEGEND_ROWS = 'osD^vX', 40
 
 
 def save(figure: plt.Figure, path: Path, dpi: int) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi, format='png', facecolor='white', bbox_inches='tight', pad_inches=0.15)
     plt.close(figure)
 

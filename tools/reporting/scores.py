@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 
-from feeder.classes import names_of
+from feeder.classes import find_class_names
 from tools.reporting.tables import markdown
 from util.errors import UserError
 from util.files import write_json
@@ -21,7 +21,7 @@ def class_names(scores: Scores) -> list[str]:
     classes = scores.scores.shape[1]
     if scores.classes is not None:
         return scores.classes.tolist()
-    return names_of(scores.benchmark, classes) or [f'class {i}' for i in range(classes)]
+    return find_class_names(scores.benchmark, classes) or [f'class {i}' for i in range(classes)]
 
 
 def told_beside(path: Path) -> dict:

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import yaml
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import atomic_write
 from util.results import distinct_runs, group_runs, place_of, read_results, warn_of_duplicates
 
 PUBLISHED = Path(__file__).resolve().parents[2] / 'config' / 'published.yaml'
@@ -191,6 +191,6 @@ def rewrite_tables(path: Path) -> bool:
     text = with_tables(path)
     if text == path.read_text(encoding='utf-8'):
         return False
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding='utf-8')
     return True
