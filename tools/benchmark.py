@@ -2,7 +2,7 @@
 
 python tools/benchmark.py --stages pretrain,evaluate --modes plain,fused,bf16 --device cpu --json table.json
 
-Modes: `plain` is the authors' way of computing (benchmarking/plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
+Modes: `plain` is the authors' way of computing (plain.py), `fused` ours in fp32, `tf32` and `bf16` ours in that
 precision, `nonempty` ours in fp32 with --skip_empty_bodies (pre-training only), `compiled` bf16 with torch.compile,
 `resident` that with the data set in the device's memory. A turn is --steps steps of a stage; the first of each is
 warm-up. Without --data_path, clips as long and as often of one body as NTU RGB+D 60's are made up. FLOPs count every

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data import benchmark, synthesize
+from data import synthesize
 from tests.conftest import refusal
+from tools.benchmarking import preparation as benchmark
 
 
 @pytest.fixture(scope='module')

@@ -17,6 +17,7 @@ from sklearn.manifold import TSNE  # noqa: E402
 
 from tools.reporting.scores import accuracy_of, class_names, confusion_of  # noqa: E402
 from util.errors import UserError  # noqa: E402
+from util.files import atomic_write  # noqa: E402
 from util.predictions import Features, Scores, label_names  # noqa: E402
 from util.results import distinct_runs, group_runs, place_of, read_log, stage_of  # noqa: E402
 
