@@ -1,20 +1,51 @@
-"""One epoch of masked motion prediction."""
+"""One epoch of masked motion prediction.
 
+Axis letters as in model_mamp.py.
+"""
+
+import torch
+
+from util.optim import clip_gradients, learning_rate, set_learning_rate
 from util.trainer import Trainer
 
 
-def train_one_epoch(trainer: Trainer, epoch: int) -> None:
-    """Trains `trainer.model`, a MAMP, from the trainer's step in this epoch to the end of it."""
-    args, model, clips_of = trainer.args, trainer.model, trainer.clips
+def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
+    """Train `trainer.model`, a MAMP, to the end of the epoch; returns the means that main logs."""
+    args, model, optimizer, clip_maker = trainer.args, trainer.model, trainer.optimizer, trainer.clips
     num_tokens = args.num_frames // args.t_patch_size * args.num_joints
     model.train()
     for step, batches in trainer.steps(epoch):
+        lr = learning_rate(epoch + step / trainer.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
+                           args.epochs)
+        set_learning_rate(optimizer, lr)
         for micro, batch in enumerate(batches):
-            clips = clips_of.train_view(batch, epoch, step)                         # (N, C, T, V, M)
-            uniform = clips_of.mask_uniform(batch, epoch, step, num_tokens)         # (N·M, L)
-            with trainer.synced_at_last(micro):
+            clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
+            uniform = clip_maker.mask_uniform(batch, epoch, step, num_tokens)       # (N·M, L)
+            if args.skip_empty_bodies:
+                clips, uniform = drop_empty_bodies(clips, uniform)
+            with trainer.sync_gradients(micro):
                 with trainer.precision.autocast():
-                    loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform,
-                                       args.skip_empty_bodies)
-                trainer.backward(loss)
-        trainer.update()
+                    loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform)
+                loss = loss / args.accum_iter
+                loss.backward()
+            trainer.loss_sum += loss.detach()       # stays on the device: nothing waits for it
+        log_now = trainer.is_log_step(step)
+        grad_norm = clip_gradients(model, args.clip_grad, measure=log_now)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if log_now:
+            trainer.log_step(epoch, step, {'lr': lr, 'grad_norm': grad_norm.item()})
+        trainer.save_if_due(epoch, step)
+        trainer.stop_if_requested(epoch, step)
+    return trainer.epoch_means(epoch)
+
+
+def drop_empty_bodies(clips: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave out all-zero bodies, unless all are: clips (N, C, T, V, M), uniform (N·M, L) -> (B', C, T, V, 1), (B', L).
+
+    Changes the loss: tokens of empty bodies, whose target is zero, no longer count. Waits for the device.
+    """
+    bodies = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)                             # (N·M, C, T, V)
+    moving = (bodies != 0).flatten(1).any(dim=1)
+    index = (moving | ~moving.any()).nonzero().squeeze(1)                           # (B',)
+    return bodies[index].unsqueeze(-1), uniform[index]

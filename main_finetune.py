@@ -1,39 +1,157 @@
-"""Fine-tuning: the whole classifier trains, from a pre-trained encoder (--finetune) or from scratch (without it).
+"""Fine-tune the whole classifier, from a pre-trained encoder (--finetune) or from scratch (without it).
 
 python main_finetune.py --config config/finetune.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
 """
 
 import argparse
+import logging
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
-from engine_finetune import open_splits, run_classifier, start_encoder
+from engine_finetune import evaluate, predict, train_one_epoch
+from feeder.augment import ClipMaker
+from feeder.classes import read_class_names
+from feeder.dataset import EvalBatches, SkeletonDataset
+from feeder.layouts import check_same_joints, checkpoint_layout
+from feeder.loader import make_loader, read_batches
+from feeder.subset import open_splits
 from model_transformer import ActionTransformer
-from util.config import parse_args, resolve_batch, settings_for
+from util.checkpoint import LAST, Checkpoint
+from util.config import parse_args, resolve_batch
 from util.dist import World
-from util.errors import run_main
+from util.errors import UserError, run_main
+from util.files import atomic_write, check_writable, write_json
 from util.optim import adamw
-from util.trainer import started
+from util.precision import Precision
+from util.predictions import Features, Scores, write_features, write_projector, write_scores
+from util.resume import resume
+from util.trainer import Trainer, start_run
+from util.weights import create_model, load_checkpoint, load_pretrained, setting_differences
+
+log = logging.getLogger(__name__)
 
 
-def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:
-    torch.manual_seed(args.seed)
-    model = ActionTransformer(protocol='finetune', **settings_for(ActionTransformer, args)).to(device)
-    return model, adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
-
-
-def finetune(args: argparse.Namespace, world: World) -> dict:
-    """Builds data, model and optimiser, trains everything, and returns what result.json says."""
+def finetune(args: argparse.Namespace, world: World):
+    """Build data, model and optimiser, train all weights, and return the result."""
     resolve_batch(args, world.size)
-    splits = open_splits(args)
-    model, optimizer = build_model(args, world.device)
-    facts = {'protocol': 'finetune', **start_encoder(model, args)}
-    return run_classifier(args, world, model, optimizer, splits, facts)
+    train, test = open_splits(args)
+
+    torch.manual_seed(args.seed)
+    model = create_model(ActionTransformer, vars(args), protocol='finetune').to(world.device)
+    optimizer = adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
+    return train_classifier(args, world, model, optimizer, train, test, protocol='finetune')
+
+
+def train_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,
+                     optimizer: torch.optim.Optimizer, train: SkeletonDataset, test: SkeletonDataset, protocol: str):
+    """Train and evaluate a classifier, here and in main_linprobe.py; with --eval only evaluate a checkpoint."""
+    check_batch_norm(args, world)
+    pretrained = load_pretrained(model, args)       # method, pretraining
+    if args.sync_batchnorm and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.save_scores or args.save_features or args.projector:
+        _ = test.names      # raises now what it would raise at the end
+    test_loader = make_loader(test, EvalBatches(test.rows, args.batch_size, world.rank, world.size), args.num_workers,
+                              world.device, args.data_on_device)
+    if args.eval:
+        return evaluate_checkpoint(args, world, model, test, test_loader)
+
+    labels = {'fraction': args.label_fraction, 'clips': len(train.rows), 'draw': args.label_draw} \
+        if args.label_fraction < 1 else None
+    trainer = Trainer(args, world, model, optimizer, train, protocol=protocol, **pretrained, labels=labels,
+                      test_clips=len(test.rows))
+    resume(trainer)
+    for split in (train, test):
+        split.check_clips(world.rank, world.size)
+    with trainer.running():
+        if labels and world.is_main:
+            with atomic_write(trainer.output_dir / 'labelled.txt') as partial:
+                partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
+        for epoch in range(trainer.epoch, args.epochs):
+            stats = train_one_epoch(trainer, epoch)
+            scores = None
+            if len(test.rows):      # --novel_every can leave none
+                test_batches = read_batches(test_loader, world.device)
+                scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world)
+            trainer.finish_epoch(epoch, stats, scores)      # logs and saves
+            trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
+            trainer.stop_if_requested(epoch)
+        save_predictions(args, world, model, test, test_loader, trainer.precision)
+        return trainer.finish()
+
+
+def check_batch_norm(args: argparse.Namespace, world: World) -> None:
+    """Raise UserError where the BatchNorm of the head cannot compute its statistics."""
+    if args.sync_batchnorm and world.size == 1:
+        log.info('--sync_batchnorm: has no effect with one process')
+    elif args.sync_batchnorm and world.device.type != 'cuda':
+        raise UserError('--sync_batchnorm: PyTorch supports it on GPUs only; leave it out')
+    if args.batch_size < 2 and not args.eval and not (args.sync_batchnorm and world.size > 1):
+        raise UserError('--batch_size 1: the BatchNorm of the head needs 2 or more clips per process; give a larger '
+                        'batch size')
+
+
+def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.ndarray]:
+    """Pictures of a clip and its attention, for TensorBoard."""
+    from tools.drawing.pictures import make_training_pictures  # imported here, as matplotlib loads slowly
+    return make_training_pictures(trainer.raw_model, trainer.clips, dataset, trainer.args)
+
+
+def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
+                        test_loader) -> dict[str, float]:
+    """Evaluate the checkpoint of --resume, and log and write its scores to eval.json."""
+    if not len(test.rows):
+        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; give another value')
+    check_writable(args.output_dir)
+    folder = Path(args.output_dir)
+    path = folder / LAST if args.resume == 'auto' else Path(args.resume)
+    saves = args.save_scores or args.save_features or args.projector
+    if saves and path.resolve().parent != folder.resolve() and (folder / 'result.json').exists():
+        raise UserError(f'{folder}: holds the result of another run, whose predictions would be replaced; give another '
+                        '--output_dir')
+    checkpoint = Checkpoint.read(path)
+    load_checkpoint(model, checkpoint, path)
+    if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
+        raise UserError(f'{path}: trained with {difference}; give the same')
+    clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
+    check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
+    scores = evaluate(model, read_batches(test_loader, world.device), clip_maker, precision, world)
+    log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
+             scores['loss'], scores['samples'])
+    if world.is_main:
+        write_json(folder / 'eval.json', {'checkpoint': str(path), **scores, 'config': vars(args)})
+    save_predictions(args, world, model, test, test_loader, precision)
+    return scores
+
+
+def save_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
+                     test_loader, precision: Precision) -> None:
+    """Write scores.npz, features.npz and the projector's files of the test clips, as far as requested."""
+    if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
+        return
+    outputs = predict(model, read_batches(test_loader, world.device), ClipMaker.from_args(args), precision, world,
+                      len(test))
+    if not world.is_main:
+        return
+    folder, rows = Path(args.output_dir), test.rows
+    names, labels = test.names[rows], test.label.numpy()[rows]
+    class_names = read_class_names(args.data_path, args.num_classes)
+    if args.save_scores:
+        write_scores(Scores(names, labels, outputs['scores'][rows], args.benchmark, args.stream, folder / 'scores.npz',
+                            None if class_names is None else np.array(class_names)))
+    features = Features(outputs['features'][rows], names, labels)
+    if args.save_features:
+        write_features(folder / 'features.npz', {'test': features}, benchmark=args.benchmark, stream=args.stream)
+    if args.projector:
+        write_projector(args.log_dir, features, args.benchmark, args.projector, args.seed, class_names)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('finetune', argv)
-    with started(args) as world:
+    with start_run(args) as world:
         finetune(args, world)
     return 0
 

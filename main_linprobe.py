@@ -1,4 +1,4 @@
-"""Linear probe: the encoder is frozen, one linear layer learns to name the action.
+"""Linear probe: the encoder is frozen, a linear layer on its mean features is trained.
 
 python main_linprobe.py --config config/linprobe.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
 """
@@ -7,33 +7,31 @@ import argparse
 
 import torch
 
-from engine_finetune import open_splits, run_classifier, start_encoder
+from feeder.subset import open_splits
+from main_finetune import train_classifier
 from model_transformer import ActionTransformer
-from util.config import parse_args, resolve_batch, settings_for
+from util.config import parse_args, resolve_batch
 from util.dist import World
 from util.errors import run_main
 from util.optim import sgd
-from util.trainer import started
+from util.trainer import start_run
+from util.weights import create_model
 
 
-def build_model(args: argparse.Namespace, device: torch.device) -> tuple[ActionTransformer, torch.optim.Optimizer]:
-    torch.manual_seed(args.seed)
-    model = ActionTransformer(protocol='linprobe', **settings_for(ActionTransformer, args)).to(device)
-    return model, sgd(model, args.weight_decay)
-
-
-def linprobe(args: argparse.Namespace, world: World) -> dict:
-    """Builds data, model and optimiser, trains the head, and returns what result.json says."""
+def linprobe(args: argparse.Namespace, world: World):
+    """Build data, model and optimiser, train the head, and return the result."""
     resolve_batch(args, world.size)
-    splits = open_splits(args)
-    model, optimizer = build_model(args, world.device)
-    facts = {'protocol': 'linprobe', **start_encoder(model, args)}
-    return run_classifier(args, world, model, optimizer, splits, facts)
+    train, test = open_splits(args)
+
+    torch.manual_seed(args.seed)
+    model = create_model(ActionTransformer, vars(args), protocol='linprobe').to(world.device)
+    optimizer = sgd(model, weight_decay=args.weight_decay)
+    return train_classifier(args, world, model, optimizer, train, test, protocol='linprobe')
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('linprobe', argv)
-    with started(args) as world:
+    with start_run(args) as world:
         linprobe(args, world)
     return 0
 

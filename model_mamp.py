@@ -1,6 +1,6 @@
-"""Masked motion prediction: hide the joint-segments that move, predict their motion (ICCV 2023, section 3).
+"""Masked motion prediction: mask the joint-segments that move and predict their motion (paper, section 3).
 
-Axis letters: see model_transformer.py; besides them K tokens kept, D' decoder width.
+Axis letters as in model_transformer.py, and K visible tokens, D' decoder width.
 """
 
 import torch
@@ -10,21 +10,21 @@ from model_transformer import LayerNorm, SkeletonEncoder, init_linear, make_bloc
 
 
 def patchify(bodies: torch.Tensor, u: int) -> torch.Tensor:
-    """(B, T, V, C) -> (B, P, V, u·C), each token frame-major, then coordinate."""
+    """Split time into segments, (B, T, V, C) -> (B, P, V, u·C); each token is ordered by frame, then coordinate."""
     return bodies.unflatten(1, (-1, u)).transpose(2, 3).flatten(3)
 
 
 def motion(bodies: torch.Tensor, stride: int) -> torch.Tensor:
-    """x[t + stride] − x[t] along time, the last `stride` frames zero; same shape as `bodies` (B, T, V, C)."""
-    moved = torch.zeros_like(bodies)
-    moved[:, :-stride] = bodies[:, stride:] - bodies[:, :-stride]
-    return moved
+    """Temporal difference x[t + stride] − x[t] of (B, T, V, C), same shape; the last `stride` frames are zero."""
+    difference = torch.zeros_like(bodies)
+    difference[:, :-stride] = bodies[:, stride:] - bodies[:, :-stride]
+    return difference
 
 
 def motion_intensity(patches: torch.Tensor) -> torch.Tensor:
-    """How much each joint-segment differs from the one before, (B, P, V, u·C) -> (B, P·V), in metres.
+    """Mean absolute change from the previous segment, (B, P, V, u·C) -> (B, P·V) in metres.
 
-    The first segment takes the second one's value (paper, section 3.3).
+    The first segment takes the value of the second (paper, section 3.3).
     """
     if patches.shape[1] == 1:
         return torch.zeros_like(patches[:, 0, :, 0])
@@ -33,10 +33,10 @@ def motion_intensity(patches: torch.Tensor) -> torch.Tensor:
 
 
 def masking_order(intensity: torch.Tensor, tau: float, uniform: torch.Tensor) -> torch.Tensor:
-    """Tokens of each body in the order in which they are kept, (B, L) -> (B, L) indices.
+    """Rank the tokens of each body, (B, L) -> (B, L) indices; masking keeps the first ones.
 
-    Sampling without replacement by Gumbel noise: the more a token moves, the later it comes. `uniform` (B, L) in
-    [0, 1) is the only randomness; tau = 0 is plain random masking.
+    Samples without replacement by Gumbel noise (paper, section 3.3): tokens that move more tend to come later.
+    `uniform` (B, L) in [0, 1) is the only randomness; tau = 0 is plain random masking.
     """
     if tau == 0:
         return uniform.argsort(dim=1)
@@ -47,16 +47,16 @@ def masking_order(intensity: torch.Tensor, tau: float, uniform: torch.Tensor) ->
 
 
 def normalise(target: torch.Tensor) -> torch.Tensor:
-    """Zero mean and unit variance over each token's own values, (B, L, u·C)."""
+    """Normalise each token (B, L, u·C) to zero mean and unit variance over its own values."""
     mean = target.mean(dim=-1, keepdim=True)
     variance = target.var(dim=-1, keepdim=True)
     return (target - mean) / (variance + 1e-6).sqrt()
 
 
 class MAMP(SkeletonEncoder):
-    """Encoder on the kept tokens, light decoder on all, motion of the masked ones as target.
+    """Encoder on the visible tokens, light decoder on all tokens, the motion of the masked tokens as target.
 
-    target 'motion': temporal difference; 'joint': the coordinates themselves (with motion_aware_tau 0 this is the
+    `target` is 'motion' (temporal difference) or 'joint' (the coordinates; with motion_aware_tau 0 this is the
     SkeletonMAE-style baseline). Raises ValueError for sizes that do not divide or an unknown target.
     """
 
@@ -65,7 +65,7 @@ class MAMP(SkeletonEncoder):
                  num_joints: int = 25, t_patch_size: int = 4, norm_skes_loss: bool = True, target: str = 'motion'):
         super().__init__(dim_in, dim_feat, depth, num_heads, mlp_ratio, num_frames, num_joints, t_patch_size)
         if target not in ('motion', 'joint'):
-            raise ValueError(f"target is 'motion' or 'joint', not {target!r}")
+            raise ValueError(f"target must be 'motion' or 'joint', not {target!r}")
         if decoder_dim_feat % num_heads:
             raise ValueError(f'decoder_dim_feat {decoder_dim_feat} is not a multiple of num_heads {num_heads}')
         self.norm_skes_loss = norm_skes_loss
@@ -85,64 +85,60 @@ class MAMP(SkeletonEncoder):
             part.apply(init_linear)
 
     def forward(self, x: torch.Tensor, mask_ratio: float = 0.9, motion_stride: int = 1,
-                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None, skip_empty_bodies: bool = False):
+                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None):
         """Clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L) with 1 = masked.
 
         `uniform` (B, L) replaces the one random draw of the mask. Mask, target and loss are fp32 under any autocast.
-        `skip_empty_bodies` leaves out bodies that are all zeros, unless all are: B is then what remains. The authors
-        train on them too, so the loss is another: a mean without those tokens, whose motion is nothing.
         """
         bodies = self.fold_bodies(x)
-        if skip_empty_bodies:
-            seen = (bodies != 0).flatten(1).any(dim=1)
-            seen = (seen | ~seen.any()).nonzero().squeeze(1)        # waits for the device
-            bodies, uniform = bodies[seen], uniform if uniform is None else uniform[seen]
-        order = self.draw_order(bodies, motion_aware_tau, uniform)
-        latent = self.encode_kept(bodies, order, mask_ratio)
-        pred = self.decode(latent, order)
-        mask = self.mask_of(order, num_kept=latent.shape[1])
-        loss = self.masked_loss(bodies, pred, mask, motion_stride)
+        ids_keep, ids_restore, mask = self.draw_mask(bodies, mask_ratio, motion_aware_tau, uniform)
+        latent = self.forward_encoder(bodies, ids_keep)
+        pred = self.forward_decoder(latent, ids_restore)
+        loss = self.forward_loss(bodies, pred, mask, motion_stride)
         return loss, pred, mask
 
-    def draw_order(self, bodies: torch.Tensor, tau: float, uniform: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, V, C) -> (B, L) token indices, the first of which are kept."""
+    def draw_mask(self, bodies: torch.Tensor, mask_ratio: float, tau: float, uniform: torch.Tensor | None = None):
+        """Draw the motion-aware mask of bodies (B, T, V, C) (paper, section 3.3).
+
+        Returns ids_keep (B, K) visible tokens, ids_restore (B, L) the place of each token among visible, then masked
+        ones, and mask (B, L) float with 1 = masked.
+        """
+        num_tokens = self.num_segments * self.num_joints
+        num_keep = int(num_tokens * (1 - mask_ratio))      # double arithmetic, truncated: 74 of 750 at 0.9
         if uniform is None:
-            uniform = torch.rand(len(bodies), self.num_segments * self.num_joints, device=bodies.device)
+            uniform = torch.rand(len(bodies), num_tokens, device=bodies.device)
         with torch.autocast(bodies.device.type, enabled=False):
-            return masking_order(motion_intensity(patchify(bodies.float(), self.t_patch_size)), tau, uniform)
+            intensity = motion_intensity(patchify(bodies.float(), self.t_patch_size))
+            order = masking_order(intensity, tau, uniform)
+        ids_keep = order[:, :num_keep]
+        mask = torch.ones(order.shape, device=order.device).scatter_(1, ids_keep, 0.)
+        return ids_keep, order.argsort(dim=1), mask
 
-    def encode_kept(self, bodies: torch.Tensor, order: torch.Tensor, mask_ratio: float) -> torch.Tensor:
-        """-> latent (B, K, D), in the order of `order`."""
-        tokens = self.embed(bodies)
-        num_kept = int(tokens.shape[1] * (1 - mask_ratio))      # double arithmetic, truncated: 74 of 750 at 0.9
-        kept = order[:, :num_kept, None].expand(-1, -1, tokens.shape[2])
-        return self.encode(tokens.gather(1, kept))
+    def forward_encoder(self, bodies: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
+        """Encode the visible tokens of bodies (B, T, V, C) -> (B, K, D), in the order of `ids_keep`."""
+        tokens = self.embed(bodies)                                                             # (B, L, D)
+        return self.encode(tokens.gather(1, ids_keep[..., None].expand(-1, -1, tokens.shape[2])))
 
-    def decode(self, latent: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Puts kept and mask tokens in their places and predicts every token, -> (B, L, u·C)."""
-        kept = self.decoder_embed(latent)
-        masked = self.mask_token.to(kept.dtype).expand(len(kept), order.shape[1] - kept.shape[1], -1)
-        tokens = torch.cat([kept, masked], dim=1)
-        place = order.argsort(dim=1)[..., None].expand(-1, -1, tokens.shape[2])
-        tokens = tokens.gather(1, place) + (self.decoder_pos_embed + self.decoder_temp_embed).flatten(1, 2)
+    def forward_decoder(self, latent: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+        """Put visible and mask tokens back in place and predict every token, (B, K, D) -> (B, L, u·C)."""
+        visible = self.decoder_embed(latent)                                                    # (B, K, D')
+        masked = self.mask_token.to(visible.dtype).expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
+        tokens = torch.cat([visible, masked], dim=1)                                            # (B, L, D')
+        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[2]))
+        tokens = tokens + (self.decoder_pos_embed + self.decoder_temp_embed).flatten(1, 2)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens))
 
-    @staticmethod
-    def mask_of(order: torch.Tensor, num_kept: int) -> torch.Tensor:
-        """(B, L) float, 1 where the token is masked."""
-        return torch.ones(order.shape, device=order.device).scatter_(1, order[:, :num_kept], 0.)
-
-    def target_of(self, bodies: torch.Tensor, motion_stride: int) -> torch.Tensor:
-        """What the decoder should say, (B, T, V, C) -> (B, L, u·C)."""
+    def prediction_target(self, bodies: torch.Tensor, motion_stride: int) -> torch.Tensor:
+        """Target of the decoder for bodies (B, T, V, C) -> (B, L, u·C), normalised if `norm_skes_loss`."""
         signal = motion(bodies, motion_stride) if self.target == 'motion' else bodies
         target = patchify(signal, self.t_patch_size).flatten(1, 2)
         return normalise(target) if self.norm_skes_loss else target
 
-    def masked_loss(self, bodies: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor,
-                    motion_stride: int) -> torch.Tensor:
-        """Mean squared error over the masked tokens of the whole batch."""
+    def forward_loss(self, bodies: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor,
+                     motion_stride: int) -> torch.Tensor:
+        """Mean squared error over the masked tokens of the whole batch (paper, section 3.4)."""
         with torch.autocast(bodies.device.type, enabled=False):
-            error = (pred.float() - self.target_of(bodies.float(), motion_stride)).square().mean(dim=-1)
+            error = (pred.float() - self.prediction_target(bodies.float(), motion_stride)).square().mean(dim=-1)
             return (error * mask).sum() / mask.sum()

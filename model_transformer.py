@@ -1,8 +1,8 @@
-"""The skeleton transformer: the encoder every stage shares, and the classifier built on it.
+"""The skeleton transformer: the encoder that every stage shares, and the classifier built on it.
 
 Axis letters, here and in model_mamp.py
     N samples   M bodies (persons)   B = N·M   C coordinates (x, y, z in metres)   T frames   V joints
-    u frames a segment   P = T/u segments   L = P·V tokens, segment-major (token = p·V + v)   D width
+    u frames per segment   P = T/u segments   L = P·V tokens, segment-major (token = p·V + v)   D width
 
 Parameter names equal those of the authors' checkpoints, so that their weights load strictly.
 """
@@ -20,21 +20,21 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-5)
 
 def make_blocks(width: int, depth: int, num_heads: int, mlp_ratio: float,
                 drop_path_rate: float = 0.) -> nn.ModuleList:
-    """`depth` pre-norm transformer blocks; stochastic depth grows linearly from 0 to `drop_path_rate`."""
+    """Make `depth` pre-norm transformer blocks; stochastic depth grows linearly from 0 to `drop_path_rate`."""
     rates = torch.linspace(0, drop_path_rate, depth, device='cpu').tolist()
     return nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=LayerNorm,
                                attn_layer=Attention) for rate in rates)
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights (qkv as one 3D × D matrix) and zero biases; convolutions keep PyTorch's default."""
+    """Initialise a linear layer: Xavier-uniform weights (qkv as one 3D × D matrix), zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
 
 
 class JointsEmbed(nn.Module):
-    """One token for every joint and every segment of u frames (paper, section 3.2)."""
+    """Embed each joint of each segment of u frames as one token (paper, section 3.2)."""
 
     def __init__(self, dim_in: int, dim_feat: int, t_patch_size: int):
         super().__init__()
@@ -45,27 +45,11 @@ class JointsEmbed(nn.Module):
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def distinct_bodies(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which bodies of clips (N, C, T, V, M) to encode, and where each body finds its own among those.
-
-    Of all empty bodies there is one, of a clip's copies of its first body none. Returns indices into the B = N·M bodies
-    (B',), ascending, and indices into those (B,). Found by looking, so that the device has to be waited for.
-    """
-    body = torch.arange(x.shape[0] * x.shape[4], device=x.device).view(-1, x.shape[4])          # (N, M)
-    same = torch.where((x == x[..., :1]).all(dim=(1, 2, 3)), body[:, :1], body)                 # copies: the first
-    empty = (x == 0).all(dim=(1, 2, 3))
-    first_empty = torch.where(empty, body, body.numel()).min()
-    same = torch.where(empty, first_empty, same).flatten()
-    return same.unique(return_inverse=True)
-
-
 class SkeletonEncoder(nn.Module):
     """A plain transformer over the L = P·V joint-segments of one body.
 
-    Raises ValueError when the frames do not divide into segments or the width into heads.
+    Raises ValueError if the frames do not divide into segments or the width into heads.
     """
-
-    equal_bodies_once = True    # see `features`
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
                  mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25, t_patch_size: int = 4,
@@ -92,43 +76,43 @@ class SkeletonEncoder(nn.Module):
 
     @staticmethod
     def fold_bodies(x: torch.Tensor) -> torch.Tensor:
-        """(N, C, T, V, M) -> (N·M, T, V, C), sample-major: n0m0, n0m1, n1m0, …"""
+        """Fold bodies into the batch, (N, C, T, V, M) -> (N·M, T, V, C), sample-major: n0m0, n0m1, n1m0, …"""
         return x.permute(0, 4, 2, 3, 1).flatten(0, 1)
 
     def embed(self, bodies: torch.Tensor) -> torch.Tensor:
-        """(B, T, V, C) -> tokens with positions (B, L, D)"""
+        """Embed bodies (B, T, V, C) as tokens with positions (B, L, D)."""
         return (self.joints_embed(bodies) + self.pos_embed + self.temp_embed).flatten(1, 2)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, K, D) -> (B, K, D), for all tokens or any subset of them."""
+        """Encode all tokens of a body or any subset of them, (B, K, D) -> (B, K, D)."""
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
     def attention(self, bodies: torch.Tensor, block: int) -> torch.Tensor:
-        """Who looks where in one of the blocks, counted from 0, (B, T, V, C) -> (B, heads, L, L); rows sum to 1."""
+        """Attention weights of block number `block`, (B, T, V, C) -> (B, heads, L, L); rows sum to 1."""
         tokens = self.embed(bodies)
         for earlier in self.blocks[:block]:
             tokens = earlier(tokens)
         return self.blocks[block].attn.weights(self.blocks[block].norm1(tokens))
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor, distinct: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """Clips (N, C, T, V, M) -> features (N, M, P, V, D)
 
-        Where nothing is random, in eval mode, equal bodies have equal features: empty ones are encoded once a batch,
-        a body that copies the first of its clip not again.
+        `distinct` (see feeder/dataset.py) holds the bodies to encode (B',), indices into B, and for each body its
+        place among them (B,): where nothing is random, equal bodies have equal features and are encoded once.
         """
         bodies = self.fold_bodies(x)
-        if self.norm.training or not self.equal_bodies_once:
+        if distinct is None:
             tokens = self.encode(self.embed(bodies))
         else:
-            distinct, place = distinct_bodies(x)
-            tokens = self.encode(self.embed(bodies[distinct]))[place]
+            index, inverse = distinct
+            tokens = self.encode(self.embed(bodies[index]))[inverse]
         return tokens.reshape(x.shape[0], -1, self.num_segments, self.num_joints, self.dim_feat)
 
 
 class LinearHead(nn.Module):
-    """Normalised mean feature -> linear layer (linear evaluation protocol)."""
+    """Linear layer on the normalised mean feature (linear evaluation protocol)."""
 
     def __init__(self, dim_feat: int, num_classes: int):
         super().__init__()
@@ -142,7 +126,7 @@ class LinearHead(nn.Module):
 
 
 class FinetuneHead(nn.Module):
-    """Mean over segments and bodies, joints kept apart -> two-layer classifier (fine-tuning protocol)."""
+    """Two-layer classifier on the mean over segments and bodies, joints kept apart (fine-tuning protocol)."""
 
     def __init__(self, dim_feat: int, num_joints: int, num_classes: int, dropout: float, hidden: int = 2048):
         super().__init__()
@@ -171,7 +155,7 @@ class ActionTransformer(SkeletonEncoder):
         super().__init__(dim_in, dim_feat, depth, num_heads, mlp_ratio, num_frames, num_joints, t_patch_size,
                          drop_path_rate)
         if protocol not in ('linprobe', 'finetune'):
-            raise ValueError(f"protocol is 'linprobe' or 'finetune', not {protocol!r}")
+            raise ValueError(f"protocol must be 'linprobe' or 'finetune', not {protocol!r}")
         self.num_classes = num_classes
         self.frozen = protocol == 'linprobe'
         if self.frozen:
@@ -186,6 +170,6 @@ class ActionTransformer(SkeletonEncoder):
         self.training = mode
         return self
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Clips (N, C, T, V, M) -> logits (N, classes)"""
-        return self.head(self.features(x))
+    def forward(self, x: torch.Tensor, distinct: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """Clips (N, C, T, V, M) -> logits (N, classes); `distinct` as in `features`."""
+        return self.head(self.features(x, distinct))

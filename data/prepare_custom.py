@@ -37,9 +37,8 @@ from data.recordings import METRES, extent, format_of, read_recording, remark_on
 from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, quote, run_main
-from util.files import atomic_write, check_outputs, check_writable
+from util.files import atomic_write, check_outputs, check_writable, read_yaml
 from util.options import POSITIVE, Number
-from util.plain_yaml import read_map
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 CHUNK = 8           # files a process parses at a time
@@ -207,7 +206,7 @@ def settings_of(args: argparse.Namespace, layout: Layout, classes: int, train: i
     if classes > 1:
         settings['num_classes'] = classes
     for stage in ('pretrain', 'linprobe', 'finetune'):
-        usual = read_map(CONFIG / f'{stage}.yaml', 'settings', 'restore it')['effective_batch_size']
+        usual = read_yaml(CONFIG / f'{stage}.yaml', 'settings', 'restore it')['effective_batch_size']
         if usual > train:
             settings[stage] = {'effective_batch_size': 1 << (train.bit_length() - 1)}
     return settings

@@ -1,12 +1,13 @@
 """From a batch of raw clips to network input: the training and the evaluation view of it."""
 
+import argparse
 from dataclasses import dataclass
 
 import torch
 
 from feeder import transforms
 from feeder.dataset import Batch
-from feeder.layouts import Layout, parents_of
+from feeder.layouts import Layout, find_layout, parents_of
 from util.rng import derive_seed, uniform
 
 CROP, ROTATION, MASK = range(3)     # what random numbers are for: each purpose has a stream of its own
@@ -24,6 +25,14 @@ class ClipMaker:
     max_turn: float | None = None           # rad, about the second one (upright in Kinect data); None: max_angle
     eval_crop: float = 0.95
     layout: Layout | None = None            # None: told by the number of joints
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> 'ClipMaker':
+        """The clip maker of a run; stages without training have no augmentation settings."""
+        augmentation = {name: getattr(args, name) for name in ('p_interval', 'max_angle', 'max_turn')
+                        if hasattr(args, name)}
+        return cls(args.num_frames, args.stream, args.seed, **augmentation,
+                   layout=find_layout(args.layout, args.num_joints))
 
     @property
     def max_angles(self) -> tuple[float, float, float]:

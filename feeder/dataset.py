@@ -29,6 +29,10 @@ class Batch(NamedTuple):
     index: torch.Tensor         # (B,) row in the file
     position: torch.Tensor      # (B,) place in the effective batch
 
+    @property
+    def distinct(self):
+        return None
+
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.errors import UserError, quote
-from util.plain_yaml import read_map
+from util.files import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def read_layout(given: str | Path) -> Layout:
     path = Path(given)
     if path.suffix.lower() not in ('.yaml', '.yml'):
         raise UserError(f'--layout {given}: give {", ".join(by_name)} or a YAML file of your own')
-    content = read_map(path, 'a layout', 'correct --layout')
+    content = read_yaml(path, 'a layout', 'correct --layout')
     if odd := [key for key in content if key not in ('name', 'joints')]:
         raise UserError(f'{path}: unknown key {quote(odd[0])}; a layout has a name and joints')
     return make_layout(content.get('name', path.stem), content.get('joints'), str(path))
@@ -182,21 +182,17 @@ def parents_of(num_joints: int) -> list[int]:
 # ---- from one layout to another --------------------------------------------------------------------------------------
 
 
-def checkpoint_layout(state: dict, path: str | Path) -> Layout | None:
-    """The layout a checkpoint was trained on: what it says, or, before it did, the one of its number of joints.
+def checkpoint_layout(checkpoint, path: str | Path) -> Layout | None:
+    """The layout that a checkpoint was trained on: the one it records, or else the default of its number of joints.
 
-    None where that is not known. UserError when it says something that is no layout of its joint embeddings.
+    Returns None if neither is known. Raises UserError if the recorded layout does not fit the joint embeddings.
     """
-    embedding = state['model'].get('pos_embed')
-    num_joints = embedding.shape[2] if embedding is not None and embedding.ndim == 4 \
-        and embedding.is_floating_point() else 0
-    said = state.get('layout')
-    if said is None:
-        return known_layout(num_joints)
-    layout = make_layout(said.get('name'), said.get('joints'), f'{path}: its layout')
-    if len(layout.joints) != num_joints:
-        raise UserError(f'{path}: its layout has {len(layout.joints)} joints, its embeddings {num_joints}; take '
-                        'another checkpoint')
+    if checkpoint.layout is None:
+        return known_layout(checkpoint.num_joints)
+    layout = make_layout(checkpoint.layout.get('name'), checkpoint.layout.get('joints'), f'{path}: its layout')
+    if len(layout.joints) != checkpoint.num_joints:
+        raise UserError(f'{path}: its layout has {len(layout.joints)} joints, its embeddings {checkpoint.num_joints}; '
+                        'use another checkpoint')
     return layout
 
 

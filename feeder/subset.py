@@ -1,7 +1,10 @@
 """Which clips take part: a share of the labels (semi-supervised), or the classes of one side of a one-shot split."""
 
+import argparse
+
 import numpy as np
 
+from feeder.dataset import SkeletonDataset
 from util.errors import UserError
 from util.rng import derive_seed
 
@@ -41,3 +44,30 @@ def without_novel(label: np.ndarray, num_classes: int, every: int) -> np.ndarray
     if not len(rows):
         raise UserError(f'--novel_every {every} leaves no clip of another class')
     return rows
+
+
+def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonDataset]:
+    """Open the training and test split, reduced by --novel_every and --label_fraction; fills in --num_classes.
+
+    Raises UserError if the splits contradict the settings or each other, or no training clip is left.
+    """
+    train, test = (SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test'))
+    if train.num_classes != test.num_classes or train.num_classes < 2:
+        raise UserError(f'{train.path}: y_train has {train.num_classes} classes, y_test {test.num_classes}; write the '
+                        'file again, with the same two or more classes in both')
+    if train.num_bodies != test.num_bodies:
+        raise UserError(f'{train.path}: x_train has {train.num_bodies} bodies, x_test {test.num_bodies}; write the '
+                        'file again')
+    args.num_classes = args.num_classes or train.num_classes
+    if args.num_classes != train.num_classes:
+        raise UserError(f'{train.path}: has {train.num_classes} classes, --num_classes is {args.num_classes}; leave it '
+                        'out or give another --data_path')
+    for split in (train, test):
+        split.rows = without_novel(split.label.numpy(), args.num_classes, args.novel_every)
+    if not len(train.rows):
+        raise UserError(f'{train.path}: --novel_every {args.novel_every} leaves no training clip; give another value')
+    if args.label_fraction < 1:
+        labelled = draw_labelled(train.label.numpy()[train.rows], args.label_fraction, args.seed,
+                                 args.label_draw == 'balanced')
+        train.rows = train.rows[labelled]
+    return train, test

@@ -1,125 +1,59 @@
-"""Files that are either the old one or the whole new one, whatever happens in between."""
+"""Files: atomic writes, JSON and YAML of plain values, checks of paths and archives."""
 
 import errno
-import fcntl
 import json
 import math
 import os
-import platform
-import re
-import shutil
 import stat
-import time
 import zipfile
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from util.errors import UserError
+import yaml
 
-DAY = 24 * 3600         # seconds
-PARTIAL = re.compile(r'\..+\.(?P<pid>\d+)@(?P<host>[^/]*)\.mamp-partial', re.DOTALL)
-BOMB_BYTES, BOMB_RATIO = 1 << 30, 200   # zips that unpack to more, in bytes and in multiples of what they take
+from util.errors import UserError, quote
+
+MAX_ZIP_BYTES, MAX_ZIP_RATIO = 1 << 30, 200     # an archive that unpacks to more of both is refused
 
 
 @contextmanager
 def atomic_write(path: str | Path):
-    """Yields a temporary path beside `path`; when the body ends well, it is synced and takes `path`'s name.
+    """Yield a temporary path beside `path`; at the end of the block it is synced to disk and renamed to `path`.
 
-    When the body fails the temporary file is removed and `path` is what it was. An OSError of this file (disk full, no
-    permission) becomes a UserError naming it; one of another file, which the body reads, stays what it is.
+    If the block raises, `path` stays as it was. Raises UserError when the file cannot be written.
     """
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):   # a device, which would be gone
-        raise UserError(f'{path}: is no file; give the name of one')
-    partial, ours = partial_of(path), True
+    if path.exists() and not path.is_file() and not path.is_dir():      # a device would be replaced
+        raise UserError(f'{path}: not a regular file; give another name')
+    partial = path.with_name(f'.{path.name}.partial')       # a fixed name: the next write replaces what a kill left
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
         partial.touch()
-        with locked(partial):
-            ours = False
-            yield partial
-            ours = True
-            with open(partial, 'rb+') as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        _sync_folder(path.parent)
+        yield partial
+        with open(partial, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
     except OSError as error:
-        if not ours and not _write_failed(error, partial):
+        if not _is_write_error(error, partial):     # reading another file failed inside the block
             raise
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free space or correct the '
-                        'permissions; what was there before is untouched') from error
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free disk space or correct the '
+                        'permissions; an earlier file of this name is unchanged') from error
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Brings the folder's names to the disk, so that a new one outlives a crash of the machine too."""
-    with suppress(OSError):         # not every file system syncs folders; a folder may be written and not read
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def partial_of(path: Path) -> Path:
-    """Where this process writes what is to become `path`: a hidden name beside it that tells process and machine."""
-    return path.with_name(f'.{path.name}.{os.getpid()}@{platform.node()}.mamp-partial')
-
-
-@contextmanager
-def locked(path: Path):
-    """Holds the lock of a file or folder, the sign that somebody writes there; nothing where there are no locks."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes partial files and folders in `folder` whose writers were killed.
-
-    One goes when its lock is free and it was made on this machine by a process that is gone; or, wherever it was made,
-    when its lock is free and it has not changed for a day: what runs on other machines nobody can tell, nor does every
-    file system tell of their locks. Where one has no locks at all, everything stays.
-    """
-    found = []
-    with suppress(OSError):         # a folder that may be written and not read
-        found = [named for name in os.listdir(folder) if (named := PARTIAL.fullmatch(name))]
-    for named in found:
-        with suppress(OSError):     # locked, gone meanwhile, or not ours to remove
-            _remove_if_left(folder / named[0], named['host'] == platform.node() and not _runs(int(named['pid'])))
-
-
-def _remove_if_left(path: Path, orphaned: bool) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if orphaned or time.time() - os.fstat(descriptor).st_ctime > DAY:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    finally:
-        os.close(descriptor)
-
-
-def _runs(pid: int) -> bool:
-    """Whether there is such a process on this machine, anybody's."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+def _is_write_error(error: OSError, partial: Path) -> bool:
+    """True if `error` concerns the file being written; errors of write() carry no file name."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    names = {os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None}
+    return bool(names & {str(partial), str(partial.parent)})
 
 
 def to_json(content, indent: int | None = None) -> str:
-    """`content`, of maps, lists and plain values, as JSON, where numbers that are not finite are null."""
+    """Maps, lists and plain values as JSON; numbers that are not finite become null."""
     def finite(value):
         if isinstance(value, dict):
             return {key: finite(item) for key, item in value.items()}
@@ -130,58 +64,93 @@ def to_json(content, indent: int | None = None) -> str:
 
 
 def write_json(path: str | Path, content) -> None:
-    """`content` as indented JSON, atomically; see `to_json`."""
+    """Write indented JSON atomically; see `to_json`."""
     with atomic_write(path) as partial:
         partial.write_text(to_json(content, indent=2) + '\n')
 
 
-def _write_failed(error: OSError, partial: Path) -> bool:
-    """Whether it was the file being written, and not another that is read meanwhile; a write's error has no name."""
-    if error.filename is None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-    return str(partial) in (os.fsdecode(error.filename), os.fsdecode(error.filename2 or b''))
+class _YamlError(yaml.YAMLError):
+    """YAML that is valid but not accepted in settings."""
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML of plain values without duplicate keys or aliases (a few nested aliases can expand to gigabytes)."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise _YamlError(f'line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported; write '
+                             'the values out')
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise _YamlError(f'line {key.start_mark.line + 1}: duplicate key {quote(key.value)}; keep one')
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path, content_name: str, remedy: str) -> dict:
+    """Read a YAML map of plain values.
+
+    Raises UserError for a missing file, invalid YAML or another type; `content_name` and `remedy` complete its message.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(), _YamlLoader)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); {remedy}') from error
+    except _YamlError as error:
+        raise UserError(f'{path}: {error}') from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not valid YAML ({" ".join(str(error).split())}); correct it') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: not a map of {content_name}')
+    return content
 
 
 def check_writable(folder: str | Path) -> None:
-    """UserError when `folder` is something else or could not be made or written; nothing is made."""
+    """Raise UserError if `folder` cannot be created or written; nothing is created."""
     folder = Path(folder)
     try:
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        fault = 'is not a folder' if not there.is_dir() else 'may not be written'
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        reason = 'is not a folder' if not existing.is_dir() else 'is not writable'
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
             return
-    except OSError as error:        # a name too long, a folder that may not be looked into
-        there, fault = folder, error.strerror
-    raise UserError(f'{folder}: cannot be written ({there} {fault}); give another place, or correct the permissions')
+    except OSError as error:
+        existing, reason = folder, error.strerror
+    raise UserError(f'{folder}: cannot be written ({existing} {reason}); give another folder or correct the '
+                    'permissions')
 
 
 def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[str | Path] = ()) -> None:
-    """UserError for a file to write, (option, path), that is a folder, a device, an input or another of them."""
-    taken = {os.path.realpath(path): f'{path}, which is read' for path in inputs}
+    """Raise UserError for an output (option, path) that is a folder, a device, an input or another output."""
+    taken = {os.path.realpath(path): f'an input ({path})' for path in inputs}
     for option, path in outputs:
         path = Path(path)
         check_writable(path.parent)
-        if os.path.isdir(path) or not path.name:
-            raise UserError(f'{option} {path}: is a folder; give the name of a file')
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f'{option} {path}: is no file; give the name of one')
-        if place := taken.get(os.path.realpath(path)):
-            raise UserError(f'{option} {path}: is {place}; give a file of its own')
-        taken[os.path.realpath(path)] = f'{option} {path} too'
+        if path.is_dir() or not path.name:
+            raise UserError(f'{option} {path}: is a folder; give a file name')
+        if path.exists() and not path.is_file():
+            raise UserError(f'{option} {path}: not a regular file; give another name')
+        if use := taken.get(os.path.realpath(path)):
+            raise UserError(f'{option} {path}: is also {use}; give another file name')
+        taken[os.path.realpath(path)] = f'the file of {option}'
 
 
 def check_zip(path: str | Path, archive: zipfile.ZipFile) -> None:
-    """UserError for a zip with names that lead out of it, links, or contents far larger than it is itself."""
+    """Raise UserError for a zip with absolute or parent paths, links, or far more content than its size."""
     members, size = archive.infolist(), Path(path).stat().st_size
     for member in members:
         name = member.filename.replace('\\', '/')
         if name.startswith('/') or name[1:2] == ':' or '..' in name.split('/'):
-            raise UserError(f'{path}: refused, its member {member.filename!r:.80} leads out of the archive; get the '
-                            'file from a source you trust')
+            raise UserError(f'{path}: refused, its member {member.filename!r:.80} would be written outside the '
+                            'folder; get the file from a source you trust')
         if stat.S_ISLNK(member.external_attr >> 16):
             raise UserError(f'{path}: refused, its member {member.filename!r:.80} is a link; pack the file itself')
-    parts = [(member.file_size, member.compress_size) for member in members]
-    for unpacked, packed in (*parts, (sum(one for one, _ in parts), size)):
-        if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
-            raise UserError(f'{path}: refused, {packed:,} bytes of it would unpack to {unpacked:,}; get the file from '
-                            'a source you trust, or pack it without compression')
+    sizes = [(member.file_size, member.compress_size) for member in members]
+    for unpacked, packed in (*sizes, (sum(unpacked for unpacked, _ in sizes), size)):
+        if unpacked > MAX_ZIP_BYTES and unpacked > MAX_ZIP_RATIO * packed:
+            raise UserError(f'{path}: refused, {packed:,} bytes would unpack to {unpacked:,}; get the file from a '
+                            'source you trust, or pack it without compression')

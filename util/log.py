@@ -1,4 +1,4 @@
-"""What a run says: console, log.jsonl, TensorBoard, result.json. Processes other than the main one are silent."""
+"""Logs of a run: console, log.jsonl, TensorBoard. Only the main process writes."""
 
 import json
 import logging
@@ -17,34 +17,26 @@ from util.files import atomic_write, to_json
 
 
 def set_up_console(is_main: bool) -> None:
-    """Messages of the main process at INFO, of the others from ERROR on."""
+    """Print messages of the main process from INFO on, of other processes from ERROR on."""
     logging.basicConfig(format='%(message)s', level=logging.INFO if is_main else logging.ERROR, force=True)
 
 
-class EpochLog:
-    """One line of log.jsonl an epoch, and the same numbers in TensorBoard."""
+class RunLog:
+    """One line of log.jsonl an epoch, and the same values in TensorBoard."""
 
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int, first_step: int):
-        """Drops lines and events a run wrote after the checkpoint it now resumes from."""
+        """Drop the lines and events that were written after the checkpoint from which the run resumes."""
         self.path = output_dir / 'log.jsonl'
         try:
-            old = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
+            lines = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
         except OSError as error:
             raise UserError(f'{self.path}: cannot be read ({error.strerror}); give another --output_dir') from error
-        kept = [line for line in old if self._epoch_of(line) < first_epoch]
         with atomic_write(self.path) as partial:
-            partial.write_text(''.join(f'{line}\n' for line in kept))
+            partial.write_text(''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch))
         try:
             self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
         except OSError as error:
             raise UserError(f'--log_dir {log_dir}: cannot be written ({error.strerror}); give another') from error
-
-    @staticmethod
-    def _epoch_of(line: str) -> float:
-        try:
-            return float(json.loads(line)['epoch'])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return math.inf     # cut off by a kill; the epoch is run and written again
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -55,21 +47,21 @@ class EpochLog:
             with open(self.path, 'a') as file:
                 file.write(to_json({'epoch': epoch, **values}) + '\n')
         except OSError as error:
-            raise UserError(f'{self.path}: cannot be written ({error.strerror}); free space and --resume '
-                            'auto') from error
+            raise UserError(f'{self.path}: cannot be written ({error.strerror}); free disk space and continue with '
+                            '--resume auto') from error
         self.scalars({f'epoch/{name}': value for name, value in values.items()}, step)
 
     def pictures(self, images: dict[str, np.ndarray], step: int) -> None:
-        """Images (H, W, 3) uint8 for TensorBoard."""
+        """Write images (H, W, 3) uint8 to TensorBoard."""
         for name, image in images.items():
             self.writer.add_image(name, image, step, dataformats='HWC')
 
-    def outcome(self, settings: dict, figures: dict[str, float], step: int) -> None:
-        """What TensorBoard compares runs by (its tab HPARAMS): settings and final figures, as part of this very run."""
+    def hparams(self, settings: dict, metrics: dict[str, float], step: int) -> None:
+        """Write settings and final metrics, by which TensorBoard's tab HPARAMS compares runs."""
         plain = {name: value if isinstance(value, bool | int | float | str) else str(value)
                  for name, value in settings.items()}
-        # Under a name of its own, which is the default, it would look like another run.
-        self.writer.add_hparams(plain, {f'outcome/{name}': value for name, value in figures.items()}, run_name='.',
+        # run_name: by default TensorBoard would list them as a run of their own
+        self.writer.add_hparams(plain, {f'outcome/{name}': value for name, value in metrics.items()}, run_name='.',
                                 global_step=step)
 
     def close(self) -> None:
@@ -77,21 +69,23 @@ class EpochLog:
 
 
 class NoLog:
-    """The log of a process that is not the main one."""
+    """Log of the processes that do not write: every method does nothing."""
 
-    def scalars(self, values: dict[str, float], step: int) -> None: ...
+    def _ignore(self, *_) -> None: ...
 
-    def epoch(self, epoch: int, values: dict[str, float], step: int) -> None: ...
+    scalars = epoch = pictures = hparams = close = _ignore
 
-    def pictures(self, images: dict[str, np.ndarray], step: int) -> None: ...
 
-    def outcome(self, settings: dict, figures: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
+def _epoch_number(line: str) -> float:
+    """Epoch of a line of log.jsonl, infinity for a line that a kill cut off."""
+    try:
+        return float(json.loads(line)['epoch'])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
 
 
 def code_version() -> str:
-    """The commit this code stands at, with -dirty when it was changed since; 'unknown' outside a checkout."""
+    """The commit of this code, with -dirty for uncommitted changes; 'unknown' outside a git checkout."""
     try:
         return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], text=True, check=True,
                               cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
@@ -100,11 +94,12 @@ def code_version() -> str:
 
 
 def command_line() -> str | None:
-    """The command of this process, a main_*.py with its options as they were given; None for any other program."""
+    """The command of this process with its options, None unless it is a main_*.py."""
     name = Path(sys.argv[0]).name
     return shlex.join([name, *sys.argv[1:]]) if name.startswith('main_') else None
 
 
 def describe_machine(device: torch.device) -> str:
+    """Device and PyTorch version, as results record them."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     return f'{name}; torch {torch.__version__}'

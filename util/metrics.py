@@ -1,11 +1,11 @@
-"""Counts that add up over batches and processes, so that every sample weighs the same."""
+"""Accuracy and loss as counts, which add up over batches and processes so that every sample has the same weight."""
 
 import torch
 import torch.nn.functional as F
 
 
 def count_correct(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """(B, classes), (B,) -> float64 (4,): samples, top-1 correct, top-5 correct, summed cross-entropy."""
+    """Count (B, classes), (B,) -> float64 (4,): samples, top-1 correct, top-5 correct, summed cross-entropy."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hit = ranked == label[:, None]
     loss = F.cross_entropy(logits.float(), label, reduction='sum')
@@ -13,6 +13,6 @@ def count_correct(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def summarise(counts: torch.Tensor) -> dict[str, float]:
-    """Counts of `count_correct`, summed -> top1 and top5 in percent, mean loss, number of samples."""
+    """Turn summed counts of `count_correct` into top1 and top5 in percent, mean loss, number of samples."""
     samples, top1, top5, loss = counts.tolist()
     return {'top1': 100 * top1 / samples, 'top5': 100 * top5 / samples, 'loss': loss / samples, 'samples': int(samples)}

@@ -1,248 +1,255 @@
-"""Every option of every stage: name, type, bounds, default, meaning."""
+"""The options of every stage, each declared once: type and bounds, default, help, and its role.
+
+Roles
+    recipe      changes what is computed; runs that differ in it are different experiments
+    identity    names the experiment in other ways: benchmark, stream, seed, what it starts from
+    numerics    the same computation up to rounding: precision, kernels
+    run         where a run reads, writes and computes; may change on resume
+"""
 
 import argparse
 import math
+from dataclasses import dataclass
+from functools import cache
 
 from util.errors import Parser, quote
 
 STAGES = ('pretrain', 'linprobe', 'finetune', 'retrieval')
-# Settings that are no part of a recipe, each in one of three sets; runs that differ in these only are one experiment.
-# What belongs to none of them changes what is computed.
-# Where a run stands, what it leaves, how its work is cut up: a run may go on with other ones.
-SURROUNDINGS = frozenset({
-    'config', 'data_path', 'layout', 'output_dir', 'log_dir', 'resume', 'device', 'num_workers', 'data_on_device',
-    'batch_size', 'accum_iter', 'eval', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'save_scores',
-    'save_features', 'patience', 'picture_epochs', 'projector'})
-# By which kernels: the same numbers but for their rounding.
-ROUNDING = frozenset({'compile', 'attention', 'precision', 'deterministic'})
-# Told in another way: in an experiment's name, by the seed, by the facts of the pre-training; of lr and blr it is lr
-# that was used.
-TOLD_ELSEWHERE = frozenset({
-    'benchmark', 'stream', 'label_fraction', 'label_draw', 'novel_every', 'protocol', 'k', 'metric', 'random_encoder',
-    'finetune', 'features', 'seed', 'blr'})
-NOT_THE_RECIPE = SURROUNDINGS | ROUNDING | TOLD_ELSEWHERE
+TRAINING = ('pretrain', 'linprobe', 'finetune')
+CLASSIFICATION = ('linprobe', 'finetune')
 
 
 class Number:
-    """An option's type: an int or float within bounds, from a command-line word or a YAML value.
+    """An option type: an int or float within bounds, from the command line or a YAML value.
 
-    `above` and `below` exclude their bound, `least` and `most` include it.
+    `least` and `most` are inclusive bounds, `above` and `below` exclusive ones.
     """
 
     def __init__(self, kind: type, least: float | None = None, most: float | None = None,
                  above: float | None = None, below: float | None = None):
-        self.kind = kind
-        self.bounds = [(sign, holds, bound) for sign, holds, bound in (
-            ('>=', float.__ge__, least), ('<=', float.__le__, most), ('>', float.__gt__, above),
-            ('<', float.__lt__, below)) if bound is not None]
+        self.kind, self.least, self.most, self.above, self.below = kind, least, most, above, below
 
     def __call__(self, value):
-        wanted = ' and '.join([{int: 'a whole number', float: 'a number'}[self.kind],
-                               *(f'{sign} {bound:g}' for sign, _, bound in self.bounds)])
-        if isinstance(value, bool) or (self.kind is int and isinstance(value, float)):
-            raise argparse.ArgumentTypeError(f'{quote(value)} is not {wanted}')
         try:
+            if isinstance(value, bool) or (self.kind is int and isinstance(value, float)):
+                raise ValueError
             number = self.kind(value)
-            fits = math.isfinite(number) and all(holds(float(number), float(bound)) for _, holds, bound in self.bounds)
+            if math.isfinite(number) and self._is_within(float(number)):
+                return number
         except (TypeError, ValueError, OverflowError):
-            fits = False
-        if not fits:
-            raise argparse.ArgumentTypeError(f'{quote(value)} is not {wanted}')
-        return number
+            pass
+        raise argparse.ArgumentTypeError(f'{quote(value)} is not {self}')
+
+    def _is_within(self, number: float) -> bool:
+        return ((self.least is None or number >= self.least) and (self.most is None or number <= self.most)
+                and (self.above is None or number > self.above) and (self.below is None or number < self.below))
+
+    def __str__(self) -> str:
+        bounds = [f'{sign} {bound:g}' for sign, bound in
+                  (('>=', self.least), ('<=', self.most), ('>', self.above), ('<', self.below)) if bound is not None]
+        return ' and '.join([{int: 'an integer', float: 'a number'}[self.kind], *bounds])
 
 
 def text(value) -> str:
-    if not isinstance(value, str):
+    """An option type: any string without a zero byte."""
+    if not isinstance(value, str) or '\0' in value:
         raise argparse.ArgumentTypeError(f'{quote(value)} is not text')
-    if '\0' in value:
-        raise argparse.ArgumentTypeError(f'{quote(value)} holds a zero byte')
     return value
 
 
-COUNT, WHOLE = Number(int, least=1), Number(int, least=0)
-SIZE, BLOCKS, PROCESSES = (Number(int, least, most) for least, most in ((1, 10**12), (1, 1000), (0, 1000)))
+COUNT, WHOLE, SIZE = Number(int, least=1), Number(int, least=0), Number(int, least=1, most=10**12)
+BLOCKS, THREADS = Number(int, least=1, most=1000), Number(int, least=0, most=64)
 POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
-SHARE = Number(float, least=0, below=1)
+FRACTION = Number(float, least=0, below=1)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option; `type` bool makes a --name / --no-name pair."""
+
+    group: str
+    name: str
+    type: type | Number
+    default: object
+    help: str
+    role: str = 'recipe'
+    stages: tuple[str, ...] = STAGES
+    choices: tuple[str, ...] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    nargs: int | None = None
+
+    def add_to(self, group) -> None:
+        settings = {'default': self.default, 'help': self.help}
+        if self.type is bool:
+            group.add_argument(f'--{self.name}', action=argparse.BooleanOptionalAction, **settings)
+        else:
+            group.add_argument(f'--{self.name}', type=self.type, choices=self.choices, metavar=self.metavar,
+                               nargs=self.nargs, **settings)
+
+
+OPTIONS = (
+    Option('data', 'data_path', text, None, 'npz with x_train, y_train, x_test, y_test', 'run'),
+    Option('data', 'benchmark', text, None, 'name in results (default: name of the data file)', 'identity'),
+    Option('data', 'stream', text, 'joint', 'input of the model: coordinates, bones or velocities', 'identity',
+           choices=('joint', 'bone', 'velocity')),
+    Option('data', 'num_workers', THREADS, 1, 'threads that read clips ahead (0: read in the main thread)', 'run'),
+    Option('data', 'data_on_device', bool, False, 'keep the whole split, without padding, in device memory', 'run'),
+    Option('data', 'novel_every', WHOLE, 0, 'leave out every n-th class, starting with the first (one-shot: 6); '
+           '0: none', 'identity', CLASSIFICATION),
+
+    Option('model', 'num_frames', SIZE, 120, 'frames of a clip after resizing'),
+    Option('model', 'num_joints', SIZE, None, 'joints of a body (default: those of --layout, otherwise 25)'),
+    Option('model', 'layout', text, None, 'joint layout: kinect-v2, kinect-v1, coco-17 or a YAML file (default: by '
+           '--num_joints)', 'run', metavar='NAME|YAML'),
+    Option('model', 't_patch_size', SIZE, 4, 'frames of a segment'),
+    Option('model', 'dim_feat', SIZE, 256, 'encoder width'),
+    Option('model', 'depth', BLOCKS, 8, 'encoder blocks'),
+    Option('model', 'num_heads', SIZE, 8, 'attention heads'),
+    Option('model', 'mlp_ratio', Number(float, above=0, most=1000), 4.,
+           'hidden width of the MLP, in multiples of its input'),
+
+    Option('compute', 'device', text, 'auto', 'auto, cpu, cuda or cuda:N', 'run'),
+    Option('compute', 'batch_size', COUNT, None, 'clips of a micro-batch in one process (default: from the effective '
+           'batch size)', 'run'),
+    Option('compute', 'compile', text, 'auto', 'torch.compile the model (slow start); auto: on a CUDA GPU', 'numerics',
+           choices=('auto', 'on', 'off')),
+    Option('compute', 'attention', text, 'auto', 'attention kernel on a CUDA GPU; auto: chosen by PyTorch', 'numerics',
+           choices=('auto', 'flash', 'cudnn', 'efficient', 'math')),
+    Option('compute', 'precision', text, None, 'of matrix products (default: bf16 on GPUs that support it, else fp32)',
+           'numerics', choices=('fp32', 'tf32', 'bf16')),
+    Option('compute', 'deterministic', bool, False, 'bit-identical results from every run on the same GPU type, with '
+           'slower kernels (CPU results always are)', 'numerics'),
+    Option('compute', 'seed', Number(int, least=0, most=2**62), 0, 'seed of weights, data order, augmentation, masks, '
+           'dropout and labelled subsets', 'identity'),
+    Option('compute', 'patience', Number(float, above=0, most=1e6), 600., 'seconds that processes wait for each other '
+           'before the run ends', 'run'),
+
+    Option('pre-training', 'decoder_dim_feat', SIZE, 256, 'decoder width', stages=('pretrain',)),
+    Option('pre-training', 'decoder_depth', BLOCKS, 5, 'decoder blocks', stages=('pretrain',)),
+    Option('pre-training', 'mask_ratio', Number(float, above=0, below=1), 0.9, 'share of tokens that is masked',
+           stages=('pretrain',)),
+    Option('pre-training', 'motion_aware_tau', NOT_NEGATIVE, 0.8, 'temperature of motion-aware masking; 0: random '
+           'masking', stages=('pretrain',)),
+    Option('pre-training', 'motion_stride', COUNT, 1, 'frames between the two ends of a motion', stages=('pretrain',)),
+    Option('pre-training', 'skip_empty_bodies', bool, False, 'leave all-zero bodies out of the batch and the loss '
+           "(the authors' code trains on them)", stages=('pretrain',)),
+    Option('pre-training', 'target', text, 'motion', 'what the decoder predicts', stages=('pretrain',),
+           choices=('motion', 'joint')),
+    Option('pre-training', 'norm_skes_loss', bool, True, 'normalise the target of each token over its own values',
+           stages=('pretrain',)),
+
+    Option('classification', 'finetune', text, None, 'checkpoint whose encoder to start from', 'identity',
+           ('linprobe', 'finetune', 'retrieval'), metavar='PATH'),
+    Option('classification', 'random_encoder', bool, False, 'use an untrained encoder', 'identity',
+           ('linprobe', 'retrieval')),
+    Option('classification', 'num_classes', Number(int, least=2), None, 'number of classes (default: that of the data '
+           'file)', stages=CLASSIFICATION),
+    Option('classification', 'eval', bool, False, 'only evaluate the checkpoint given with --resume', 'run',
+           CLASSIFICATION),
+    Option('classification', 'sync_batchnorm', bool, False, "compute the statistics of the head's BatchNorm over all "
+           'processes (GPUs only)', stages=CLASSIFICATION),
+    Option('classification', 'smoothing', FRACTION, 0., 'label smoothing', stages=CLASSIFICATION),
+    Option('classification', 'label_fraction', Number(float, above=0, most=1), 1., 'share of the training clips to '
+           'use, drawn with --seed (semi-supervised)', 'identity', CLASSIFICATION),
+    Option('classification', 'label_draw', text, 'random', 'how to draw them: at random, or equally from each class',
+           'identity', CLASSIFICATION, ('random', 'balanced')),
+    Option('classification', 'layer_decay', Number(float, above=0, most=1), 1., 'factor of the learning rate from one '
+           'layer to the layer below', stages=('finetune',)),
+    Option('classification', 'drop_path_rate', FRACTION, 0., 'stochastic depth of the last block',
+           stages=('finetune',)),
+    Option('classification', 'head_dropout', FRACTION, 0.3, 'dropout before the head', stages=('finetune',)),
+
+    Option('retrieval', 'features', text, None, 'features.npz of an earlier run, instead of an encoder', 'identity',
+           ('retrieval',), metavar='NPZ'),
+    Option('retrieval', 'protocol', text, 'knn', 'knn: label of the nearest training clips; oneshot: label of the '
+           'nearest exemplar of the novel classes', 'identity', ('retrieval',), ('knn', 'oneshot')),
+    Option('retrieval', 'k', COUNT, 1, 'neighbours that vote (knn)', 'identity', ('retrieval',)),
+    Option('retrieval', 'metric', text, 'cosine', 'distance between features', 'identity', ('retrieval',),
+           ('cosine', 'euclidean', 'manhattan')),
+    Option('retrieval', 'novel_every', WHOLE, 6, 'every n-th class, starting with the first, is novel (oneshot)',
+           'identity', ('retrieval',)),
+
+    Option('training', 'p_interval', Number(float, above=0, most=1), [0.5, 1.], 'range of the training crop, as a '
+           'share of the clip', stages=TRAINING, metavar=('MIN', 'MAX'), nargs=2),
+    Option('training', 'max_angle', NOT_NEGATIVE, 0.3, 'largest training rotation about each axis, in rad',
+           stages=TRAINING),
+    Option('training', 'max_turn', NOT_NEGATIVE, None, 'largest rotation about the vertical axis (y), in rad (default: '
+           '--max_angle)', stages=TRAINING, metavar='RAD'),
+    Option('training', 'epochs', COUNT, None, 'passes over the training split', stages=TRAINING),
+    Option('training', 'warmup_epochs', NOT_NEGATIVE, 0., 'epochs of linear warm-up', stages=TRAINING),
+    Option('training', 'effective_batch_size', COUNT, None, 'clips of an optimiser step: batch size × accumulation × '
+           'processes', stages=TRAINING),
+    Option('training', 'accum_iter', COUNT, None, 'micro-batches of a step (default: from the effective batch size)',
+           'run', TRAINING),
+    Option('training', 'lr', POSITIVE, None, 'absolute peak learning rate', stages=TRAINING),
+    Option('training', 'blr', POSITIVE, None, 'base learning rate: lr = blr × effective batch size / 256', 'identity',
+           TRAINING),
+    Option('training', 'min_lr', NOT_NEGATIVE, 0., 'learning rate at the end', stages=TRAINING),
+    Option('training', 'weight_decay', NOT_NEGATIVE, 0., 'weight decay of parameters with more than one axis',
+           stages=TRAINING),
+    Option('training', 'clip_grad', POSITIVE, None, 'largest gradient norm (default: no clipping)', stages=TRAINING),
+
+    Option('output', 'output_dir', text, None, 'checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)',
+           'run'),
+    Option('output', 'log_dir', text, None, 'TensorBoard events (default: the output folder)', 'run', TRAINING),
+    Option('output', 'resume', text, None, 'continue from a checkpoint; auto: from the latest of the output folder',
+           'run', TRAINING, metavar='PATH|auto'),
+    Option('output', 'save_epochs', COUNT, 20, 'epochs between checkpoints that are kept', 'run', TRAINING),
+    Option('output', 'save_steps', WHOLE, 0, 'steps between checkpoints within an epoch (0: by --save_minutes only)',
+           'run', TRAINING),
+    Option('output', 'save_minutes', NOT_NEGATIVE, 10., 'minutes between checkpoints within an epoch (0: none)', 'run',
+           TRAINING),
+    Option('output', 'log_steps', COUNT, 20, 'steps between logged values of loss, gradient norm and throughput',
+           'run', TRAINING),
+    Option('output', 'picture_epochs', WHOLE, 0, 'epochs between pictures of a clip in TensorBoard (0: none)', 'run',
+           TRAINING),
+    Option('output', 'save_scores', bool, False, 'write class probabilities of the test clips to scores.npz', 'run',
+           CLASSIFICATION),
+    Option('output', 'save_features', bool, False, 'write mean features of the test clips to features.npz', 'run',
+           CLASSIFICATION),
+    Option('output', 'projector', WHOLE, 0, "features of at most N test clips for TensorBoard's projector", 'run',
+           ('linprobe', 'finetune', 'retrieval'), metavar='N'),
+)
+
+
+@cache
+def options_of_stage(stage: str) -> dict[str, Option]:
+    """The options of a stage by name."""
+    return {option.name: option for option in OPTIONS if stage in option.stages}
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
-    """The options of one stage, with their types and defaults."""
-    parser = Parser(prog=f'main_{stage}.py', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """The command line of a stage."""
+    program = f'tools/{stage}.py' if stage == 'retrieval' else f'main_{stage}.py'
+    parser = Parser(prog=program, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
-                        help='settings files; later ones win, the command line wins over all')
-    _add_data(parser)
-    _add_model(parser)
-    _add_computing(parser)
-    _add_processes(parser)
-    _add_run(parser)
-    if stage != 'retrieval':
-        _add_training(parser)
-        _add_saving(parser)
-    if stage == 'pretrain':
-        _add_pretraining(parser)
-    if stage in ('linprobe', 'finetune'):
-        _add_classification(parser)
-    if stage == 'finetune':
-        _add_finetuning(parser)
-    if stage in ('linprobe', 'retrieval'):
-        _add_encoder(parser)
-    if stage == 'retrieval':
-        _add_retrieval(parser)
+                        help='settings files; later ones override earlier ones, the command line overrides all')
+    groups = {}
+    for option in options_of_stage(stage).values():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        option.add_to(groups[option.group])
     return parser
 
 
 def defaults_of(stage: str) -> dict:
-    """{option: default} of one stage; an option that is worked out when a run starts has None."""
-    return {action.dest: action.default for action in build_parser(stage)._actions if action.dest != 'help'}
+    """Default values of a stage's options by name; None stands for values derived when a run starts."""
+    return {'config': []} | {name: option.default for name, option in options_of_stage(stage).items()}
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('data').add_argument
-    add('--data_path', type=text, help='npz with x_train, y_train, x_test, y_test')
-    add('--benchmark', type=text, help='name in result.json (default: the name of the data file)')
-    add('--stream', type=text, choices=('joint', 'bone', 'velocity'), default='joint', help='what the model sees')
-    add('--num_workers', type=PROCESSES, default=2, help='processes that read clips (0: the main one does)')
-    add('--data_on_device', action=argparse.BooleanOptionalAction, default=False,
-        help='keep the whole split, without its padding, in the memory of the device; --num_workers is of no use then')
+@cache
+def _roles() -> dict[str, set[str]]:
+    roles = {'config': {'run'}}
+    for option in OPTIONS:
+        roles.setdefault(option.name, set()).add(option.role)
+    return roles
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('model').add_argument
-    add('--num_frames', type=SIZE, default=120, help='frames after the resize')
-    add('--num_joints', type=SIZE, help='joints of one body (default: those of --layout, 25 without)')
-    add('--layout', type=text, metavar='NAME|YAML', help='what the joints are: kinect-v2, kinect-v1, coco-17 or a YAML '
-        'file of your own (default: told by --num_joints)')
-    add('--t_patch_size', type=SIZE, default=4, help='frames a segment')
-    add('--dim_feat', type=SIZE, default=256, help='width')
-    add('--depth', type=BLOCKS, default=8, help='encoder blocks')
-    add('--num_heads', type=SIZE, default=8, help='attention heads')
-    add('--mlp_ratio', type=Number(float, above=0, most=1000), default=4., help='hidden width of the MLP, in widths')
+def has_role(name: str, *roles: str) -> bool:
+    """True if the option has one of these roles."""
+    return bool(_roles().get(name, {'recipe'}) & set(roles))
 
 
-def _add_computing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('computing').add_argument
-    add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
-    add('--batch_size', type=COUNT, help='clips a process at once (default: what the effective batch leaves)')
-    add('--compile', type=text, choices=('auto', 'on', 'off'), default='auto',
-        help='torch.compile the transformer blocks: minutes at the start; auto: on a CUDA GPU')
-    add('--attention', type=text, choices=('auto', 'flash', 'cudnn', 'efficient', 'math'), default='auto',
-        help='kernel of a CUDA GPU; auto: the fastest, timed at the start (the same on every process); with '
-        '--deterministic flash for bf16, else efficient')
-    add('--precision', type=text, choices=('fp32', 'tf32', 'bf16'),
-        help='of matrix products (default: bf16 on GPUs that have it, fp32 elsewhere)')
-    add('--deterministic', action=argparse.BooleanOptionalAction, default=False,
-        help='the same numbers, bit for bit, from every run on the same GPUs, by slower kernels (on a CPU they are the '
-        'same without)')
-    add('--seed', type=Number(int, least=0, most=2**62), default=0,
-        help='of weights, data order, crops, masks, dropout, labels drawn')
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('training').add_argument
-    add('--p_interval', type=Number(float, above=0, most=1), nargs=2, default=[0.5, 1.], metavar=('MIN', 'MAX'),
-        help='training crop, as a share of the clip')
-    add('--max_angle', type=NOT_NEGATIVE, default=0.3, help='training rotation about each axis, rad')
-    add('--max_turn', type=NOT_NEGATIVE, metavar='RAD',
-        help='about the upright axis (y) in its place: for test cameras that stand elsewhere')
-    add('--epochs', type=COUNT, help='passes over the training split')
-    add('--warmup_epochs', type=NOT_NEGATIVE, default=0., help='of linear warm-up')
-    add('--effective_batch_size', type=COUNT, help='clips an optimiser step: batch × accumulation × processes')
-    add('--accum_iter', type=COUNT, help='micro-batches a step (default: what the effective batch leaves)')
-    add('--lr', type=POSITIVE, help='absolute peak learning rate')
-    add('--blr', type=POSITIVE, help='base learning rate: lr = blr × effective batch / 256')
-    add('--min_lr', type=NOT_NEGATIVE, default=0., help='learning rate at the end')
-    add('--weight_decay', type=NOT_NEGATIVE, default=0., help='of parameters with more than one axis')
-    add('--clip_grad', type=POSITIVE, help='largest gradient norm (default: no clipping)')
-
-
-def _add_processes(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('processes').add_argument
-    add('--patience', type=Number(float, above=0, most=1e6), default=600.,
-        help='seconds that processes wait for each other, to meet at the start and in every exchange; after that the '
-        'run ends')
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('run').add_argument
-    add('--output_dir', type=text, help='checkpoints, log.jsonl, result.json (default: runs/BENCHMARK/STAGE)')
-
-
-def _add_saving(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('logs and checkpoints').add_argument
-    add('--log_dir', type=text, help='TensorBoard events (default: the output folder)')
-    add('--resume', type=text, metavar='PATH|auto', help='go on from a checkpoint; auto: from this output folder')
-    add('--save_epochs', type=COUNT, default=20, help='epochs between the checkpoints that are kept')
-    add('--save_steps', type=WHOLE, default=0, help='steps between writes of checkpoint-last.pth inside an epoch '
-        '(0: by --save_minutes only)')
-    add('--save_minutes', type=NOT_NEGATIVE, default=10., help='minutes after which checkpoint-last.pth is written '
-        'inside an epoch (0: at its end only)')
-    add('--log_steps', type=COUNT, default=20, help='steps between readings of loss, gradient norm and throughput')
-    add('--picture_epochs', type=WHOLE, default=0, help='epochs between pictures of a clip in TensorBoard, as those of '
-        'tools/visualize.py (0: none): the first training clip in pre-training, the first test clip elsewhere')
-
-
-def _add_pretraining(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('pre-training').add_argument
-    add('--decoder_dim_feat', type=SIZE, default=256, help='decoder width')
-    add('--decoder_depth', type=BLOCKS, default=5, help='decoder blocks')
-    add('--mask_ratio', type=Number(float, above=0, below=1), default=0.9, help='share of the tokens hidden')
-    add('--motion_aware_tau', type=NOT_NEGATIVE, default=0.8, help='temperature of the mask; 0: plain random')
-    add('--motion_stride', type=COUNT, default=1, help='frames between the two ends of a motion')
-    add('--skip_empty_bodies', action=argparse.BooleanOptionalAction, default=False,
-        help='leave all-zero bodies out of the batch and its loss; the authors train on them too')
-    add('--target', type=text, choices=('motion', 'joint'), default='motion', help='what is predicted')
-    add('--norm_skes_loss', action=argparse.BooleanOptionalAction, default=True,
-        help="normalise each token's target over its own values")
-
-
-def _add_classification(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('classification').add_argument
-    add('--num_classes', type=Number(int, least=2), help='must be what the data file holds (default: just that)')
-    add('--finetune', type=text, metavar='PATH', help='pre-trained checkpoint to start from')
-    add('--eval', action=argparse.BooleanOptionalAction, default=False,
-        help='only evaluate the checkpoint given with --resume')
-    add('--sync_batchnorm', action=argparse.BooleanOptionalAction, default=False,
-        help="statistics of the head's BatchNorm over the micro-batches of all processes, GPUs only (default: each "
-        'has its own, as the authors did); of one process nothing changes')
-    add('--smoothing', type=SHARE, default=0., help='label smoothing')
-    add('--label_fraction', type=Number(float, above=0, most=1), default=1.,
-        help='share of the training clips whose labels are used, drawn by --seed (semi-supervised)')
-    add('--label_draw', type=text, choices=('random', 'balanced'), default='random',
-        help='of that share: any clips, as published, or as many of each class')
-    add('--novel_every', type=WHOLE, default=0, help='leave every so many-th class, from the first on, out of both '
-        'splits: what remains are the auxiliary classes of one-shot recognition (6 there; 0: none)')
-    add('--save_scores', action=argparse.BooleanOptionalAction, default=False,
-        help='at the end, write the probabilities of the test clips to scores.npz')
-    add('--save_features', action=argparse.BooleanOptionalAction, default=False,
-        help='at the end, write the mean features of the test clips to features.npz')
-    _add_projector(parser)
-
-
-def _add_encoder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--random_encoder', action=argparse.BooleanOptionalAction, default=False,
-                        help='take an encoder that was never trained')
-
-
-def _add_retrieval(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('retrieval').add_argument
-    add('--finetune', type=text, metavar='PATH', help='checkpoint of any stage, of which the encoder is taken')
-    add('--features', type=text, metavar='NPZ', help='features.npz of an earlier run, in place of an encoder')
-    add('--protocol', type=text, choices=('knn', 'oneshot'), default='knn',
-        help='knn: label of the nearest training clips; oneshot: of the nearest exemplar of the novel classes')
-    add('--k', type=COUNT, default=1, help='neighbours that vote (knn)')
-    add('--metric', type=text, choices=('cosine', 'euclidean', 'manhattan'), default='cosine',
-        help='distance between features')
-    add('--novel_every', type=WHOLE, default=6, help='every so many-th class, from the first on, is novel (oneshot)')
-    _add_projector(parser)
-
-
-def _add_projector(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--projector', type=WHOLE, default=0, metavar='N',
-                        help="at the end, give TensorBoard's projector the features of up to so many test clips")
-
-
-def _add_finetuning(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group('fine-tuning').add_argument
-    add('--layer_decay', type=Number(float, above=0, most=1), default=1., help='factor of lr from a layer to the next')
-    add('--drop_path_rate', type=SHARE, default=0., help='stochastic depth of the last block')
-    add('--head_dropout', type=SHARE, default=0.3, help='dropout before the head')
+def is_recipe(name: str) -> bool:
+    """True for a setting that changes what is computed, and for unknown ones."""
+    return has_role(name, 'recipe')

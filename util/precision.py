@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from util.errors import UserError
+from util.repeat import repeatable
 
 
 class Precision:
@@ -47,3 +48,7 @@ def _compiled(forward):
         torch._dynamo.mark_static(tokens, 1)
         return compiled(tokens)
     return call
+
+
+compile_model = compile_blocks
+deterministic = repeatable

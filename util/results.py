@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from util.errors import UserError
-from util.options import NOT_THE_RECIPE, defaults_of
+from util.options import defaults_of, is_recipe
 from util.predictions import MOST
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def _recipe_of(result: dict) -> dict[str, str]:
-    recipe = {key: str(value) for key, value in (result.get('config') or {}).items() if key not in NOT_THE_RECIPE}
+    recipe = {key: str(value) for key, value in (result.get('config') or {}).items() if is_recipe(key)}
     return recipe | {f'pre-training {key}': str(value) for key, value in (result.get('pretraining') or {}).items()
                      if key not in ('benchmark', 'path', 'seed')}
 
@@ -242,3 +242,18 @@ def warn_of_duplicates(experiment: str, runs: list[dict]) -> None:
             first = next(one for one in kept if _seeds_of(one) == _seeds_of(run))
             log.warning('%s, %s: seed %s is there twice, in %s, which counts, and in %s, which is left out',
                         run['benchmark'], experiment, run['seed'], first['path'], run['path'])
+
+
+class Result:
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+    def write(self, folder):
+        from util.files import write_json
+        write_json(Path(folder) / 'result.json', self.__dict__)
+
+    @classmethod
+    def read(cls, path):
+        result = cls()
+        result.__dict__.update(read_result(path))
+        return result

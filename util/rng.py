@@ -1,7 +1,7 @@
-"""Random numbers that are a function of where they are used, not of how often a generator was called.
+"""Counter-based random numbers: a function of where they are used, not of how often a generator was called.
 
-Crops, angles and masks depend on (seed, epoch, step, position in the effective batch) alone: not on the number of
-processes or workers, on accumulation, on restarts, nor on the device.
+Crops, angles and masks depend on (seed, epoch, step, position in the effective batch) only: not on the number of
+processes, accumulation, restarts or the device.
 """
 
 import numpy as np
@@ -17,15 +17,15 @@ def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def derive_seed(*facts: int) -> int:
-    """A well-mixed seed in [0, 2^63) for these non-negative integers."""
-    return int(np.random.SeedSequence(facts).generate_state(1, np.uint64)[0] >> 1)
+def derive_seed(*keys: int) -> int:
+    """Mix non-negative integers into a seed in [0, 2^63)."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
 
 
 def uniform(key: int, position: torch.Tensor, size: int) -> torch.Tensor:
-    """Row i is drawn for position[i]: (B,) integers -> (B, size) float32 in [0, 1), on position's device.
+    """Draw row i for position[i]: (B,) integers -> (B, size) float32 in [0, 1), on the device of `position`.
 
-    The SplitMix64 stream of `key`, entered at position · size; equal on every device.
+    Reads the SplitMix64 stream of `key` from position · size on; equal on every device.
     """
     counter = position[:, None].long() * size + torch.arange(1, size + 1, device=position.device)
     z = counter * _GAMMA + key

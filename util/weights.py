@@ -1,148 +1,260 @@
-"""A model from its checkpoint alone: its sizes are read off the weights, and only what they do not show is told."""
+"""Weights of checkpoints into models: rebuild a model, load an encoder, fit embeddings, convert the authors' files."""
 
+import argparse
+import inspect
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from data.prepare_ntu import DATASETS
-from feeder.classes import find_class_names, is_preparation, set_of
-from feeder.layouts import Layout, checkpoint_layout
+from feeder.layouts import checkpoint_layout, find_layout, match_joints
 from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder
-from util import checkpoint
-from util.config import settings_for
-from util.errors import UserError
+from util.checkpoint import STAGE_TITLES, Checkpoint
+from util.config import read_settings
+from util.errors import UserError, one_line
+from util.files import check_outputs
+from util.log import code_version
 
-BODIES = {'ntu60': 2, 'ntu120': 2, 'pku': 2, 'synth': 2, 'nwucla': 1}      # of a clip of these sets
-CLASSIFIERS = ('a linear probe', 'fine-tuning')
-STAGES = {'pre-training': 'pretrain', 'a linear probe': 'linprobe', 'fine-tuning': 'finetune'}
+log = logging.getLogger(__name__)
+
+CONSTRUCTORS = {'pretrain': MAMP, 'linprobe': ActionTransformer, 'finetune': ActionTransformer,
+                'encoder': SkeletonEncoder}
 
 
-def sizes_of(weights: dict, path: str | Path) -> dict[str, int | float]:
-    """The settings that the weights' shapes show: all sizes of the model but `num_heads`, and of a head num_classes.
+def create_model(constructor: type, settings: dict, **more) -> nn.Module:
+    """Build a model from those of the settings that `constructor` takes by name.
 
-    UserError when a weight that shows one is missing or has another number of axes.
+    Raises UserError for sizes that make no model, or a model larger than this machine's memory.
     """
+    names = inspect.signature(constructor).parameters
+    arguments = {name: settings[name] for name in names if name in settings} | more
+    try:
+        with torch.device('meta'):
+            model = constructor(**arguments)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f'these settings make no model: {one_line(error)}') from error
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if size > memory:
+        raise UserError(f'a model of these sizes has {size / 1e9:,.0f} GB of weights, this machine '
+                        f'{memory / 1e9:,.0f} GB of memory; give smaller sizes')
+    return constructor(**arguments)
+
+
+# ---- a model from a checkpoint ---------------------------------------------------------------------------------------
+
+
+def rebuild_model(path: str | Path, part: str | None = None) -> tuple[SkeletonEncoder, Checkpoint]:
+    """Rebuild the model of a checkpoint: sizes come from weight shapes, the rest from the saved settings.
+
+    Returns the model in eval mode on the CPU and the checkpoint, whose `args` then hold all sizes. `part` 'encoder'
+    leaves out the head or decoder. Raises UserError for a checkpoint without settings or with weights of no model.
+    """
+    checkpoint = Checkpoint.read(path)
+    settings = checkpoint.args
+    if 'num_heads' not in settings:
+        raise UserError(f'{path}: has no settings, so it was not written by main_pretrain.py, main_linprobe.py or '
+                        "main_finetune.py; convert a checkpoint of the authors' program with tools/export.py --authors")
+    if settings.get('stream') not in ('joint', 'bone', 'velocity'):
+        raise UserError(f'{path}: unknown stream in its settings; use another checkpoint')
+    sizes = weight_sizes(checkpoint, path)
+    checkpoint.args = settings | sizes | {'mlp_ratio': settings.get('mlp_ratio', sizes['mlp_ratio'])}  # exact ratio
+    stage = part or checkpoint.stage
+    return _build(stage, checkpoint.args, encoder_weights(checkpoint.model) if part else checkpoint.model, path), \
+        checkpoint
+
+
+def _build(stage: str, settings: dict, weights: dict, path: str | Path) -> SkeletonEncoder:
+    more = {'protocol': stage} if stage in ('linprobe', 'finetune') else {}
+    try:
+        model = create_model(CONSTRUCTORS[stage], settings, **more)
+    except UserError as error:
+        raise UserError(f'{path}: {error}; use another checkpoint') from error
+    load_weights(model, weights, path)
+    return model.eval()
+
+
+def weight_sizes(checkpoint: Checkpoint, path: str | Path) -> dict[str, int | float]:
+    """Model sizes that the shapes of the weights show: all but `num_heads`, and the classes of a head.
+
+    Raises UserError if a weight that shows one is missing or has an unexpected shape.
+    """
+    weights = checkpoint.model
+
     def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in weights:
-            raise UserError(f'{path}: {name} is missing, so it is no checkpoint of this model; take another one')
-        if weights[name].ndim != axes or 0 in weights[name].shape:
-            raise UserError(f'{path}: {name} is {tuple(weights[name].shape)}, where {axes} axes are expected; take '
-                            'another checkpoint')
+        if name not in weights or weights[name].ndim != axes or 0 in weights[name].shape:
+            actual = tuple(weights[name].shape) if name in weights else 'missing'
+            raise UserError(f'{path}: not a checkpoint of this model ({name} is {actual}); use another file')
         return tuple(weights[name].shape)
 
     def depth(blocks: str) -> int:
         return len({name.split('.')[1] for name in weights if name.startswith(f'{blocks}.')})
 
-    width, _, frames, _ = shape('joints_embed.proj.weight', 4)
-    sizes = {'num_frames': shape('temp_embed', 4)[1] * frames, 'num_joints': shape('pos_embed', 4)[2],
-             't_patch_size': frames, 'dim_feat': width, 'depth': depth('blocks'),
-             'mlp_ratio': shape('blocks.0.mlp.fc1.weight', 2)[0] / width}
-    stage = checkpoint.stage_of(weights)
-    if stage == 'pre-training':
-        return sizes | {'decoder_dim_feat': shape('mask_token', 3)[2], 'decoder_depth': depth('decoder_blocks')}
-    if stage in STAGES:
-        head = 'head.fc2.weight' if stage == 'fine-tuning' else 'head.fc.1.weight'
-        return sizes | {'num_classes': shape(head, 2)[0]}
+    width, _, u, _ = shape('joints_embed.proj.weight', 4)
+    sizes = {'num_frames': shape('temp_embed', 4)[1] * u, 'num_joints': shape('pos_embed', 4)[2], 't_patch_size': u,
+             'dim_feat': width, 'depth': depth('blocks'), 'mlp_ratio': shape('blocks.0.mlp.fc1.weight', 2)[0] / width}
+    match checkpoint.stage:
+        case 'pretrain':
+            sizes |= {'decoder_dim_feat': shape('mask_token', 3)[2], 'decoder_depth': depth('decoder_blocks')}
+        case 'finetune':
+            sizes['num_classes'] = shape('head.fc2.weight', 2)[0]
+        case 'linprobe':
+            sizes['num_classes'] = shape('head.fc.1.weight', 2)[0]
     return sizes
 
 
-def make_model(stage: str, weights: dict, settings: dict, path: str | Path) -> SkeletonEncoder:
-    """The model that a stage trains ('pretrain', 'linprobe', 'finetune') or the 'encoder' alone, in eval mode.
+# ---- weights into a model --------------------------------------------------------------------------------------------
 
-    It has the weights, just these, and takes memory only when they fit. UserError, naming the checkpoint, when the
-    settings make no model or the weights are not its.
-    """
-    constructor, more = {'encoder': SkeletonEncoder, 'pretrain': MAMP}.get(stage, ActionTransformer), {}
-    if constructor is ActionTransformer:
-        more = {'protocol': stage}
-    heads = settings.get('num_heads')
-    try:
-        if type(heads) is not int or heads < 1:
-            raise ValueError(f'num_heads is {heads!r:.40}')
-        with torch.device('meta'):
-            model = constructor(**settings_for(constructor, settings), **more)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f'{path}: its settings make no model ({" ".join(str(error).split())}); take another '
-                        'checkpoint') from error
-    problems = checkpoint.misfits(model, weights) or ', '.join(
-        f'{name} is {weights[name].dtype}' for name, own in model.state_dict().items()
-        if weights[name].dtype != own.dtype)
+
+def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
+    """Load all weights strictly. Raises UserError for missing, unexpected, misshapen or non-finite ones."""
+    expected = model.state_dict()
+    problems = [f'{name} is missing' for name in expected if name not in weights]
+    problems += [f'{name} is not a weight of this model' for name in weights if name not in expected]
+    problems += [f'{name} is {weights[name].dtype} {tuple(weights[name].shape)}, the model has {own.dtype} '
+                 f'{tuple(own.shape)}' for name, own in expected.items() if name in weights
+                 and (weights[name].shape != own.shape or weights[name].dtype != own.dtype)]
     if problems:
-        raise UserError(f'{path}: its weights make no whole model: {problems}; take another checkpoint')
-    model = model.to_empty(device='cpu')
-    checkpoint.load_model(model, weights, path, resize=False)
-    return model.eval()
+        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+        raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; give the settings it was '
+                        'trained with (--dim_feat, --depth, --num_joints, …) and data with as many classes')
+    if invalid := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise UserError(f'{path}: {invalid[0]} holds NaN or infinity; use another checkpoint')
+    model.load_state_dict(weights)
 
 
-def settings_in(state: dict, path: str | Path) -> dict:
-    """The settings that a checkpoint of ours was trained with, all sizes those of its weights.
+def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Load the weights of a checkpoint of the same stage, for resuming or evaluating. Raises as `load_weights`."""
+    stage = Checkpoint(model.state_dict()).stage
+    if checkpoint.stage != stage:
+        raise UserError(f'{path}: is a checkpoint of {STAGE_TITLES[checkpoint.stage]}, expected one of '
+                        f'{STAGE_TITLES[stage]}; give one, or start from its encoder with --finetune')
+    load_weights(model, checkpoint.model, path)
 
-    UserError for one without settings, and where the stream or the benchmark cannot be.
+
+def load_encoder(model: nn.Module, checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+    """Load the encoder of `args.finetune`; its decoder or head is ignored, the model's head stays as initialised.
+
+    Joint embeddings are matched by joint name across layouts, segment embeddings resized to the number of segments.
+    Raises UserError for any other mismatch.
     """
-    told = state['args']
-    if 'num_heads' not in told:
-        raise UserError(f'{path}: not a checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py (no '
-                        'settings in it); one of the authors\' is converted with tools/export.py --authors')
-    sizes = sizes_of(state['model'], path)
-    settings = told | sizes | {'mlp_ratio': told.get('mlp_ratio', sizes['mlp_ratio'])}     # rounded in the weights
-    if settings.get('stream') not in ('joint', 'bone', 'velocity'):
-        raise UserError(f'{path}: its settings name no stream that is known; take another checkpoint')
-    if not isinstance(settings.get('benchmark'), str | None):
-        raise UserError(f'{path}: its benchmark is no text; take another checkpoint')
+    path, weights = args.finetune, encoder_weights(checkpoint.model)
+    source, own = checkpoint_layout(checkpoint, path), find_layout(args.layout, args.num_joints)
+    if source and own and source.joints != own.joints:
+        weights = map_joints(weights, model, match_joints(source, own, path))
+    head = {name: value for name, value in model.state_dict().items() if name.startswith('head.')}
+    load_weights(model, resize_temp_embed(weights, model) | head, path)
+    if difference := setting_differences(checkpoint.args, args, ('num_heads',)):
+        raise UserError(f'{path}: pre-trained with {difference}; give the same')
+    if difference := setting_differences(checkpoint.args, args, ('stream', 'num_frames')):
+        log.warning('%s: pre-trained with %s', path, difference)
+
+
+def load_pretrained(model: nn.Module, args: argparse.Namespace) -> dict:
+    """Load the encoder of --finetune, if given; returns `method` and `pretraining` as the result records them."""
+    if args.finetune is None or getattr(args, 'eval', False):
+        return {'method': 'random encoder' if hasattr(args, 'random_encoder') else 'scratch', 'pretraining': None}
+    checkpoint = Checkpoint.read(args.finetune)
+    load_encoder(model, checkpoint, args)
+    method = checkpoint.method or 'authors'
+    if checkpoint.stage == 'finetune':      # its encoder was trained with labels
+        return {'method': f'{method} + supervised', 'pretraining': checkpoint.pretraining}
+    pretraining = {name: checkpoint.args.get(name) for name in
+                   ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
+    if wrong := [name for name, value in pretraining.items() if not isinstance(value, str | int | float | None)]:
+        raise UserError(f'{args.finetune}: its setting {wrong[0]} has the wrong type; use another checkpoint')
+    return {'method': method, 'pretraining': pretraining | {'path': args.finetune, 'epoch': checkpoint.epoch}}
+
+
+def encoder_weights(weights: dict) -> dict:
+    """The weights without those of a decoder or head."""
+    return {name: value for name, value in weights.items() if not name.startswith(('decoder_', 'mask_token', 'head.'))}
+
+
+def map_joints(weights: dict, model: nn.Module, sources: Sequence[int | None]) -> dict:
+    """Joint embeddings (1, 1, V, D) for the model's joints: joint v takes row sources[v], None keeps the model's."""
+    mapped = model.pos_embed.detach().clone()
+    for joint, source in enumerate(sources):
+        if source is not None:
+            mapped[:, :, joint] = weights['pos_embed'][:, :, source]
+    return weights | {'pos_embed': mapped}
+
+
+def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
+    """Resize the segment embedding (1, P, 1, D) to the model's number of segments, bicubically along P."""
+    embedding, segments = weights.get('temp_embed'), model.temp_embed.shape[1]
+    if embedding is None or embedding.ndim != 4 or embedding.shape[1] == segments or not embedding.is_floating_point():
+        return weights      # fits, or load_weights refuses it
+    log.info('temp_embed: resized from %d to %d segments', embedding.shape[1], segments)
+    image = embedding.permute(0, 3, 1, 2)                                               # (1, D, P, 1)
+    image = F.interpolate(image, (segments, 1), mode='bicubic', align_corners=False)
+    return weights | {'temp_embed': image.permute(0, 2, 3, 1)}
+
+
+def setting_differences(settings: dict, args: argparse.Namespace, names: Sequence[str]) -> str:
+    """Settings of a checkpoint that differ from this run's, as text; '' if there are none."""
+    return ', '.join(f'{name} {settings[name]} (now {getattr(args, name)})' for name in names
+                     if settings.get(name) is not None and settings[name] != getattr(args, name))
+
+
+# ---- the authors' checkpoints ----------------------------------------------------------------------------------------
+
+# Settings of the authors' args that say how the weights were trained; they have the same names here.
+AUTHORS_RECIPE = ('mask_ratio', 'motion_aware_tau', 'motion_stride', 'norm_skes_loss', 'epochs', 'warmup_epochs', 'lr',
+                  'blr', 'min_lr', 'weight_decay', 'layer_decay', 'smoothing', 'clip_grad', 'seed', 'drop_path_rate',
+                  'head_dropout')
+
+
+def convert_authors(path: str, out: Path, argv: list[str]) -> str:
+    """Write a checkpoint of the authors' program as one of this project; returns a description of it.
+
+    Training reads their files as they are (--finetune). The converted file also holds the settings that prediction,
+    pictures, export and tables need: those of the config files and options in `argv`, overridden by the checkpoint's
+    args and the sizes of its weights. The optimizer state is left out. Raises UserError, with nothing written, for any
+    other file and for settings that contradict the weights.
+    """
+    check_outputs([('--out', out)], [path])
+    checkpoint = Checkpoint.read(path)
+    if not checkpoint.is_authors:
+        raise UserError(f"{path}: already a checkpoint of this project; use it directly")
+    stage = checkpoint.stage
+    if stage == 'encoder':
+        raise UserError(f'{path}: has neither a decoder nor a head; give a checkpoint of pre-training, linear probe or '
+                        'fine-tuning')
+    settings = _authors_settings(stage, checkpoint, path, argv)
+    model = _build(stage, vars(settings), checkpoint.model, path)
+    Checkpoint(model.state_dict(), vars(settings), checkpoint.epoch, method='authors',
+               code_version=code_version()).write(out)
+    classes = f', {settings.num_classes} classes' if stage != 'pretrain' else ''
+    return (f'{path}: {STAGE_TITLES[stage]}, epoch {checkpoint.epoch}{classes}; width {settings.dim_feat}, '
+            f'{settings.depth} blocks of {settings.num_heads} heads, {settings.num_frames} frames in segments of '
+            f'{settings.t_patch_size}, {settings.num_joints} joints; benchmark {settings.benchmark or "not given"}\n'
+            f'{out}: the same weights and settings as a checkpoint of main_{stage}.py')
+
+
+def _authors_settings(stage: str, checkpoint: Checkpoint, path: str, argv: list[str]) -> argparse.Namespace:
+    model_args = checkpoint.args.get('model_args')
+    saved = checkpoint.args | (model_args if isinstance(model_args, dict) else {})
+    saved = {name: value for name, value in saved.items() if value is not None}
+    if 'lr' in saved:
+        saved.pop('blr', None)          # their lr was derived from it
+    default, requested = vars(read_settings(stage, [])), vars(read_settings(stage, argv))
+    recipe = {name: saved[name] for name in AUTHORS_RECIPE if name in saved and name in default}
+    settings = read_settings(stage, argv, recipe, f'{path}: its args')
+    sizes = weight_sizes(checkpoint, path) | {name: saved[name] for name in ('num_heads',) if name in saved}
+    for name, size in sizes.items():
+        if name in saved and saved[name] != size:
+            raise UserError(f'{path}: {name} is {size:g} in its weights, {saved[name]!r:.40} in its args; use another '
+                            'checkpoint')
+        if requested[name] not in (default[name], size):
+            raise UserError(f'{path}: was trained with {name} {size}, not {requested[name]} as given; give the '
+                            'settings of its benchmark')
+        setattr(settings, name, size)
+    if settings.benchmark is None and settings.data_path:
+        settings.benchmark = Path(settings.data_path).stem
     return settings
-
-
-class Facts(NamedTuple):
-    """What a trained model expects of recordings, and what its classes are called."""
-
-    layout: Layout | None           # of the joints; None where nobody knows
-    bodies: int                     # of a clip
-    repeats_body: bool              # whether the only body is repeated, as in NTU RGB+D 120, or followed by zeros
-    centre: bool                    # whether bodies are moved to the origin
-    scale: float                    # metres in a unit of the files without one
-    class_names: list[str] | None   # label 0 first, 'class 0', … where nobody knows them; None: of a model without
-
-
-def facts_of(state: dict, settings: dict, path: str | Path) -> Facts:
-    """What a checkpoint with these settings tells; what it does not, from the data set that its benchmark is of.
-
-    Raises UserError for class names of another number than classes, and for facts that cannot be.
-    """
-    classes, benchmark = settings.get('num_classes'), settings.get('benchmark')
-    if checkpoint.stage_of(state['model']) not in CLASSIFIERS:
-        classes = None
-    own, told = state.get('classes'), state.get('prepared')
-    if own is not None and len(own) != classes:
-        raise UserError(f'{path}: {len(own)} class names for {classes} classes; take another checkpoint')
-    if told is not None and not is_preparation(told):
-        raise UserError(f'{path}: does not tell how its data were prepared; take another checkpoint')
-    names = own or find_class_names(benchmark, classes)
-    # A set of one's own tells what it is; a name like 'ntu_gym' or 51 classes say nothing of it.
-    known = None if told or own or (classes and not names) else set_of(benchmark, None if benchmark else classes)
-    # Authors' clips of 25 joints have two bodies in every set.
-    bodies = state.get('bodies') or BODIES.get(known) or (2 if settings['num_joints'] == 25 else 1)
-    return Facts(checkpoint_layout(state, path), bodies, known in DATASETS and DATASETS[known].second == 'copy',
-                 told['centre'] if told else known != 'pku', told['scale'] if told else 1.,
-                 (names or [f'class {label}' for label in range(classes)]) if classes else None)
-
-
-def load_whole(path: str | Path, what: str | None = None) -> tuple[SkeletonEncoder, str, dict, dict]:
-    """The classifier or encoder of a checkpoint of ours, in eval mode: model, which of both, settings, the checkpoint.
-
-    `what` None: the classifier where there is one. Settings are those it was trained with, sizes those of the weights.
-    Raises UserError for a checkpoint without settings, of no stage, or whose weights fit no model.
-    """
-    state = checkpoint.load(path)
-    weights, settings = state['model'], settings_in(state, path)
-    kind = checkpoint.stage_of(weights)
-    stage = STAGES.get(kind, 'encoder')
-    if what is None:
-        what = 'classifier' if kind in CLASSIFIERS else 'encoder'
-    if what == 'encoder':
-        stage, weights = 'encoder', checkpoint.encoder_of(weights)
-    elif kind not in CLASSIFIERS:
-        raise UserError(f'{path}: is of {kind} and classifies nothing; give --what encoder, or a checkpoint of '
-                        'main_linprobe.py or main_finetune.py')
-    return make_model(stage, weights, settings, path), what, settings, state
