@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.common import one_hot, write_npz
-from util import checkpoint
+from util.checkpoint import LAST, Checkpoint
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,24 +66,25 @@ def torchrun(processes: int, *command: str, env: dict | None = None,
                timeout=timeout)
 
 
-def lines_of(folder: Path) -> list[dict]:
+def read_lines(folder: Path) -> list[dict]:
+    """Lines of a run's log.jsonl."""
     return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
 
 
-def result_of(folder: Path) -> dict:
+def read_result(folder: Path) -> dict:
     return json.loads((folder / 'result.json').read_text())
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(folder / 'checkpoint-last.pth')['model']
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return Checkpoint.read(folder / LAST).model
 
 
-def refusal(call, *naming):
-    """The UserError that `call` ends with: one line that holds all of `naming`."""
+def refusal(call, *parts):
+    """Check that `call` raises a UserError of one line that contains all of `parts`; returns the line."""
     with pytest.raises(UserError) as error:
         call()
     message = str(error.value)
     assert '\n' not in message and message.strip(), message
-    for part in naming:
+    for part in parts:
         assert str(part) in message, message
     return message

@@ -22,7 +22,7 @@ from data.common import write_npz
 from engine_finetune import shared_statistics
 from feeder.subset import draw_labelled
 from model_transformer import ActionTransformer
-from tests.conftest import NUM_TEST, lines_of, refusal, result_of, run, torchrun, weights_of
+from tests.conftest import NUM_TEST, read_lines, refusal, read_result, run, torchrun, read_weights
 from util import checkpoint
 from util.config import parse_args
 from util.dist import World, joined
@@ -61,7 +61,7 @@ def alone(tiny, tiny_pretrain, tmp_path_factory):
 
 
 def same_losses(folder, expected) -> None:
-    ours, alone = ([line['train_loss'] for line in lines_of(path)] for path in (folder, expected))
+    ours, alone = ([line['train_loss'] for line in read_lines(path)] for path in (folder, expected))
     assert ours == pytest.approx(alone, rel=1e-6)
 
 
@@ -114,10 +114,10 @@ def test_every_stage_gives_what_one_process_gives(processes, tiny, tiny_pretrain
     done = torchrun(processes, str(script), str(tmp_path / 'jobs.json'))
     assert done.returncode == 0, done.stderr
     if processes != 3:
-        assert result_of(folder / 'pretrain')['processes'] == processes
+        assert read_result(folder / 'pretrain')['processes'] == processes
         same_losses(folder / 'pretrain', alone / 'pretrain')
         for stage in ('linprobe', 'finetune'):
-            assert result_of(folder / stage)['last']['samples'] == NUM_TEST
+            assert read_result(folder / stage)['last']['samples'] == NUM_TEST
     for name, clips in (('many', NUM_TEST), ('few', 3)):
         for stage in ('linprobe', 'finetune'):
             ours, one = (json.loads((root / f'{name}_{stage}' / 'eval.json').read_text()) for root in (folder,
@@ -125,7 +125,7 @@ def test_every_stage_gives_what_one_process_gives(processes, tiny, tiny_pretrain
             assert ours['samples'] == one['samples'] == clips
             assert (ours['top1'], ours['top5']) == (one['top1'], one['top5'])
             assert ours['loss'] == pytest.approx(one['loss'], rel=1e-6)
-        ours, one = (result_of(path / f'{name}_retrieval')['last'] for path in (folder, expected))
+        ours, one = (read_result(path / f'{name}_retrieval')['last'] for path in (folder, expected))
         assert ours == one and ours['samples'] == clips
     files = [path.relative_to(expected) for path in expected.rglob('*.npz')]
     assert len(files) == 2 * (2 + 2 + 1)
@@ -146,7 +146,7 @@ def test_two_processes_fine_tune_with_shared_statistics(tiny, tmp_path):
     """BatchNorm's running statistics are one process's own between steps; what is scored and saved must agree."""
     done = torchrun(2, 'main_finetune.py', *tiny, '--output_dir', str(tmp_path))
     assert done.returncode == 0, done.stderr
-    last = result_of(tmp_path)['last']
+    last = read_result(tmp_path)['last']
     main_finetune.main([*tiny, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
     scores = json.loads((tmp_path / 'eval.json').read_text())
     assert (scores['top1'], scores['samples']) == (last['top1'], NUM_TEST)
@@ -258,9 +258,9 @@ def test_one_that_fails_ends_all_and_is_named_once(how, stage, processes, worker
         assert all(value.isfinite().all() for value in checkpoint.load(path)['model'].values())
 
     STAGES[stage](parse_args(stage, [*options, '--resume', 'auto']), ALONE)
-    assert [line['epoch'] for line in lines_of(folder)] == [0, 1, 2]
+    assert [line['epoch'] for line in read_lines(folder)] == [0, 1, 2]
     if stage != 'pretrain':
-        assert result_of(folder)['last']['samples'] == NUM_TEST
+        assert read_result(folder)['last']['samples'] == NUM_TEST
     elif processes == 4:
         same_losses(folder, alone / 'pretrain')
     else:
@@ -287,7 +287,7 @@ def test_a_pretraining_goes_on_with_fewer_processes_and_with_more(tiny_pretrain,
     assert (checkpoint.newest(folder)[1]['epoch'], checkpoint.newest(folder)[1]['step']) == (0, 1)
     done = torchrun(4, 'main_pretrain.py', *options, '--resume', 'auto')
     assert done.returncode == 0, done.stderr
-    assert result_of(folder)['processes'] == 4
+    assert read_result(folder)['processes'] == 4
     same_losses(folder, alone / 'pretrain')
 
 
@@ -302,8 +302,8 @@ def test_a_classifier_goes_on_with_more_processes(stage, tiny, alone, tmp_path):
             (tmp_path / 'run' / path.name).write_bytes(path.read_bytes())
     done = torchrun(4, f'main_{stage}.py', *options, '--resume', 'auto')
     assert done.returncode == 0, done.stderr
-    assert [line['epoch'] for line in lines_of(tmp_path / 'run')] == [0, 1, 2, 3]
-    assert [line['test_samples'] for line in lines_of(tmp_path / 'run')] == 4 * [NUM_TEST]
+    assert [line['epoch'] for line in read_lines(tmp_path / 'run')] == [0, 1, 2, 3]
+    assert [line['test_samples'] for line in read_lines(tmp_path / 'run')] == 4 * [NUM_TEST]
 
 
 @pytest.mark.slow
@@ -390,5 +390,5 @@ def test_statistics_are_shared_between_gpus_only(caplog):
 def test_with_one_process_shared_statistics_change_nothing(tiny, alone, tmp_path):
     start = ['--finetune', str(alone / 'pretrain' / 'checkpoint-last.pth'), '--epochs', '3', '--sync_batchnorm']
     main_linprobe.main([*steps_of(tiny), *start, '--output_dir', str(tmp_path)])
-    ours, expected = weights_of(tmp_path), weights_of(alone / 'linprobe')
+    ours, expected = read_weights(tmp_path), read_weights(alone / 'linprobe')
     assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)

@@ -158,7 +158,7 @@ def test_bones_are_those_of_the_layout(stick):
 SIZE = {'dim_feat': 4, 'depth': 1, 'num_heads': 2, 'num_frames': 8}
 
 
-def weights_of(num_joints, num_frames=8):
+def read_weights(num_joints, num_frames=8):
     """Of a pre-trained model whose embedding of joint j is the vector (j, 10 j, 100 j, 1)."""
     model = MAMP(**SIZE | {'num_frames': num_frames}, num_joints=num_joints, decoder_dim_feat=4, decoder_depth=1)
     rows = torch.arange(float(num_joints))
@@ -171,7 +171,7 @@ def loaded(given, own, caplog):
     """Which joint of `given` each of `own` has taken the embedding of, None for its own; and the line logged."""
     caplog.clear()
     model = ActionTransformer(3, 'finetune', **SIZE, num_joints=len(own.joints))
-    initial, weights = model.pos_embed[0, 0].detach().clone(), weights_of(len(given.joints))
+    initial, weights = model.pos_embed[0, 0].detach().clone(), read_weights(len(given.joints))
     with caplog.at_level(logging.INFO):
         mapped = checkpoint.map_joints(weights, model, match_joints(given, own, 'some.pth'))
         checkpoint.load_encoder(model, mapped, 'some.pth')
@@ -217,7 +217,7 @@ def test_joints_without_any_namesake_are_refused():
 
 def test_another_length_comes_with_other_joints(caplog):
     model = ActionTransformer(3, 'finetune', **SIZE | {'num_frames': 16}, num_joints=20)
-    weights = weights_of(25)
+    weights = read_weights(25)
     checkpoint.load_encoder(model, checkpoint.map_joints(weights, model, match_joints(V2, V1, 'x')), 'x')
     alone = ActionTransformer(3, 'finetune', **SIZE | {'num_frames': 16}, num_joints=25)
     checkpoint.load_encoder(alone, weights, 'x')
@@ -226,19 +226,19 @@ def test_another_length_comes_with_other_joints(caplog):
 
 
 def test_what_a_checkpoint_tells_of_its_layout(stick):
-    state = {'model': weights_of(25)}
-    assert checkpoint_layout(state, 'x') is V2 and checkpoint_layout({'model': weights_of(20)}, 'x') is V1
-    assert checkpoint_layout({'model': weights_of(5)}, 'x') is None and checkpoint_layout({'model': {}}, 'x') is None
+    state = {'model': read_weights(25)}
+    assert checkpoint_layout(state, 'x') is V2 and checkpoint_layout({'model': read_weights(20)}, 'x') is V1
+    assert checkpoint_layout({'model': read_weights(5)}, 'x') is None and checkpoint_layout({'model': {}}, 'x') is None
     own = read_layout(stick)
     said = {'name': own.name, 'joints': own.as_map()}
-    assert checkpoint_layout({'model': weights_of(5), 'layout': said}, 'x') == own
+    assert checkpoint_layout({'model': read_weights(5), 'layout': said}, 'x') == own
     refusal(lambda: checkpoint_layout(state | {'layout': said}, 'some.pth'), 'some.pth', '5 joints', 'embeddings 25')
     refusal(lambda: checkpoint_layout(state | {'layout': {'name': 'x', 'joints': {'a': 'b'}}}, 'some.pth'), 'some.pth')
 
 
 def test_a_layout_in_a_file_is_a_map(tmp_path):
     for layout in (3, ['a'], {'joints': [1]}, {'joints': {'a': torch.ones(1)}}):
-        torch.save({'model': weights_of(5), 'layout': layout}, tmp_path / 'x.pth')
+        torch.save({'model': read_weights(5), 'layout': layout}, tmp_path / 'x.pth')
         refusal(lambda: checkpoint.load(tmp_path / 'x.pth'), tmp_path / 'x.pth')
 
 

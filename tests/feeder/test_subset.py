@@ -65,7 +65,7 @@ def test_batches_hold_the_rows_that_take_part_only():
     assert sorted(shares[0] + shares[1]) == list(rows)
 
 
-def result_of(folder) -> dict:
+def read_result(folder) -> dict:
     return json.loads((folder / 'result.json').read_text())
 
 
@@ -74,7 +74,7 @@ def test_semi_supervised_training_says_what_it_saw(tiny, tiny_npz, tmp_path):
     names = (tmp_path / 'labelled.txt').read_text().split()
     label = SkeletonDataset(tiny_npz, 'train', 5).label.numpy()
     assert names == [f'train_{row}' for row in draw_labelled(label, 0.5, 4)]
-    result = result_of(tmp_path)
+    result = read_result(tmp_path)
     assert result['labels'] == {'fraction': 0.5, 'clips': 11, 'draw': 'random'}
     assert result['last']['samples'] == len(SkeletonDataset(tiny_npz, 'test', 5))
 
@@ -83,7 +83,7 @@ def test_auxiliary_classes_only(tiny, tiny_npz, tmp_path):
     """Of classes 0, 1, 2 the middle one remains with every second left out: nothing else is trained or tested on."""
     main_finetune.main([*tiny, '--novel_every', '2', '--output_dir', str(tmp_path), '--save_scores'])
     test = SkeletonDataset(tiny_npz, 'test', 5).label.numpy()
-    result, scores = result_of(tmp_path), np.load(tmp_path / 'scores.npz')
+    result, scores = read_result(tmp_path), np.load(tmp_path / 'scores.npz')
     assert result['labels'] is None and result['last']['samples'] == (test == 1).sum() == len(scores['name'])
     assert (scores['label'] == 1).all() and scores['scores'].shape[1] == 3
     assert not (tmp_path / 'labelled.txt').exists()
@@ -104,4 +104,4 @@ def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_clips_only(tiny, tm
             'label_fraction 0.8 -> 1.0')
     refusal(lambda: main_finetune.main([*options, '--resume', 'auto', '--label_draw', 'balanced']), 'label_draw')
     main_finetune.main([*options, '--resume', 'auto'])
-    assert result_of(tmp_path)['labels']['fraction'] == 0.8
+    assert read_result(tmp_path)['labels']['fraction'] == 0.8

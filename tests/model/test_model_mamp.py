@@ -24,11 +24,11 @@ def make_tiny():
     return make
 
 
-# The authors' program
+# The authors' code
 
 def golden_model(golden):
-    given = ('mask_ratio', 'motion_stride', 'motion_aware_tau', 'seed')
-    model = MAMP(**{key: value for key, value in golden['config'].items() if key not in given})
+    forward_settings = ('mask_ratio', 'motion_stride', 'motion_aware_tau', 'seed')
+    model = MAMP(**{key: value for key, value in golden['config'].items() if key not in forward_settings})
     if weights := golden_numbers.weights(golden):
         model.load_state_dict(weights)                                              # strict
     else:
@@ -116,7 +116,7 @@ def loop_motion(body, stride):
             for t in range(len(body))]
 
 
-def loop_normalised(values):
+def loop_normalise(values):
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return [(value - mean) / math.sqrt(variance + 1e-6) for value in values]
@@ -124,12 +124,12 @@ def loop_normalised(values):
 
 def loop_loss(bodies, pred, mask, u, stride, target, normalised):
     errors = []
-    for body, said, hidden in zip(bodies, pred, mask, strict=True):
+    for body, predicted, masked in zip(bodies, pred, mask, strict=True):
         signal = loop_patches(loop_motion(body, stride) if target == 'motion' else body, u)
         for token, key in enumerate(sorted(signal)):
-            wanted = loop_normalised(signal[key]) if normalised else signal[key]
-            if hidden[token]:
-                errors.append(sum((a - b) ** 2 for a, b in zip(said[token], wanted, strict=True)) / len(wanted))
+            expected = loop_normalise(signal[key]) if normalised else signal[key]
+            if masked[token]:
+                errors.append(sum((a - b) ** 2 for a, b in zip(predicted[token], expected, strict=True)) / len(expected))
     return sum(errors) / len(errors)
 
 
@@ -182,7 +182,7 @@ def test_normalised_target_has_unbiased_unit_variance():
     target[0, 0] *= 1e-4                                        # where the 1e-6 beside the variance can be seen
     target[1, 0] = 0.
     given = normalise(target)
-    np.testing.assert_allclose(given.numpy(), [[loop_normalised(token) for token in body] for body in target.tolist()],
+    np.testing.assert_allclose(given.numpy(), [[loop_normalise(token) for token in body] for body in target.tolist()],
                                rtol=1e-4, atol=1e-4)
     assert given[0, 1].square().mean().item() == pytest.approx(8 / 9, rel=1e-5)
 
@@ -200,7 +200,7 @@ def test_loss_against_loops(make_tiny, target, stride, normalised):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_joint_target_is_blind_to_the_stride(make_tiny):
+def test_joint_target_is_independent_of_the_stride(make_tiny):
     model, x = make_tiny(target='joint')
     uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(11))
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_number_of_kept_tokens_truncates_in_double(segments, joints, mask_ratio,
 
 # Statistics of the mask
 
-def test_most_moving_token_is_hidden_in_proportion_to_its_probability():
+def test_most_moving_token_is_masked_in_proportion_to_its_probability():
     """The largest of log π + Gumbel noise is token i with probability π_i exactly (the Gumbel-max theorem)."""
     body = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(12)) * torch.linspace(0.1, 2, 5)[:, None]
     intensity = torch.tensor(loop_intensity(body.tolist(), u=3), dtype=torch.float64)
@@ -233,7 +233,7 @@ def test_most_moving_token_is_hidden_in_proportion_to_its_probability():
     last = masking_order(motion_intensity(patchify(body[None], 3)).expand(draws, -1), 0.4, uniform)[:, -1]
     frequency = last.bincount(minlength=20).double() / draws
     deviation = (probability * (1 - probability) / draws).sqrt()
-    assert probability.max() / probability.min() > 3                            # else the bound would say little
+    assert probability.max() / probability.min() > 3                            # otherwise the bound is loose
     assert ((frequency - probability).abs() < 5 * deviation).all()
 
 
@@ -245,7 +245,7 @@ def test_moving_joint_is_masked_more_often_only_with_tau(make_tiny):
     bodies = model.fold_bodies(x)
 
     def masked_share(tau):
-        mask = model.mask_of(model.draw_order(bodies, tau, uniform), num_kept=10)
+        mask = model.draw_mask(bodies, 0.5, tau, uniform)[2]
         return mask.unflatten(1, (4, 5)).mean(dim=(0, 1))                       # (V,)
 
     # 8,000 tokens a joint, drawn without replacement: five standard deviations are at most 5 · ½ / √8000 = 0.028
@@ -258,33 +258,33 @@ def test_moving_joint_is_masked_more_often_only_with_tau(make_tiny):
 def test_a_still_body_is_masked_uniformly(make_tiny):
     model, _ = make_tiny()
     uniform = torch.rand(4000, 20, generator=torch.Generator().manual_seed(16))
-    mask = model.mask_of(model.draw_order(torch.zeros(4000, 12, 5, 3), 0.8, uniform), num_kept=10)
+    mask = model.draw_mask(torch.zeros(4000, 12, 5, 3), 0.5, 0.8, uniform)[2]
     assert (mask.mean(dim=0) - 0.5).abs().max() < 5 * 0.5 / math.sqrt(4000)
 
 
 # What the loss and the prediction may and may not depend on
 
-def test_loss_is_blind_to_predictions_at_kept_tokens(make_tiny):
+def test_loss_is_independent_of_predictions_at_kept_tokens(make_tiny):
     model, x = make_tiny()
     bodies = model.fold_bodies(x)
     with torch.no_grad():
         _, pred, mask = model(x, 0.6)
-        loss = model.masked_loss(bodies, pred, mask, 1)
-        assert model.masked_loss(bodies, pred + 9. * (1 - mask)[..., None], mask, 1) == loss
-        assert model.masked_loss(bodies, pred + 9. * mask[..., None], mask, 1) > loss
+        loss = model.forward_loss(bodies, pred, mask, 1)
+        assert model.forward_loss(bodies, pred + 9. * (1 - mask)[..., None], mask, 1) == loss
+        assert model.forward_loss(bodies, pred + 9. * mask[..., None], mask, 1) > loss
         one_token = torch.zeros_like(pred)
         one_token[0, mask[0].argmax()] = 9.
-        assert model.masked_loss(bodies, pred + one_token, mask, 1) != loss
+        assert model.forward_loss(bodies, pred + one_token, mask, 1) != loss
 
 
-def test_predictions_are_blind_to_masked_tokens(make_tiny):
+def test_predictions_are_independent_of_masked_tokens(make_tiny):
     model, x = make_tiny()
     uniform = torch.rand(4, 20, generator=torch.Generator().manual_seed(17))
     with torch.no_grad():
         _, pred, mask = model(x, 0.6, 1, 0., uniform)           # tau 0: the mask does not depend on x
-        hidden = mask.view(2, 2, 4, 5).permute(0, 2, 3, 1).repeat_interleave(3, dim=1)[:, None]     # (N, 1, T, V, M)
-        assert torch.equal(model(x + 9 * hidden, 0.6, 1, 0., uniform)[1], pred)
-        assert not torch.allclose(model(x + 9 * (1 - hidden), 0.6, 1, 0., uniform)[1], pred)
+        masked = mask.view(2, 2, 4, 5).permute(0, 2, 3, 1).repeat_interleave(3, dim=1)[:, None]     # (N, 1, T, V, M)
+        assert torch.equal(model(x + 9 * masked, 0.6, 1, 0., uniform)[1], pred)
+        assert not torch.allclose(model(x + 9 * (1 - masked), 0.6, 1, 0., uniform)[1], pred)
 
 
 def test_empty_bodies_take_part_and_stay_finite(make_tiny):
@@ -301,8 +301,8 @@ def test_empty_bodies_take_part_and_stay_finite(make_tiny):
     assert abs(actors - empty) > 0.1
     assert loss.item() == pytest.approx((actors + empty) / 2, rel=1e-5)
     # an empty body's target is zero: what is left is the prediction itself
-    said = pred[1::2].square().mean(dim=2)[mask[1::2] == 1].mean().item()
-    assert empty == pytest.approx(said, rel=1e-5)
+    predicted = pred[1::2].square().mean(dim=2)[mask[1::2] == 1].mean().item()
+    assert empty == pytest.approx(predicted, rel=1e-5)
 
 
 def test_bodies_do_not_see_each_other(make_tiny):
@@ -347,9 +347,9 @@ def test_mask_target_and_loss_stay_fp32_under_autocast(make_tiny, target):
             loss, pred, mask = model(x, 0.6, 1, 0.8, uniform)
         assert (pred.dtype, loss.dtype) == (torch.bfloat16, torch.float32)      # autocast was on, and off
         assert torch.equal(mask, exact)
-        assert loss == model.masked_loss(bodies, pred.float(), mask, 1)
-    rounded = masking_order(motion_intensity(patchify(bodies.bfloat16(), 3)).float(), 0.8, uniform)
-    assert not torch.equal(model.mask_of(rounded, num_kept=8), exact)           # the test can tell the two apart
+        assert loss == model.forward_loss(bodies, pred.float(), mask, 1)
+    rounded = model.draw_mask(bodies.bfloat16(), 0.6, 0.8, uniform)[2]
+    assert not torch.equal(rounded, exact)                                      # the test can tell the two apart
 
 
 def test_fused_and_plain_attention_agree():

@@ -25,7 +25,7 @@ MAMP = {'benchmark': 'ntu60_xsub', 'target': 'motion', 'motion_aware_tau': 0.8, 
 SEMI = {'fraction': 0.1, 'clips': 4009, 'draw': 'random'}
 
 
-def result_of(top1: float | None = 50., **fields) -> dict:
+def read_result(top1: float | None = 50., **fields) -> dict:
     last = None if top1 is None else {'top1': top1, 'top5': 90., 'loss': 1., 'samples': 10, 'epoch': 1}
     return {'benchmark': 'ntu60_xsub', 'protocol': 'linprobe', 'method': 'MAMP', 'seed': 0, 'stream': 'joint',
             'labels': None, 'pretraining': MAMP, 'last': last, 'best': last and last | {'top1': top1 + 1},
@@ -35,7 +35,7 @@ def result_of(top1: float | None = 50., **fields) -> dict:
 def write_run(folder, top1: float | None = 50., **fields) -> dict:
     """A run's folder: result.json and log.jsonl of two epochs."""
     folder.mkdir(parents=True)
-    result = result_of(top1, **fields)
+    result = read_result(top1, **fields)
     (folder / 'result.json').write_text(json.dumps(result))
     (folder / 'log.jsonl').write_text(''.join(json.dumps(
         {'epoch': epoch, 'train_loss': 2. - epoch, **({} if top1 is None else {'test_top1': top1 - 1 + epoch})}) + '\n'
@@ -115,7 +115,7 @@ EXPERIMENTS = [     # in the order in which the tables have them
 
 @pytest.mark.parametrize('name, fields', EXPERIMENTS, ids=[name for name, _ in EXPERIMENTS])
 def test_an_experiment_has_its_name(name, fields):
-    assert experiment_of(result_of(**fields)) == name
+    assert experiment_of(read_result(**fields)) == name
 
 
 def test_rows_stand_in_the_order_of_the_paper(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path, capsys):
     ('linprobe', [{}, {'gone': 1}, {'gone': 1}], {' (gone 1)': 2, ' (gone not told)': 1}),     # no option any more
 ])
 def test_a_run_from_before_an_option_did_its_default(stage, settings, rows):
-    runs = [result_of(protocol=stage, seed=seed, config=config, path=str(seed)) for seed, config in enumerate(settings)]
+    runs = [read_result(protocol=stage, seed=seed, config=config, path=str(seed)) for seed, config in enumerate(settings)]
     assert {note and f' ({note})': len(group) for (_, note), group in group_runs(runs).items()} == rows
     older = {key: value for key, value in MAMP.items() if key != 'mask_ratio'}
     both = [runs[0] | {'pretraining': pretraining} for pretraining in (MAMP | {'mask_ratio': 0.5}, older)]
@@ -308,7 +308,7 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
 def test_a_damaged_result_is_refused_by_name(tmp_path, content, says):
     path = tmp_path / 'run' / 'result.json'
     path.parent.mkdir()
-    content = json.dumps(result_of() | content) if isinstance(content, dict) else content
+    content = json.dumps(read_result() | content) if isinstance(content, dict) else content
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refusal(lambda: tools.report.main([str(tmp_path)]), path, says, 'run that stage again')
 

@@ -15,7 +15,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import make_loader
 from model_transformer import ActionTransformer
-from tests.conftest import refusal, result_of
+from tests.conftest import refusal, read_result
 from tools.neighbours import exemplars, knn, one_shot
 from util.dist import World
 from util.precision import Precision
@@ -115,7 +115,7 @@ def kept(path, run: dict = RUN, **facts: str):
 def recognise(path, *options: str) -> dict:
     out = path.parent / 'out'
     tools.retrieval.main(['--features', str(path), '--device', 'cpu', '--output_dir', str(out), *options])
-    return result_of(out)
+    return read_result(out)
 
 
 @pytest.mark.parametrize('options', [[], ['--benchmark', 'b', '--stream', 'bone', '--seed', '2']])
@@ -206,7 +206,7 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
     options = [*size_of(tiny), '--finetune', str(pretrained), '--batch_size', '4', '--stream', 'velocity',
                '--seed', '3']
     tools.retrieval.main([*options, '--output_dir', str(tmp_path / 'a')])
-    result, (splits, _) = result_of(tmp_path / 'a'), read_features(tmp_path / 'a' / 'features.npz')
+    result, (splits, _) = read_result(tmp_path / 'a'), read_features(tmp_path / 'a' / 'features.npz')
     assert result['method'] == 'MAMP' and result['protocol'] == 'retrieval' and result['stream'] == 'velocity'
     test = SkeletonDataset(tiny_npz, 'test', 5)
     assert splits['test'].label.tolist() == test.label.tolist() and splits['test'].name.tolist() == list(test.names)
@@ -215,7 +215,7 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
     assert result['last'] == {'top1': pytest.approx(expected), 'samples': len(test), 'metric': 'cosine', 'k': 1}
 
     tools.retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
-    again = result_of(tmp_path / 'b')
+    again = read_result(tmp_path / 'b')
     told = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
     assert [again[key] for key in told] == [result[key] for key in told] and result['pretraining']['mask_ratio'] == 0.5
     assert again['seed'] == 3 and len(group_runs([run | {'path': ''} for run in (again, result)])) == 1, 'one recipe'
@@ -229,7 +229,7 @@ def test_one_shot_before_and_after_supervised_training(tiny, pretrained, tmp_pat
     methods = []
     for source in (pretrained, tmp_path / 'ft' / 'checkpoint-last.pth'):
         tools.retrieval.main([*size, *shot, '--finetune', str(source), '--output_dir', str(tmp_path / 'out')])
-        result = result_of(tmp_path / 'out')
+        result = read_result(tmp_path / 'out')
         assert result['protocol'] == 'oneshot' and 0 <= result['last']['top1'] <= 100
         assert result['pretraining']['target'] == 'motion'
         methods.append(result['method'])
@@ -239,7 +239,7 @@ def test_one_shot_before_and_after_supervised_training(tiny, pretrained, tmp_pat
 def test_scores_are_those_that_were_evaluated(tiny, tiny_npz, pretrained, tmp_path):
     options = [*tiny, '--finetune', str(pretrained), '--save_scores', '--save_features', '--output_dir', str(tmp_path)]
     main_linprobe.main(options)
-    result, scores, kept = result_of(tmp_path), np.load(tmp_path / 'scores.npz'), np.load(tmp_path / 'features.npz')
+    result, scores, kept = read_result(tmp_path), np.load(tmp_path / 'scores.npz'), np.load(tmp_path / 'features.npz')
     assert 100 * (scores['scores'].argmax(axis=1) == scores['label']).mean() == pytest.approx(result['last']['top1'])
     loss = -np.log(scores['scores'][np.arange(len(scores['label'])), scores['label']]).mean()
     assert loss == pytest.approx(result['last']['loss'], rel=1e-4)

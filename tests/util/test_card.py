@@ -21,7 +21,7 @@ def card_of(folder) -> str:
     return (folder / CARD).read_text(encoding='utf-8')
 
 
-def result_of(folder) -> dict:
+def read_result(folder) -> dict:
     return json.loads((folder / 'result.json').read_text())
 
 
@@ -53,7 +53,7 @@ def runs(place, tiny, tiny_pretrain):
                                           ('linprobe', 'linear probe, MAMP, TINY'),
                                           ('finetune', 'fine-tuning, scratch, TINY')])
 def test_a_card_tells_what_result_json_holds(runs, stage, title):
-    card, result = card_of(runs / stage), result_of(runs / stage)
+    card, result = card_of(runs / stage), read_result(runs / stage)
     assert card.startswith(f'# Model card: {title}') and card.endswith('\n') and 'None' not in card
     assert [line for line in card.splitlines() if line.startswith('## ')] == [
         '## Data', '## Recipe', '## Result', '## How it was made', '## Intended use and limits', '## Exit checks']
@@ -79,7 +79,7 @@ def test_each_stage_tells_what_is_its_own(runs):
     assert '- finetune: `pretrain/checkpoint-last.pth`' in probe and 'target `motion`' in probe
     assert f'- training clips: {NUM_TRAIN // 2}, 50 % of the labelled ones' in tuned
     for stage, card in (('linprobe', probe), ('finetune', tuned)):
-        last, best = (result_of(runs / stage)[which] for which in ('last', 'best'))
+        last, best = (read_result(runs / stage)[which] for which in ('last', 'best'))
         assert f'- last epoch, the figure to quote: top-1 {last["top1"]:.2f} %' in card
         assert 'on 13 test clips (epoch 1)' in card
         assert f'- best epoch: top-1 {best["top1"]:.2f} %' in card and 'chosen on the test split' in card
@@ -93,9 +93,9 @@ def test_exit_checks_see_what_is_wrong(runs, tmp_path):
             (folder / name).write_bytes((runs / 'linprobe' / name).read_bytes())
         if spoil:
             spoil(folder)
-        write_card(folder, result_of(folder))
+        write_card(folder, read_result(folder))
         told = re.findall(r'^- (yes|\*\*no\*\*|nothing to check): ', card_of(folder), re.MULTILINE)
-        found = [holds for holds, _ in exit_checks(folder, result_of(folder) | changes)]
+        found = [holds for holds, _ in exit_checks(folder, read_result(folder) | changes)]
         assert changes or told == [{True: 'yes', False: '**no**', None: 'nothing to check'}[holds] for holds in found]
         return found
 
@@ -133,7 +133,7 @@ def test_a_resumed_run_gets_its_card_anew(runs, tiny, tmp_path, monkeypatch):
     before = card_of(tmp_path / 'run')
     assert 'called from Python' in before and '- resumed: no' in before and '(epoch 0)' in before
     main_finetune.main([*options, '2', '--resume', 'auto'])
-    after, result = card_of(tmp_path / 'run'), result_of(tmp_path / 'run')
+    after, result = card_of(tmp_path / 'run'), read_result(tmp_path / 'run')
     assert '- resumed: yes' in after and '- epochs: `2`' in after and '(epoch 1)' in after
     assert f'top-1 {result["last"]["top1"]:.2f} %' in after and '**no**' not in after
     main_finetune.main([*options[:-1], '--epochs', '1', '--resume', 'auto', '--output_dir', str(tmp_path / 'new')])
@@ -156,7 +156,7 @@ def test_what_a_user_named_is_no_markup(runs, tmp_path):
     folder = tmp_path / 'run'
     folder.mkdir()
     odd = 'a`b``\n# c [d](e) <b>|*'
-    result = result_of(runs / 'finetune') | {'benchmark': odd, 'command': odd}
+    result = read_result(runs / 'finetune') | {'benchmark': odd, 'command': odd}
     result['config'] |= {'data_path': odd}
     write_card(folder, result)
     card = card_of(folder)

@@ -18,7 +18,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import PackedDataset, make_loader, read_batches
 from model_mamp import MAMP
-from tests.conftest import refusal, run, torchrun, weights_of
+from tests.conftest import refusal, run, torchrun, read_weights
 from util import attention
 from util.dist import World
 from util.errors import UserError
@@ -28,7 +28,7 @@ from util.rng import uniform
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU')
 
 
-def result_of(folder) -> dict:
+def read_result(folder) -> dict:
     return json.loads((folder / 'result.json').read_text())
 
 
@@ -102,7 +102,7 @@ def test_data_on_the_device_trains_the_same(tiny_pretrain, tmp_path):
     for name, options in (('usual', ['--num_workers', '2']), ('resident', ['--data_on_device'])):
         main_pretrain.main([*tiny_pretrain, *options, '--device', 'cuda', '--precision', 'fp32', '--output_dir',
                             str(tmp_path / name)])
-        losses.append(result_of(tmp_path / name)['train_loss'])
+        losses.append(read_result(tmp_path / name)['train_loss'])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_every_stage_runs_in_bf16_by_default(tiny, tiny_pretrain, tmp_path):
     main_linprobe.main([*tiny, *device, *start, '--output_dir', str(tmp_path / 'linprobe')])
     main_finetune.main([*tiny, *device, *start, '--output_dir', str(tmp_path / 'finetune')])
     for stage in ('pretrain', 'linprobe', 'finetune'):
-        assert result_of(tmp_path / stage)['precision'] == 'bf16'
+        assert read_result(tmp_path / stage)['precision'] == 'bf16'
 
 
 def test_fp32_pretraining_follows_the_cpu(tiny_pretrain, tmp_path):
@@ -121,7 +121,7 @@ def test_fp32_pretraining_follows_the_cpu(tiny_pretrain, tmp_path):
     for device in ('cpu', 'cuda'):
         folder = tmp_path / device
         main_pretrain.main([*tiny_pretrain, '--device', device, '--precision', 'fp32', '--output_dir', str(folder)])
-        losses.append(result_of(folder)['train_loss'])
+        losses.append(read_result(folder)['train_loss'])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -172,8 +172,8 @@ def test_deterministic_runs_give_equal_weights(stage, options, tiny, tiny_pretra
     for name in ('one', 'other'):
         done = run(f'main_{stage}.py', *given, '--output_dir', str(tmp_path / name), env=env, timeout=600)
         assert done.returncode == 0, done.stderr
-        assert result_of(tmp_path / name)['attention'] == ('efficient' if 'fp32' in options else 'flash')
-    one, other = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'other')
+        assert read_result(tmp_path / name)['attention'] == ('efficient' if 'fp32' in options else 'flash')
+    one, other = read_weights(tmp_path / 'one'), read_weights(tmp_path / 'other')
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -29,7 +29,7 @@ from data import check, prepare_ntu, prepare_nwucla, prepare_pku
 from data.pipeline import LARGEST
 from feeder.npz import open_member
 from tests.conftest import refusal
-from tests.tools.test_report import result_of, write_run
+from tests.tools.test_report import read_result, write_run
 from util import checkpoint
 from util.config import read_config
 from util.files import BOMB_BYTES
@@ -376,7 +376,7 @@ def test_clips_as_json(clip, tmp_path):
 
 RESULTS = {
     'deep': DEEP, 'deep maps': '{"benchmark":' * 100_000, 'huge': HUGE, 'a list': '[1]', 'empty': '',
-    **{what: json.dumps(result_of(**fields)) for what, fields in {
+    **{what: json.dumps(read_result(**fields)) for what, fields in {
         'long seconds': {'wall_seconds': 10**400}, 'long accuracy': {'last': {'top1': 10**400}},
         'infinite': {'last': {'top1': float('inf')}}, 'a list for a seed': {'seed': [1]}, 'text seed': {'seed': 'a'},
         'a map for a stream': {'stream': {}}, 'a number for a stream': {'config': {'stream': 3}},

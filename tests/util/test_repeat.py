@@ -8,7 +8,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from tests.conftest import refusal, weights_of
+from tests.conftest import refusal, read_weights
 from util import attention
 from util.dist import World
 from util.repeat import repeatable
@@ -31,7 +31,7 @@ def test_two_runs_give_equal_weights_and_leave_no_flag_on(stage, tiny, tiny_pret
         MAINS[stage]([*options, '--deterministic', '--output_dir', str(tmp_path / name)])
         assert flags() == before
     assert set(during) == {(True, False, True, False, True)} and before[0] is False
-    one, other = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'other')
+    one, other = read_weights(tmp_path / 'one'), read_weights(tmp_path / 'other')
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     during.clear()
     MAINS[stage]([*options, '--output_dir', str(tmp_path / 'without')])

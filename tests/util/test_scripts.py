@@ -574,7 +574,7 @@ def real(tmp_path_factory):
     return start
 
 
-def result_of(folder: Path) -> dict:
+def read_result(folder: Path) -> dict:
     return json.loads((folder / 'result.json').read_text())
 
 
@@ -592,9 +592,9 @@ def test_a_whole_column_for_real(real):
         names |= {f'semi_{share}_0': 'MAMP', f'semi_mae_{share}_0': 'MAE', f'semi_scratch_{share}_0': 'scratch'}
     assert {path.parent.name for path in out.rglob('result.json')} == {*names}
     for name, method in names.items():
-        result = result_of(out / name)
+        result = read_result(out / name)
         assert (result['method'], result['benchmark']) == (method, 'ntu60_xsub'), name
-    labels = result_of(out / 'semi_0.1_0')['labels']
+    labels = read_result(out / 'semi_0.1_0')['labels']
     labelled = (out / 'semi_0.1_0' / 'labelled.txt').read_text().split()
     assert labels['fraction'] == 0.1 and len({*labelled}) == labels['clips']
     assert '|' in done.stdout, 'the table'
@@ -610,10 +610,10 @@ def test_one_shot_and_transfer_for_real(real):
     out = real.folder / 'ntu60_xsub'
     real('pretrain.sh', 'ntu60_xsub')
     real('oneshot.sh', 'ntu60_xsub')
-    assert result_of(out / 'oneshot')['protocol'] == result_of(out / 'oneshot_supervised')['protocol'] == 'oneshot'
-    assert result_of(out / 'oneshot_supervised')['method'] == 'MAMP + supervised'
+    assert read_result(out / 'oneshot')['protocol'] == read_result(out / 'oneshot_supervised')['protocol'] == 'oneshot'
+    assert read_result(out / 'oneshot_supervised')['method'] == 'MAMP + supervised'
     real('transfer.sh', 'pku2_xsub', OUT=str(real.folder / 'pku2_xsub'))
-    result = result_of(real.folder / 'pku2_xsub' / 'transfer_ntu60_xsub')
+    result = read_result(real.folder / 'pku2_xsub' / 'transfer_ntu60_xsub')
     assert (result['benchmark'], result['pretraining']['benchmark']) == ('pku2_xsub', 'ntu60_xsub')
 
 
@@ -622,15 +622,15 @@ def test_one_shot_and_transfer_for_real(real):
 def test_streams_for_real(real, stage):
     real('streams.sh', 'ntu60_xsub', STAGE=stage)
     out = real.folder / 'ntu60_xsub'
-    assert result_of(out / f'{stage}_velocity')['stream'] == 'velocity'
-    assert result_of(out / f'ensemble_{stage}')['stream'] == 'joint + bone + velocity'
+    assert read_result(out / f'{stage}_velocity')['stream'] == 'velocity'
+    assert read_result(out / f'ensemble_{stage}')['stream'] == 'joint + bone + velocity'
 
 
 @pytest.mark.slow
 def test_ablations_for_real(real):
     for name, value in (('t_patch_size', '2'), ('norm_skes_loss', 'no'), ('target', 'joint')):
         real('ablations.sh', 'ntu60_xsub', name, VALUES=value)
-        assert result_of(real.folder / 'ntu60_xsub_ablations' / f'{name}_{value}' / 'linprobe')['last']
+        assert read_result(real.folder / 'ntu60_xsub_ablations' / f'{name}_{value}' / 'linprobe')['last']
 
 
 @pytest.mark.slow
@@ -639,10 +639,10 @@ def test_two_processes_and_further_seeds_for_real(real):
     real('pretrain.sh', 'ntu60_xsub', GPUS='2', SEED='1')
     real('retrieval.sh', 'ntu60_xsub', GPUS='2', SEED='1')
     for name in ('pretrain', 'retrieval'):
-        result = result_of(out / name / 'seed_1')
+        result = read_result(out / name / 'seed_1')
         assert (result['seed'], result['processes']) == (1, 2)
     real('linprobe.sh', 'ntu60_xsub', METHOD='random')
-    assert result_of(out / 'linprobe_random')['method'] == 'random encoder'
+    assert read_result(out / 'linprobe_random')['method'] == 'random encoder'
 
 
 @pytest.mark.slow
@@ -651,7 +651,7 @@ def test_two_nodes_for_real(real, bench):
                 CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', SLURM_JOB_ID=str(os.getpid()))
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
-    assert result_of(bench.out / 'pretrain')['processes'] == 2
+    assert read_result(bench.out / 'pretrain')['processes'] == 2
 
 
 @pytest.mark.slow
@@ -676,11 +676,11 @@ def test_a_table_of_every_experiment_for_real(real):
 def test_made_up_recordings_for_real(real):
     out = real.folder / 'synthetic'
     real('synthetic.sh', OUT=str(out), SEEDS='0')
-    found = {result_of(path.parent)['protocol']: result_of(path.parent) for path in out.rglob('result.json')}
+    found = {read_result(path.parent)['protocol']: read_result(path.parent) for path in out.rglob('result.json')}
     assert {*found} == {'pretrain', 'linprobe', 'finetune', 'oneshot'}
-    result = result_of(out / 'transfer_synth_xsub' / 'seed_0')
+    result = read_result(out / 'transfer_synth_xsub' / 'seed_0')
     assert (result['benchmark'], result['pretraining']['benchmark']) == ('synth_other', 'synth_xsub')
-    assert result_of(out / 'other' / 'scratch' / 'seed_0')['benchmark'] == 'synth_other'
+    assert read_result(out / 'other' / 'scratch' / 'seed_0')['benchmark'] == 'synth_other'
 
 
 def test_a_script_for_every_stage():

@@ -16,7 +16,7 @@ import main_linprobe
 import main_pretrain
 import tools.retrieval
 from data.common import one_hot, write_npz
-from tests.conftest import NUM_TEST, refusal, result_of, torchrun, weights_of
+from tests.conftest import NUM_TEST, refusal, read_result, torchrun, read_weights
 from tools.drawing import pictures
 from util.trainer import Trainer
 
@@ -44,7 +44,7 @@ def kinect(tmp_path_factory) -> list[str]:
 def test_pictures_are_logged_and_change_no_weight(kinect, tmp_path):
     main_pretrain.main([*kinect, '--epochs', '3', '--picture_epochs', '2', '--output_dir', str(tmp_path / 'with')])
     main_pretrain.main([*kinect, '--epochs', '3', '--output_dir', str(tmp_path / 'without')])
-    one, other = weights_of(tmp_path / 'with'), weights_of(tmp_path / 'without')
+    one, other = read_weights(tmp_path / 'with'), read_weights(tmp_path / 'without')
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     drawn = told(tmp_path / 'with').Images('pictures/clip')
     assert [image.step for image in drawn] == [4, 6], 'every second epoch, and after the last one'
@@ -105,7 +105,7 @@ def test_the_gradient_norm_is_that_of_the_step_before_clipping(clipped, tiny_pre
 def test_settings_and_outcome_belong_to_the_run_itself(tiny, tmp_path):
     main_linprobe.main([*tiny, '--random_encoder', '--seed', '3', '--output_dir', str(tmp_path)])
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], 'no second run beside it'
-    result, held = result_of(tmp_path), told(tmp_path)
+    result, held = read_result(tmp_path), told(tmp_path)
     content = held.summary_metadata['_hparams_/session_start_info'].plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings['lr'].number_value == 1e-3 and settings['seed'].number_value == 3

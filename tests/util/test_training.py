@@ -18,7 +18,7 @@ import main_pretrain
 from data.common import write_npz
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from tests.conftest import NUM_TEST, NUM_TRAIN, lines_of, refusal, result_of, run, weights_of
+from tests.conftest import NUM_TEST, NUM_TRAIN, read_lines, refusal, read_result, run, read_weights
 from util import checkpoint
 from util.errors import UserError
 from util.log import EpochLog
@@ -55,9 +55,9 @@ def test_overfits_two_clips_under_a_fixed_mask():
 
 
 def test_a_run_leaves_log_result_and_checkpoints(pretrained):
-    lines = lines_of(pretrained)
+    lines = read_lines(pretrained)
     assert [line['epoch'] for line in lines] == [0, 1]
-    result = result_of(pretrained)
+    result = read_result(pretrained)
     assert result['method'] == 'MAMP' and result['train_loss'] == lines[-1]['train_loss'] and result['clips_per_s'] > 0
     assert {'benchmark', 'seed', 'wall_seconds', 'code_version', 'config'} <= result.keys()
     assert sorted(path.name for path in pretrained.glob('*.pth')) == ['checkpoint-1.pth', 'checkpoint-last.pth',
@@ -69,11 +69,11 @@ def test_a_run_leaves_log_result_and_checkpoints(pretrained):
 
 def test_probe_trains_the_head_only_and_counts_every_test_clip(tiny, pretrained, tmp_path):
     main_linprobe.main([*tiny, '--finetune', str(pretrained / 'checkpoint-last.pth'), '--output_dir', str(tmp_path)])
-    before, after = weights_of(pretrained), weights_of(tmp_path)
+    before, after = read_weights(pretrained), read_weights(tmp_path)
     encoder = [name for name in after if not name.startswith('head.')]
     assert encoder and all(torch.equal(after[name], before[name]) for name in encoder)
     assert after['head.fc.0.num_batches_tracked'] == 2 * (NUM_TRAIN // 4)
-    result = result_of(tmp_path)
+    result = read_result(tmp_path)
     assert result['last']['samples'] == NUM_TEST and result['last']['epoch'] == 1
     assert result['method'] == 'MAMP' and result['pretraining']['epoch'] == 1
     assert result['best']['top1'] >= result['last']['top1']
@@ -82,16 +82,16 @@ def test_probe_trains_the_head_only_and_counts_every_test_clip(tiny, pretrained,
 
 def test_probe_of_a_random_encoder(tiny, tmp_path):
     main_linprobe.main([*tiny, '--random_encoder', '--output_dir', str(tmp_path)])
-    assert result_of(tmp_path)['method'] == 'random encoder'
+    assert read_result(tmp_path)['method'] == 'random encoder'
 
 
 def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tmp_path):
     options = [*tiny, '--epochs', '12', '--lr', '3e-3', '--layer_decay', '0.9']
     main_finetune.main([*options, '--finetune', str(pretrained / 'checkpoint-last.pth'), '--output_dir', str(tmp_path)])
-    losses = [line['train_loss'] for line in lines_of(tmp_path)]
+    losses = [line['train_loss'] for line in read_lines(tmp_path)]
     assert losses[-1] < 0.7 * losses[0]
     main_finetune.main([*options, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
-    scores, last = json.loads((tmp_path / 'eval.json').read_text()), result_of(tmp_path)['last']
+    scores, last = json.loads((tmp_path / 'eval.json').read_text()), read_result(tmp_path)['last']
     assert scores['samples'] == NUM_TEST
     assert (scores['top1'], scores['top5']) == (last['top1'], last['top5'])
     assert scores['loss'] == pytest.approx(last['loss'], rel=1e-6)
@@ -99,7 +99,7 @@ def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tm
 
 def test_without_a_checkpoint_it_trains_from_scratch(tiny, tmp_path):
     main_finetune.main([*tiny, '--output_dir', str(tmp_path)])
-    assert result_of(tmp_path)['method'] == 'scratch' and result_of(tmp_path)['pretraining'] is None
+    assert read_result(tmp_path)['method'] == 'scratch' and read_result(tmp_path)['pretraining'] is None
 
 
 @pytest.mark.parametrize('options', [['--stream', 'velocity'], ['--target', 'joint', '--motion_aware_tau', '0'],
@@ -107,20 +107,20 @@ def test_without_a_checkpoint_it_trains_from_scratch(tiny, tmp_path):
                                      ['--accum_iter', '2', '--motion_stride', '3']], ids=' '.join)
 def test_variants_of_pretraining_run(tiny_pretrain, tmp_path, options):
     main_pretrain.main([*tiny_pretrain, *options, '--epochs', '1', '--output_dir', str(tmp_path)])
-    assert 0 < result_of(tmp_path)['train_loss'] < 10
+    assert 0 < read_result(tmp_path)['train_loss'] < 10
 
 
 def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp_path):
     """Crops, angles and masks follow the place in the effective batch, so two halves make the same step."""
     main_pretrain.main([*tiny_pretrain, '--batch_size', '2', '--output_dir', str(tmp_path)])
-    for ours, whole in zip(lines_of(tmp_path), lines_of(pretrained), strict=True):
+    for ours, whole in zip(read_lines(tmp_path), read_lines(pretrained), strict=True):
         assert ours['train_loss'] == pytest.approx(whole['train_loss'], rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_another_does_not(tiny_pretrain, pretrained, tmp_path):
     for name, options in (('same', ['--num_workers', '2']), ('other', ['--seed', '1'])):
         main_pretrain.main([*tiny_pretrain, *options, '--output_dir', str(tmp_path / name)])
-    expected, same, other = (weights_of(folder) for folder in (pretrained, tmp_path / 'same', tmp_path / 'other'))
+    expected, same, other = (read_weights(folder) for folder in (pretrained, tmp_path / 'same', tmp_path / 'other'))
     assert all(torch.equal(expected[name], same[name]) for name in expected)
     assert not torch.equal(expected['decoder_pred.weight'], other['decoder_pred.weight'])
 
@@ -162,7 +162,7 @@ def test_resumed_after_a_kill_inside_an_epoch_it_ends_bit_for_bit_the_same(stage
         assert all(torch.equal(value, got['optimizer']['state'][index][key]) for key, value in moments.items()
                    if isinstance(value, torch.Tensor))
     kept = ('epoch', 'train_loss', 'lr', 'test_top1', 'test_loss')
-    first, second = ([[line.get(key) for key in kept] for line in lines_of(folder)] for folder in (whole, killed))
+    first, second = ([[line.get(key) for key in kept] for line in read_lines(folder)] for folder in (whole, killed))
     assert first == second
 
 
@@ -200,12 +200,12 @@ def test_data_on_the_device_changes_no_bit_of_a_run(stage, tiny, tiny_pretrain, 
     said = capsys.readouterr().err
     assert 'resumed' in said and 'GB of memory on cpu' in said and 'other settings' not in said
 
-    expected, lines = weights_of(usual), [[line.get(key) for key in KEPT] for line in lines_of(usual)]
+    expected, lines = read_weights(usual), [[line.get(key) for key in KEPT] for line in read_lines(usual)]
     for folder in folders[1:]:
-        assert [[line.get(key) for key in KEPT] for line in lines_of(folder)] == lines
-        got = weights_of(folder)
+        assert [[line.get(key) for key in KEPT] for line in read_lines(folder)] == lines
+        got = read_weights(folder)
         assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
-        assert result_of(folder)['config']['data_on_device']
+        assert read_result(folder)['config']['data_on_device']
 
 
 def test_data_on_the_device_is_read_from_there(tiny, tmp_path, monkeypatch):
@@ -214,16 +214,16 @@ def test_data_on_the_device_is_read_from_there(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(SkeletonDataset, 'pack', lambda split, index: packed.append(split.split) or pack(split, index))
     monkeypatch.setattr(SkeletonDataset, '__getitem__', None)
     main_finetune.main([*tiny, '--data_on_device', '--num_workers', '2', '--output_dir', str(tmp_path)])
-    assert sorted(packed) == ['test', 'train'] and result_of(tmp_path)['last']['samples'] == NUM_TEST
+    assert sorted(packed) == ['test', 'train'] and read_result(tmp_path)['last']['samples'] == NUM_TEST
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
-    before, result = weights_of(pretrained), result_of(pretrained)
+    before, result = read_weights(pretrained), read_result(pretrained)
     main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained), '--resume', 'auto'])
-    after = weights_of(pretrained)
+    after = read_weights(pretrained)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert result_of(pretrained)['train_loss'] == result['train_loss']
-    assert [line['epoch'] for line in lines_of(pretrained)] == [0, 1]
+    assert read_result(pretrained)['train_loss'] == result['train_loss']
+    assert [line['epoch'] for line in read_lines(pretrained)] == [0, 1]
 
 
 @pytest.fixture(scope='module')
@@ -267,7 +267,7 @@ def test_inside_an_epoch_a_run_goes_on_with_the_same_clips_only(tiny_pretrain, t
     assert checkpoint.load(last)['record']['data'] != state['record'].pop('data'), 'from here on the new one'
     checkpoint.save(last, state | {'step': 2})          # as they were before: nothing is known of the data
     main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
-    assert 'other training clips' not in capsys.readouterr().err and lines_of(tmp_path / 'run')[-1]['epoch'] == 2
+    assert 'other training clips' not in capsys.readouterr().err and read_lines(tmp_path / 'run')[-1]['epoch'] == 2
 
 
 def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained):
@@ -287,7 +287,7 @@ def test_resuming_goes_on_with_the_options_given(tiny_pretrain, pretrained, tmp_
         log.write('{"epoch": 2, "train_lo')          # as a kill may leave it
     main_pretrain.main([*tiny_pretrain, '--epochs', '3', '--weight_decay', '0.5', '--output_dir', str(tmp_path / 'run'),
                         '--resume', 'auto'])
-    assert [line['epoch'] for line in lines_of(tmp_path / 'run')] == [0, 1, 2]
+    assert [line['epoch'] for line in read_lines(tmp_path / 'run')] == [0, 1, 2]
     groups = checkpoint.load(tmp_path / 'run' / 'checkpoint-last.pth')['optimizer']['param_groups']
     assert {group['weight_decay'] for group in groups} == {0., 0.5}
 
@@ -337,7 +337,7 @@ def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain,
     main_pretrain.main([*tiny_pretrain, '--log_steps', '3', '--output_dir', str(tmp_path)])
     losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
     assert sorted(losses) == [3, 5, 8, 10]
-    assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(lines_of(tmp_path)[0]['train_loss'])
+    assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(read_lines(tmp_path)[0]['train_loss'])
 
 
 @pytest.mark.parametrize('loss', [float('inf'), float('nan')])
@@ -396,7 +396,7 @@ def test_a_run_that_ends_before_its_predictions_is_not_finished(how, tiny, tmp_p
     assert checkpoint.load(tmp_path / 'checkpoint-last.pth')['epoch'] == 1, 'training was over'
     assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
     main_finetune.main([*options, '--resume', 'auto'])
-    assert result_of(tmp_path)['last']['samples'] == NUM_TEST
+    assert read_result(tmp_path)['last']['samples'] == NUM_TEST
     with np.load(tmp_path / 'scores.npz') as scores:
         assert len(scores['scores']) == NUM_TEST
 
@@ -428,7 +428,7 @@ def test_a_signal_while_the_predictions_are_made_does_not_end_them(tiny, tmp_pat
         main_finetune.main([*tiny, '--epochs', '1', '--save_scores', '--output_dir', str(tmp_path)])
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (tmp_path / 'scores.npz').exists() and result_of(tmp_path)['last']['samples'] == NUM_TEST
+    assert (tmp_path / 'scores.npz').exists() and read_result(tmp_path)['last']['samples'] == NUM_TEST
 
 
 def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):
