@@ -1,33 +1,43 @@
-"""Skeleton clips from the interchange file (x_train (N, T, M·V·3), y_train one-hot, …), raw and batched.
+"""Skeleton clips of a dataset file (x_train (N, T, M·V·3), y_train one-hot, …), and their order in an epoch.
 
-Nothing is cropped or resized here: a batch carries the clips as they were recorded, and feeder/augment.py turns
-it into network input on the batch's device.
+Clips are neither cropped nor resized here: a batch holds them as recorded, and feeder/augment.py turns it into network
+input on the batch's device.
 
-Axis letters: N clips of the file, T frames of each with its padding, B clips of a batch, F valid frames of all of
-these, one clip after the other, M bodies, V joints, C = 3 coordinates in metres.
+Axis letters: N clips of the file, T frames of each with padding, B clips of a batch, F valid frames of those clips, one
+clip after the other, M bodies, V joints, C = 3 coordinates in metres.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
 
 from feeder.npz import has_member, open_member
 from util.errors import UserError
 
+OWN, COPY, EMPTY = range(3)     # kinds of bodies: with a pose of its own, equal to the clip's first body, all zeros
+
 
 class Batch(NamedTuple):
-    frames: torch.Tensor        # (F, M, V, C) float32, no padding; other clips' frames may lie among them
-    first: torch.Tensor         # (B,) where each clip's frames begin
-    num_valid: torch.Tensor     # (B,) valid frames, at least 1
+    """Clips as recorded, with padding removed. Bodies are numbered 0 to B·M − 1, clip by clip.
+
+    In eval mode equal bodies have equal features, so it is enough to encode `distinct` and to take row `inverse` of the
+    result. Bodies count as equal if they are in all valid frames; they are then equal in any view and stream.
+    """
+
+    frames: torch.Tensor        # (F, M, V, C) float32; may hold frames of other clips too
+    first: torch.Tensor         # (B,) index of each clip's first frame in `frames`
+    num_valid: torch.Tensor     # (B,) number of frames, at least 1
     label: torch.Tensor         # (B,) class index
     index: torch.Tensor         # (B,) row in the file
     position: torch.Tensor      # (B,) place in the effective batch
+    distinct: torch.Tensor      # (D,) bodies without copies of a first body and with one empty body at most
+    inverse: torch.Tensor       # (B·M,) where in `distinct` each body, or its equal, is
+    nonempty: torch.Tensor      # (E,) bodies that are not all zeros; all bodies if there are none
 
     @property
     def distinct(self):
@@ -36,21 +46,55 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
+    def pin_memory(self) -> 'Batch':
+        """Copy what is in host memory to page-locked memory, from which a GPU reads without the host's help."""
+        return Batch(*(field if field.is_cuda else _pin(field) for field in self))
+
+
+def _pin(field: torch.Tensor) -> torch.Tensor:
+    pinned = torch.empty_like(field, pin_memory=True)
+    np.copyto(pinned.numpy(), field.numpy())        # on this thread alone, unlike PyTorch's parallel copy
+    return pinned
+
+
+def make_batch(frames: torch.Tensor, first: np.ndarray, num_valid: np.ndarray, label: np.ndarray, index: np.ndarray,
+               position: np.ndarray, kind: np.ndarray) -> Batch:
+    """Return a batch of B clips; `kind` (B, M) is that of each body, the rest is as in `Batch`."""
+    columns = first, num_valid, label, index, position, *index_bodies(kind)
+    return Batch(frames, *(torch.from_numpy(np.ascontiguousarray(column, dtype=np.int64)) for column in columns))
+
+
+def compare_bodies(clip: np.ndarray) -> np.ndarray:
+    """Find the kind of each body of a clip (T, M, …) -> (M,)."""
+    clip = clip.reshape(*clip.shape[:2], -1)
+    kind = np.where((clip == clip[:, :1]).all(axis=(0, 2)), COPY, OWN)
+    kind[0] = OWN
+    kind[~clip.any(axis=(0, 2))] = EMPTY
+    return kind
+
+
+def index_bodies(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `distinct`, `inverse` and `nonempty` of a batch (see `Batch`) whose bodies are of these kinds (B, M)."""
+    body, empty = np.arange(kind.size).reshape(kind.shape), kind == EMPTY
+    equal = np.where(kind == COPY, body[:, :1], body)
+    equal[empty] = body[empty].min(initial=kind.size)       # all empty bodies are equal to the first of them
+    distinct, inverse = np.unique(equal.ravel(), return_inverse=True)
+    return distinct, inverse, body[empty if empty.all() else ~empty]
+
 
 def pack_clips(clips: Sequence[np.ndarray]) -> Batch:
-    """Clips (T, M, V, C) float32 of any lengths as one batch, their rows in it as rows of a file; labels are 0."""
-    num_valid = np.array([len(clip) for clip in clips], dtype=np.int64)
-    first, num_valid = torch.from_numpy(num_valid.cumsum() - num_valid), torch.from_numpy(num_valid)
-    nothing = torch.zeros_like(first)
-    return Batch(torch.from_numpy(np.concatenate(clips, dtype=np.float32)), first, num_valid, nothing,
-                 torch.arange(len(clips)), nothing)
+    """Return clips (T, M, V, C) float32 of any lengths as one batch, numbered from 0, with label 0."""
+    num_valid = np.array([len(clip) for clip in clips])
+    zeros = np.zeros(len(clips))
+    return make_batch(torch.from_numpy(np.concatenate(clips, dtype=np.float32)), num_valid.cumsum() - num_valid,
+                      num_valid, zeros, np.arange(len(clips)), zeros, np.array([compare_bodies(c) for c in clips]))
 
 
-class SkeletonDataset(Dataset):
-    """One split ('train' or 'test') of an npz file, memory-mapped; `rows` are those of its clips that take part.
+class SkeletonDataset:
+    """One split ('train' or 'test') of a dataset file, memory-mapped; `rows` are the clips used.
 
-    Indexed with a list of (row, position) pairs it returns their `Batch`. A clip with NaN makes it return, not raise,
-    a UserError: what a worker process raises reaches the main one as a page of traceback.
+    Indexed with B pairs (row, position) it returns their `Batch`, from any thread. Raises UserError for a file with
+    other members, shapes or labels than those of the format, and when a batch has a clip with NaN.
     """
 
     def __init__(self, path: str | Path, split: str, num_joints: int):
@@ -58,34 +102,30 @@ class SkeletonDataset(Dataset):
         self.x = open_member(path, f'x_{split}')
         y = open_member(path, f'y_{split}')
         if self.x.ndim != 3 or self.x.dtype.kind != 'f':
-            raise UserError(f'{path}: x_{split} is {self.x.dtype} {self.x.shape}; expected are floating-point numbers '
-                            '(N, T, M·V·3)')
+            raise UserError(f'{path}: x_{split} is {self.x.dtype} {self.x.shape}, not floating-point numbers '
+                            '(N, T, M·V·3); write the file again')
         if self.x.shape[2] == 0 or self.x.shape[2] % (3 * num_joints):
             raise UserError(f'{path}: {self.x.shape[2]} numbers a frame are not whole bodies of {num_joints} joints; '
                             'correct --num_joints or --data_path')
-        if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf':
-            raise UserError(f'{path}: y_{split} is {y.dtype} {y.shape}, not one-hot labels for the {len(self.x)} clips '
-                            f'of x_{split}; write the file again')
-        if len(y) and not (np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all()):
-            raise UserError(f'{path}: y_{split} is not one-hot; write the file again')
-        if self.x.shape[1] == 0 or len(self.x) == 0:
+        if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf' \
+                or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise UserError(f'{path}: y_{split} {y.dtype} {y.shape} does not hold one-hot labels for the {len(self.x)} '
+                            f'clips of x_{split}; write the file again')
+        if 0 in self.x.shape:
             raise UserError(f'{path}: split {split} is empty; write the file again')
         self.num_classes = y.shape[1]
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
-        self.label = torch.from_numpy(np.asarray(y).argmax(1))
+        self.label = torch.from_numpy(np.asarray(y).argmax(axis=1))
         self.rows = np.arange(len(self.x))
-        self.num_valid = np.zeros(len(self.x), dtype=np.int64)      # (N,) 0: not counted yet by this process
-
-    def __reduce__(self):
-        # A worker that is spawned, not forked, maps the file itself; pickling the map would copy all of it.
-        return SkeletonDataset, (self.path, self.split, self.num_joints)
+        self.num_valid = np.zeros(len(self.x), dtype=np.int64)              # (N,) 0: not scanned yet
+        self.kind = np.zeros((len(self.x), self.num_bodies), dtype=np.int8)
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def names(self) -> np.ndarray:
-        """The samples' names (N,), or split and row where the file has none."""
+        """The samples' names (N,), or split and row if the file has no names."""
         if has_member(self.path, f'name_{self.split}'):
             names = np.asarray(open_member(self.path, f'name_{self.split}'))
             if names.shape == (len(self),) and names.dtype.kind == 'U':
@@ -96,57 +136,53 @@ class SkeletonDataset(Dataset):
 
     @property
     def digest(self) -> str:
-        """Tells another file's split from this one by the number of its clips, their labels and their names."""
+        """Number of clips and a checksum of labels and names, by which two files' splits are told apart."""
         crc = zlib.crc32(self.label.numpy().tobytes())
-        with suppress(UserError):       # names that are none: what needs them says so
+        with suppress(UserError):       # of invalid names; commands that need names report them
             crc = zlib.crc32('\n'.join(self.names).encode(errors='surrogatepass'), crc)
         return f'{len(self)} clips, {crc:08x}'
 
-    def __getitem__(self, places: list[tuple[int, int]]) -> Batch | UserError:
-        # Contiguous, as anything else goes to a GPU by way of a temporary.
-        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T.copy()
-        try:
-            num_valid = self.count_valid(index)
-        except UserError as error:
-            return error.with_traceback(None)
-        first = num_valid.cumsum() - num_valid
-        return Batch(self.pack(index), torch.from_numpy(first), torch.from_numpy(num_valid), self.label[index],
-                     torch.from_numpy(index), torch.from_numpy(position))
-
-    def count_valid(self, index: np.ndarray) -> np.ndarray:
-        """How many frames of these clips do not sum to zero, (B,) rows -> (B,); an all-zero clip is one zero frame.
-
-        A clip's padding is read once. Raises UserError for a clip with NaN or infinite coordinates.
-        """
-        x = np.asarray(self.x)                                      # rows of a memmap are slow to make
-        for i in index[self.num_valid[index] == 0]:
-            with np.errstate(invalid='ignore', over='ignore'):      # reported below, as an error
-                sums = x[i].sum(axis=1)                             # (T,)
-            if not np.isfinite(sums).all():
-                raise UserError(f'{self.path}: clip {i} of x_{self.split} holds NaN or infinite coordinates; '
-                                'mend or remove it and write the file again')
-            self.num_valid[i] = max(np.count_nonzero(sums), 1)
-        return self.num_valid[index]
-
-    def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
-        """Raises `count_valid`'s UserError, if there is cause, now and not in the middle of an epoch.
-
-        Each process looks at its share of the clips that take part; what it counts it need not count again.
-        """
-        self.count_valid(self.rows[rank::world_size])
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+        frames = self.pack(index)
+        num_valid = self.num_valid[index]
+        return make_batch(frames, num_valid.cumsum() - num_valid, num_valid, self.label.numpy()[index], index, position,
+                          self.kind[index])
 
     def pack(self, index: np.ndarray) -> torch.Tensor:
-        """The valid frames of these clips one after the other, (B,) rows -> (F, M, V, C); raises as `count_valid`."""
+        """Return the valid frames of clips (B,), one clip after the other, (F, M, V, C); raises as `scan`."""
+        self.scan(index)
         x = np.asarray(self.x)
-        rows = [x[i, :n] for i, n in zip(index, self.count_valid(index), strict=True)]
-        return torch.from_numpy(np.concatenate(rows, dtype=np.float32)).view(-1, self.num_bodies, self.num_joints, 3)
+        clips = [x[i, :n] for i, n in zip(index, self.num_valid[index], strict=True)]
+        return torch.from_numpy(np.concatenate(clips, dtype=np.float32)).view(-1, self.num_bodies, self.num_joints, 3)
+
+    def scan(self, index: np.ndarray) -> None:
+        """Count the valid frames of clips (B,), those that do not sum to zero, and compare the clips' bodies.
+
+        A clip without valid frames counts as one frame of zeros. Each clip's padding is read once, here. Raises
+        UserError for NaN or infinite coordinates.
+        """
+        x = np.asarray(self.x)                                      # slices of a memmap are slow to make
+        for i in index[self.num_valid[index] == 0]:
+            with np.errstate(invalid='ignore', over='ignore'):      # reported below
+                sums = x[i].sum(axis=1)                             # (T,)
+            if not np.isfinite(sums).all():
+                raise UserError(f'{self.path}: clip {i} of x_{self.split} has NaN or infinite coordinates; correct or '
+                                'remove it and write the file again')
+            num_valid = max(np.count_nonzero(sums), 1)
+            self.kind[i] = compare_bodies(x[i, :num_valid].reshape(num_valid, self.num_bodies, -1))
+            self.num_valid[i] = num_valid       # last, as it marks the clip as scanned, for other threads too
+
+    def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
+        """Scan this process's share of the clips used, so that a damaged one is reported before training begins."""
+        self.scan(self.rows[rank::world_size])
 
 
-class TrainBatches(Sampler):
-    """This process's micro-batches of one epoch, from any step on; the last incomplete effective batch is dropped.
+class TrainBatches:
+    """Micro-batches (batch_size, 2) of row and position of one process in one epoch.
 
-    An effective batch is `accum_iter` micro-batches of `batch_size` clips on each of `world_size` processes. Which
-    clips it holds, in which order, depends on (seed, epoch) only. `rows` are the clips' rows in the file.
+    An effective batch is `accum_iter` micro-batches of `batch_size` clips on each of `world_size` processes. Its clips
+    and their order depend on (seed, epoch) only. The last incomplete effective batch is dropped.
     """
 
     def __init__(self, rows: Sequence[int], batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int):
@@ -163,33 +199,31 @@ class TrainBatches(Sampler):
         return len(self.rows) // self.effective
 
     def start_at(self, epoch: int, first_step: int = 0) -> None:
+        """Set the epoch, and the step in it, that the next iteration begins at."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
         return (self.steps_per_epoch - self.first_step) * self.accum_iter
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         order = self.rows[np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))]
         for step in range(self.first_step, self.steps_per_epoch):
             for micro in range(self.accum_iter):
                 begin = (micro * self.world_size + self.rank) * self.batch_size
-                positions = range(begin, begin + self.batch_size)
-                yield [(order[step * self.effective + p], p) for p in positions]
+                position = np.arange(begin, begin + self.batch_size)
+                yield np.stack([order[step * self.effective + position], position], axis=1)
 
 
-class EvalBatches(Sampler):
-    """Every clip once: this process takes each `world_size`-th one; nothing is padded or repeated.
-
-    `rows` are the clips' rows in the file.
-    """
+class EvalBatches:
+    """Batches (B, 2) of row and position 0 of one process: every `world_size`-th clip, each of them once."""
 
     def __init__(self, rows: Sequence[int], batch_size: int, rank: int, world_size: int):
-        self.rows = rows[rank::world_size]
-        self.batch_size = batch_size
+        self.rows, self.batch_size = np.asarray(rows, dtype=np.int64)[rank::world_size], batch_size
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         for begin in range(0, len(self.rows), self.batch_size):
-            yield [(row, 0) for row in self.rows[begin:begin + self.batch_size]]
+            rows = self.rows[begin:begin + self.batch_size]
+            yield np.stack([rows, np.zeros_like(rows)], axis=1)

@@ -1,121 +1,118 @@
-"""How batches reach the device: copied ahead of time, or made there of a split that its memory holds whole.
-
-Axis letters: N clips of the split, B clips of a batch, F valid frames of all N clips, one clip after the other,
-M bodies, V joints, C = 3 coordinates in metres.
-"""
+"""Batches on the device: read and packed ahead of use by threads, or taken from a split that is in its memory."""
 
 import functools
 import logging
-import signal
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from feeder.dataset import Batch, SkeletonDataset
+from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches, make_batch
 from util.errors import UserError
-from util.rng import derive_seed
 
 log = logging.getLogger(__name__)
 
-GRACE = 20                  # seconds between SIGTERM and a worker's end
+DEPTH = 4                   # batches that are read ahead
 BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
 
 
-class PackedDataset(Dataset):
-    """A split trimmed and packed in the memory of `device`. Indexed as the one it was made of, it gives equal clips.
+class BatchLoader:
+    """Iterates over the batches of a sampler, in its order, on `device`.
 
-    The frames of each of its batches are those of the whole split, (F, M, V, C). Raises UserError for a damaged clip,
-    and when the split does not fit in.
+    `num_threads` threads read and pack ahead of use (0: the caller's thread does, when a batch is needed); NumPy does
+    both without holding Python's lock. `on_device` packs the whole split into the device's memory at once, after which
+    there is nothing to read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
+    """
+
+    def __init__(self, dataset: SkeletonDataset, batches: TrainBatches | EvalBatches, device: torch.device,
+                 num_threads: int = 1, on_device: bool = False):
+        self.dataset = PackedDataset(dataset, device) if on_device else dataset
+        self.batches, self.device, self.num_threads = batches, torch.device(device), 0 if on_device else num_threads
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Copy each batch on a stream of its own while the batch before it is in use; never wait for the device."""
+        streams = torch.get_device_module(self.device)      # torch.cuda, or torch.cpu, whose streams do nothing
+        copies, host = _copy_stream(self.device), self._read()
+
+        def fetch() -> Batch | None:
+            with streams.stream(copies):
+                batch = next(host, None)
+                return None if batch is None else batch.to(self.device)
+
+        ahead = fetch()
+        while ahead is not None:
+            batch, user = ahead, streams.current_stream(self.device)
+            user.wait_stream(copies)            # before the next batch's copy is queued
+            for field in batch:
+                if field.is_cuda:
+                    field.record_stream(user)   # so that its memory is not reused before the user is done with it
+            ahead = fetch()
+            yield batch
+
+    def _read(self) -> Iterator[Batch]:
+        """Yield the batches in host memory; when the caller stops early, no thread stays behind."""
+        if not self.num_threads:
+            yield from map(self._load, self.batches)
+            return
+        places, pool = iter(self.batches), ThreadPoolExecutor(self.num_threads, 'reader')
+        try:
+            ahead = deque(pool.submit(self._load, place) for place in islice(places, DEPTH + self.num_threads))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(self._load, place) for place in islice(places, 1))
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, places: np.ndarray) -> Batch:
+        batch = self.dataset[places]
+        return batch.pin_memory() if self.device.type == 'cuda' else batch
+
+
+@functools.cache
+def _copy_stream(device: torch.device):
+    """Return the one stream of this device for copies: memory allocated on one stream is not reused on another."""
+    return torch.cuda.Stream(device) if device.type == 'cuda' else torch.cpu.Stream()
+
+
+class PackedDataset:
+    """A split without padding in the memory of `device`; indexed as a SkeletonDataset it gives the same clips.
+
+    Each batch has the frames of the whole split. Raises UserError for a damaged clip and when the memory is too small.
     """
 
     def __init__(self, dataset: SkeletonDataset, device: torch.device):
         began, name = time.perf_counter(), f'{dataset.path}: x_{dataset.split}'
+        rows, self.dataset = np.arange(len(dataset)), dataset
+        dataset.scan(rows)
+        end = dataset.num_valid.cumsum()
+        self.first = end - dataset.num_valid
+        self.frames = _allocate((int(end[-1]), dataset.num_bodies, dataset.num_joints, 3), device, name)
         block = max(1, BLOCK_BYTES // (4 * dataset.x[0].size))
-        blocks = np.split(np.arange(len(dataset)), range(block, len(dataset), block))
-        num_valid = np.concatenate([dataset.count_valid(index) for index in blocks])
-        end = num_valid.cumsum()
-        self.frames = _room_for((int(end[-1]), dataset.num_bodies, dataset.num_joints, 3), device, name)
-        # These copies are waited for, so that any stream may read from here on.
-        for index in blocks:
-            self.frames[end[index[0]] - num_valid[index[0]]:end[index[-1]]] = dataset.pack(index)
-        tables = torch.from_numpy(end - num_valid), torch.from_numpy(num_valid), dataset.label
-        self.first, self.num_valid, self.label = (table.to(device) for table in tables)
+        for index in np.split(rows, range(block, len(rows), block)):
+            self.frames[self.first[index[0]]:end[index[-1]]] = dataset.pack(index)      # waits until it is copied
         log.info('%s: %d clips in %.2f GB of memory on %s, packed in %.1f s', name, len(dataset),
                  self.frames.nbytes / 1e9, device, time.perf_counter() - began)
 
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def __getitem__(self, places: list[tuple[int, int]]) -> Batch:
-        places = torch.from_numpy(np.asarray(places, dtype=np.int64).reshape(-1, 2))
-        if self.frames.is_cuda:
-            places = places.pin_memory()
-        index, position = places.to(self.frames.device, non_blocking=True).unbind(1)
-        return Batch(self.frames, self.first[index], self.num_valid[index], self.label[index], index, position)
+    def __getitem__(self, places: np.ndarray) -> Batch:
+        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+        data = self.dataset
+        return make_batch(self.frames, self.first[index], data.num_valid[index], data.label.numpy()[index], index,
+                          position, data.kind[index])
 
 
-def _room_for(shape: tuple[int, ...], device: torch.device, name: str) -> torch.Tensor:
-    """Uninitialised float32 memory on the device, or a UserError that says how much of it is wanted."""
+def _allocate(shape: tuple[int, ...], device: torch.device, name: str) -> torch.Tensor:
+    """Return uninitialised float32 memory on the device, or raise a UserError that gives its size."""
     try:
         return torch.empty(shape, device=device)
     except RuntimeError as error:       # torch.OutOfMemoryError on a GPU
         free = f', {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB are free' if device.type == 'cuda' else ''
         raise UserError(f'{name}: needs {4 * np.prod(shape) / 1e9:.2f} GB of memory on {device}{free}; leave out '
                         '--data_on_device') from error
-
-
-def make_loader(dataset: SkeletonDataset, batches: Sampler, num_workers: int, device: torch.device,
-                on_device: bool = False) -> DataLoader:
-    """A loader whose items are whole batches for `device`; its workers live as long as it does.
-
-    `on_device`: it packs the split into the device's memory first, and needs no workers. Raises as PackedDataset then.
-    """
-    if on_device:
-        dataset, num_workers = PackedDataset(dataset, device), 0
-    seeds = torch.Generator().manual_seed(derive_seed(0))    # its own, so that the global one stays untouched
-    return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers, generator=seeds,
-                      pin_memory=device.type == 'cuda' and not on_device, persistent_workers=num_workers > 0,
-                      worker_init_fn=_begin_worker)
-
-
-def _begin_worker(_: int) -> None:
-    """Signals that tell a run to stop go to its workers too: they serve on for as long as the last step may take."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@functools.cache
-def _copy_stream(device: torch.device):
-    """The stream of this device that batches are copied on; one only, as its memory serves no other stream again."""
-    return torch.cuda.Stream(device) if device.type == 'cuda' else torch.cpu.Stream()
-
-
-def read_batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
-    """The loader's batches on `device`; raises the UserError that a damaged clip made, after the batches before it.
-
-    While a batch is in use the next one is fetched and copied, on a stream of its own; nothing waits for the device.
-    """
-    streams = torch.get_device_module(device)       # torch.cuda, or torch.cpu, whose streams do nothing
-    copies, source = _copy_stream(torch.device(device)), iter(loader)
-
-    def fetch() -> Batch | UserError | None:
-        with streams.stream(copies):
-            batch = next(source, None)
-            return batch if batch is None or isinstance(batch, UserError) else batch.to(device)
-
-    ahead = fetch()
-    while ahead is not None:
-        batch = ahead
-        if isinstance(batch, UserError):
-            raise UserError(str(batch))     # one of its own: raised, it would hold the loader through its traceback
-        user = streams.current_stream(device)
-        user.wait_stream(copies)            # for this batch: the next one's copies are not yet under way
-        for field in batch:
-            if field.is_cuda:
-                field.record_stream(user)   # its memory is given to no other batch before the user is done with it
-        ahead = fetch()
-        yield batch
