@@ -35,7 +35,7 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
             clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
             with trainer.sync_gradients(micro):
                 with trainer.precision.autocast():
-                    logits = model(clips, batch.distinct if frozen else None)       # (N, classes)
+                    logits = model(clips, (batch.distinct, batch.inverse) if frozen else None)       # (N, classes)
                 loss = F.cross_entropy(logits.float(), batch.label, label_smoothing=args.smoothing)
                 loss = loss / args.accum_iter
                 loss.backward()
@@ -60,7 +60,7 @@ def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: Cli
     counts = torch.zeros(4, dtype=torch.float64, device=world.device)
     for batch in batches:
         with precision.autocast():
-            features = model.features(clip_maker.eval_view(batch), batch.distinct)
+            features = model.features(clip_maker.eval_view(batch), (batch.distinct, batch.inverse))
         counts += count_correct(model.head(features.float()), batch.label)      # bf16 logits would tie
     return summarise(world.sum(counts))
 
@@ -80,7 +80,7 @@ def predict(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: ClipMa
     outputs = {name: torch.zeros(num_clips, width, device=world.device) for name, width in widths.items()}
     for batch in batches:
         with precision.autocast():
-            features = model.features(clip_maker.eval_view(batch), batch.distinct)
+            features = model.features(clip_maker.eval_view(batch), (batch.distinct, batch.inverse))
         features = features.float()
         outputs['features'][batch.index] = features.mean(dim=(1, 2, 3))
         if 'scores' in outputs:

@@ -22,7 +22,7 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
             clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
             uniform = clip_maker.mask_uniform(batch, epoch, step, num_tokens)       # (N·M, L)
             if args.skip_empty_bodies:
-                clips, uniform = drop_empty_bodies(clips, uniform)
+                clips, uniform = select_bodies(clips, batch.nonempty), uniform[batch.nonempty]
             with trainer.sync_gradients(micro):
                 with trainer.precision.autocast():
                     loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform)
@@ -40,12 +40,9 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     return trainer.epoch_means(epoch)
 
 
-def drop_empty_bodies(clips: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave out all-zero bodies, unless all are: clips (N, C, T, V, M), uniform (N·M, L) -> (B', C, T, V, 1), (B', L).
+def select_bodies(clips: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Bodies of clips (N, C, T, V, M) at `index` (E,) into N·M as clips of one body (E, C, T, V, 1).
 
-    Changes the loss: tokens of empty bodies, whose target is zero, no longer count. Waits for the device.
+    Without its empty bodies a batch has another loss: tokens of empty bodies, whose target is zero, no longer count.
     """
-    bodies = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)                             # (N·M, C, T, V)
-    moving = (bodies != 0).flatten(1).any(dim=1)
-    index = (moving | ~moving.any()).nonzero().squeeze(1)                           # (B',)
-    return bodies[index].unsqueeze(-1), uniform[index]
+    return clips.permute(0, 4, 1, 2, 3).flatten(0, 1)[index].unsqueeze(-1)

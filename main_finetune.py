@@ -16,7 +16,7 @@ from feeder.augment import ClipMaker
 from feeder.classes import read_class_names
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.layouts import check_same_joints, checkpoint_layout
-from feeder.loader import make_loader, read_batches
+from feeder.loader import BatchLoader
 from feeder.subset import open_splits
 from model_transformer import ActionTransformer
 from util.checkpoint import LAST, Checkpoint
@@ -54,10 +54,10 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.save_scores or args.save_features or args.projector:
         _ = test.names      # raises now what it would raise at the end
-    test_loader = make_loader(test, EvalBatches(test.rows, args.batch_size, world.rank, world.size), args.num_workers,
-                              world.device, args.data_on_device)
+    test_batches = BatchLoader(test, EvalBatches(test.rows, args.batch_size, world.rank, world.size), world.device,
+                               args.num_workers, args.data_on_device)
     if args.eval:
-        return evaluate_checkpoint(args, world, model, test, test_loader)
+        return evaluate_checkpoint(args, world, model, test, test_batches)
 
     labels = {'fraction': args.label_fraction, 'clips': len(train.rows), 'draw': args.label_draw} \
         if args.label_fraction < 1 else None
@@ -74,12 +74,11 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
             stats = train_one_epoch(trainer, epoch)
             scores = None
             if len(test.rows):      # --novel_every can leave none
-                test_batches = read_batches(test_loader, world.device)
                 scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world)
             trainer.finish_epoch(epoch, stats, scores)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
             trainer.stop_if_requested(epoch)
-        save_predictions(args, world, model, test, test_loader, trainer.precision)
+        save_predictions(args, world, model, test, test_batches, trainer.precision)
         return trainer.finish()
 
 
@@ -101,7 +100,7 @@ def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.nd
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
-                        test_loader) -> dict[str, float]:
+                        test_batches) -> dict[str, float]:
     """Evaluate the checkpoint of --resume, and log and write its scores to eval.json."""
     if not len(test.rows):
         raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; give another value')
@@ -118,21 +117,21 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
         raise UserError(f'{path}: trained with {difference}; give the same')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
-    scores = evaluate(model, read_batches(test_loader, world.device), clip_maker, precision, world)
+    scores = evaluate(model, test_batches, clip_maker, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])
     if world.is_main:
         write_json(folder / 'eval.json', {'checkpoint': str(path), **scores, 'config': vars(args)})
-    save_predictions(args, world, model, test, test_loader, precision)
+    save_predictions(args, world, model, test, test_batches, precision)
     return scores
 
 
 def save_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
-                     test_loader, precision: Precision) -> None:
+                     test_batches, precision: Precision) -> None:
     """Write scores.npz, features.npz and the projector's files of the test clips, as far as requested."""
     if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
-    outputs = predict(model, read_batches(test_loader, world.device), ClipMaker.from_args(args), precision, world,
+    outputs = predict(model, test_batches, ClipMaker.from_args(args), precision, world,
                       len(test))
     if not world.is_main:
         return

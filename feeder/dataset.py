@@ -39,10 +39,6 @@ class Batch(NamedTuple):
     inverse: torch.Tensor       # (B·M,) where in `distinct` each body, or its equal, is
     nonempty: torch.Tensor      # (E,) bodies that are not all zeros; all bodies if there are none
 
-    @property
-    def distinct(self):
-        return None
-
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from feeder.augment import ClipMaker
 from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
-from feeder.loader import make_loader, read_batches
+from feeder.loader import BatchLoader
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from util.dist import World, init_world
 from util.errors import UserError, one_line
@@ -69,7 +69,7 @@ class Trainer:
         self.model = world.wrap(model)
         self.clips = ClipMaker.from_args(args)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
-        self.loader = make_loader(dataset, self.batches, args.num_workers, world.device, args.data_on_device)
+        self.loader = BatchLoader(dataset, self.batches, world.device, args.num_workers, args.data_on_device)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0        # where training starts
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)       # over the steps of the epoch
@@ -110,7 +110,7 @@ class Trainer:
     def steps(self, epoch: int) -> Iterator[tuple[int, Iterator]]:
         """Yield (step, its micro-batches) for the rest of the epoch; seeds drop path and dropout of each step."""
         self.batches.start_at(epoch, self.first_step)
-        batches = read_batches(self.loader, self.world.device)
+        batches = iter(self.loader)
         self.epoch_start, self.last_read = time.perf_counter(), (self.first_step, self.loss_sum.clone())
         self.bar = tqdm(range(self.first_step, self.steps_per_epoch), desc=f'epoch {epoch}', initial=self.first_step,
                         total=self.steps_per_epoch, unit='step', disable=None if self.world.is_main else True,
