@@ -28,7 +28,7 @@ from util.optim import adamw
 from util.precision import Precision
 from util.predictions import Features, Scores, write_features, write_projector, write_scores
 from util.resume import resume
-from util.trainer import Trainer, start_run
+from util.trainer import Trainer, finish_run, start_run
 from util.weights import create_model, load_checkpoint, load_pretrained, setting_differences
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
             trainer.stop_if_requested(epoch)
         save_predictions(args, world, model, test, test_batches, trainer.precision)
-        return trainer.finish()
+        return finish_run(trainer)
 
 
 def check_batch_norm(args: argparse.Namespace, world: World) -> None:

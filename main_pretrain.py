@@ -18,7 +18,7 @@ from util.errors import run_main
 from util.optim import adamw
 from util.results import Result
 from util.resume import resume
-from util.trainer import Trainer, start_run
+from util.trainer import Trainer, finish_run, start_run
 from util.weights import create_model
 
 
@@ -53,7 +53,7 @@ def pretrain(args: argparse.Namespace, world: World) -> Result:
             trainer.finish_epoch(epoch, stats)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, dataset))
             trainer.stop_if_requested(epoch)
-        return trainer.finish()
+        return finish_run(trainer)
 
 
 def main(argv: list[str] | None = None) -> int:

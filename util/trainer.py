@@ -212,6 +212,10 @@ class Trainer:
             except Exception as error:      # no picture is worth a run
                 log.warning('no picture in epoch %d: %s: %s', epoch, type(error).__name__, one_line(error))
 
+    def is_finished(self) -> bool:
+        """True if the run had ended before it was resumed."""
+        return self.epoch == self.args.epochs and (self.output_dir / 'result.json').exists()
+
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def stop_if_non_finite(self, epoch: int, step: int) -> None:
@@ -246,32 +250,27 @@ class Trainer:
         for name in names:
             checkpoint.write(self.output_dir / name, previous=PREVIOUS if name == LAST else None)
 
-    # ---- result ----------------------------------------------------------------------------------------------------
 
-    def is_finished(self) -> bool:
-        """True if the run had ended before it was resumed."""
-        return self.epoch == self.args.epochs and (self.output_dir / 'result.json').exists()
-
-    def finish(self) -> Result:
-        """Write result.json and the model card, the last files of a run, and return the result."""
-        args, progress = self.args, self.progress
-        if self.is_finished():
-            log.info('%s: already finished, nothing to train', self.output_dir)
-            return Result.read(self.output_dir / 'result.json')
-        layout = self.clips.layout
-        speed = progress['clips'] / max(progress['train_seconds'], 1e-9)
-        result = Result(
-            benchmark=args.benchmark, stream=args.stream, seed=args.seed, **self.facts, **self.data,
-            layout=layout and layout.name, resumed=self.resumed, train_loss=progress['last_loss'],
-            last=progress['last'], best=progress['best'], wall_seconds=progress['seconds'], clips_per_s=speed,
-            machine=describe_machine(self.world.device), precision=self.precision.name, compiled=self.compiled,
-            processes=self.world.size, code_version=self.code_version, command=command_line(), config=vars(args))
-        if self.world.is_main:
-            settings = {name: value for name, value in vars(args).items() if value is not None
-                        and not has_role(name, 'run')} | {'method': result.method, 'protocol': result.protocol}
-            metrics = {'train_loss': progress['last_loss'], 'clips_per_s': speed} | {
-                f'test_{name}': (progress['last'] or {}).get(name) for name in ('top1', 'top5', 'loss')}
-            self.log.hparams(settings, {name: value for name, value in metrics.items() if value is not None},
-                             args.epochs * self.steps_per_epoch)
-            result.write(self.output_dir)
-        return result
+def finish_run(trainer: Trainer) -> Result:
+    """Write result.json and the model card, the last files of a run, and return the result."""
+    args, progress = trainer.args, trainer.progress
+    if trainer.is_finished():
+        log.info('%s: already finished, nothing to train', trainer.output_dir)
+        return Result.read(trainer.output_dir / 'result.json')
+    layout = trainer.clips.layout
+    speed = progress['clips'] / max(progress['train_seconds'], 1e-9)
+    result = Result(
+        benchmark=args.benchmark, stream=args.stream, seed=args.seed, **trainer.facts, **trainer.data,
+        layout=layout and layout.name, resumed=trainer.resumed, train_loss=progress['last_loss'],
+        last=progress['last'], best=progress['best'], wall_seconds=progress['seconds'], clips_per_s=speed,
+        machine=describe_machine(trainer.world.device), precision=trainer.precision.name, compiled=trainer.compiled,
+        processes=trainer.world.size, code_version=trainer.code_version, command=command_line(), config=vars(args))
+    if trainer.world.is_main:
+        settings = {name: value for name, value in vars(args).items() if value is not None
+                    and not has_role(name, 'run')} | {'method': result.method, 'protocol': result.protocol}
+        metrics = {'train_loss': progress['last_loss'], 'clips_per_s': speed} | {
+            f'test_{name}': (progress['last'] or {}).get(name) for name in ('top1', 'top5', 'loss')}
+        trainer.log.hparams(settings, {name: value for name, value in metrics.items() if value is not None},
+                         args.epochs * trainer.steps_per_epoch)
+        result.write(trainer.output_dir)
+    return result
