@@ -1,6 +1,7 @@
-"""What finished runs found: tables beside the published figures, accuracy by class, ensembles, figures.
+"""Report on finished runs: tables beside the published figures, accuracy per class, ensembles, figures.
 
 python tools/report.py runs --all_rows --figure curves.png
+python tools/report.py docs/results/nwucla_xview.jsonl
 python tools/report.py --scores runs/nwucla_xview/finetune/scores.npz --confusion confusion.png
 python tools/report.py --scores runs/nwucla_xview/finetune/scores.npz --without data/nwucla/NWUCLA_XView_copies.txt
 python tools/report.py --ensemble joint/scores.npz bone/scores.npz velocity/scores.npz --out runs/nwucla_xview/ensemble
@@ -16,7 +17,7 @@ if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.reporting.figures import draw_confusion, draw_curves, draw_tsne
-from tools.reporting.scores import class_table, pairs_table, told_beside, without, write_ensemble
+from tools.reporting.scores import class_table, exclude, pairs_table, result_beside, write_ensemble
 from tools.reporting.tables import rewrite_tables, tables
 from util.errors import Parser, UserError, run_main
 from util.files import check_writable
@@ -27,40 +28,40 @@ from util.results import read_results
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('folder', type=Path, nargs='?', help='folder with finished runs, at any depth: one table a benchmark')
-    add('--all_rows', action='store_true', help='also the published rows that no run of ours is there for')
-    add('--benchmark', metavar='NAME', help='only the table of this one; of --features: whose classes they are')
-    add('--figure', type=Path, metavar='PNG', help='also draw the training curves of the runs in the folder')
-    add('--scores', type=Path, metavar='NPZ', help='accuracy by class, worst first, and the classes most confused')
-    add('--pairs', type=int, metavar='N', help='how many confused pairs of --scores (default: 10)')
-    add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: their names, one a line')
-    add('--confusion', type=Path, metavar='PNG', help='also draw the confusion matrix of --scores')
-    add('--ensemble', nargs='+', metavar='NPZ', help='add the scores of several runs, clips matched by name')
+    add('folder', type=Path, nargs='?',
+        help='folder with finished runs at any depth, or a .jsonl file of results: one table per benchmark')
+    add('--all_rows', action='store_true', help='include published rows without a run')
+    add('--benchmark', metavar='NAME', help='only this table; with --features: the benchmark whose class names to use')
+    add('--figure', type=Path, metavar='PNG', help='draw the training curves of the runs')
+    add('--scores', type=Path, metavar='NPZ', help='accuracy per class, lowest first, and the most confused classes')
+    add('--pairs', type=int, metavar='N', help='number of confused pairs to list (default: 10)')
+    add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: a file with a name per line')
+    add('--confusion', type=Path, metavar='PNG', help='draw the confusion matrix of --scores')
+    add('--ensemble', nargs='+', metavar='NPZ', help='average the scores of several runs')
     add('--out', type=Path, metavar='DIR', help='where --ensemble writes result.json and scores.npz')
     add('--features', type=Path, metavar='NPZ', help='features for --tsne')
-    add('--tsne', type=Path, metavar='PNG', help='draw the test features of --features in the plane (t-SNE)')
-    add('--points', type=int, metavar='N', help='at most so many clips in --tsne (default: 2000)')
-    add('--seed', type=int, help='of --tsne and of the draw of its clips (default: 0)')
-    add('--readme', type=Path, metavar='MD', help='rewrite its tables: what stands between <!-- table: FOLDER --> and '
-        '<!-- end -->')
+    add('--tsne', type=Path, metavar='PNG', help='draw the test features of --features (t-SNE)')
+    add('--points', type=int, metavar='N', help='largest number of clips in --tsne (default: 2000)')
+    add('--seed', type=int, help='seed of --tsne (default: 0)')
+    add('--readme', type=Path, metavar='MD',
+        help='update the tables between its lines <!-- table: PLACE --> and <!-- end -->')
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Which options need which others; fills in the defaults of those that do."""
+    """Check that options occur with those they need, and fill in their defaults."""
     needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'without': 'scores',
              'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features', 'pairs': 'scores',
              'points': 'tsne', 'seed': 'tsne'}
     for name, other in needs.items():
-        given = getattr(args, name) is not None and getattr(args, name) is not False       # 0 is given, too
-        if given and getattr(args, other) is None:
+        if getattr(args, name) not in (None, False) and getattr(args, other) is None:
             raise UserError(f'--{name} needs {"a folder of runs" if other == "folder" else f"--{other}"}')
     if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
         raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
                         '--help explains them')
     for path in filter(None, (args.figure, args.confusion, args.tsne)):
         if path.is_dir():
-            raise UserError(f'{path}: is a folder; give the name of a PNG file')
+            raise UserError(f'{path}: is a folder; give a file name')
         check_writable(path.parent)
     if args.out:
         check_writable(args.out)
@@ -78,23 +79,24 @@ def main(argv: list[str] | None = None) -> int:
         results = read_results(args.folder, may_be_empty=args.all_rows)
         text = tables(results, args.all_rows, args.benchmark)
         if args.figure:
-            draw_curves([run for run in results if args.benchmark in (None, run['benchmark'])], args.figure)
+            draw_curves([run for run in results if args.benchmark in (None, run.benchmark)], args.figure)
         print(text)
     if args.ensemble:
         print(write_ensemble([read_scores(path) for path in args.ensemble], args.out))
     if args.scores:
         scores = read_scores(args.scores)
         if args.without:
-            scores = without(scores, args.without)
+            scores = exclude(scores, args.without)
         if args.confusion:
             draw_confusion(scores, args.confusion)
         print(f'{class_table(scores)}\n\n{pairs_table(scores, args.pairs)}')
     if args.tsne:
         splits, facts = read_features(args.features, ('test',))
-        benchmark = args.benchmark or facts.get('benchmark') or told_beside(args.features).get('benchmark')
+        run = result_beside(args.features)
+        benchmark = args.benchmark or facts.get('benchmark') or (run and run.benchmark)
         draw_tsne(splits['test'], args.tsne, benchmark, args.points, args.seed)
     if args.readme:
-        print(f'{args.readme}: {"rewritten" if rewrite_tables(args.readme) else "as it should be"}')
+        print(f'{args.readme}: {"updated" if rewrite_tables(args.readme) else "up to date"}')
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Recognition without training: nearest neighbours, or one exemplar a class, in a frozen encoder's features.
+"""Recognition without training: nearest neighbours, or one exemplar per class, in the features of a frozen encoder.
 
 python tools/retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
 python tools/retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
@@ -10,128 +10,177 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine_finetune import predict, start_encoder
+from engine_finetune import predict
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.layouts import find_layout
-from feeder.loader import make_loader
+from feeder.loader import BatchLoader
+from feeder.subset import novel_classes
 from model_transformer import SkeletonEncoder
-from tools.neighbours import check_protocol, knn, one_shot
-from util.attention import choose_kernel, shape_of
-from util.config import parse_args, settings_for
+from util.config import parse_args
 from util.dist import World
 from util.errors import UserError, run_main
-from util.files import check_writable, write_json
+from util.files import check_writable
 from util.log import code_version, describe_machine
-from util.options import NOT_THE_RECIPE, defaults_of
-from util.precision import Precision, compile_blocks
+from util.options import is_recipe, options_of_stage
+from util.precision import Precision, compile_model
 from util.predictions import Features, read_features, write_features, write_projector
-from util.results import STREAMS
-from util.trainer import started
+from util.results import STREAMS, Result
+from util.trainer import start_run
+from util.weights import create_model, load_pretrained
 
 log = logging.getLogger(__name__)
-RECIPE = defaults_of('retrieval').keys() - NOT_THE_RECIPE       # of the encoder and its clips
 
 
-def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features], dict]:
-    """Features of both splits, and what result.json says of the encoder they come from."""
+def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, Features], dict]:
+    """Features of both splits, and what the result records about the encoder."""
     datasets = {split: SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test')}
-    num_classes = datasets['train'].num_classes
-    if datasets['test'].num_classes != num_classes:
-        raise UserError(f'{args.data_path}: y_train has {num_classes} classes, y_test {datasets["test"].num_classes}; '
-                        'write the file again')
-    check_protocol({split: dataset.label.numpy() for split, dataset in datasets.items()}, num_classes, args.protocol,
-                   args.k, args.novel_every)
+    classes = {split: dataset.num_classes for split, dataset in datasets.items()}
+    if classes['train'] != classes['test']:
+        raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, y_test {classes["test"]}; write '
+                        'the file again')
+    check_protocol(args, len(datasets['train']), classes['train'])
     names = {split: dataset.names for split, dataset in datasets.items()}
     torch.manual_seed(args.seed)
-    model = SkeletonEncoder(**settings_for(SkeletonEncoder, args)).to(world.device)
-    facts = start_encoder(model, args)
-    compile_blocks(model, args.compile, world.device)
-    precision = Precision(args.precision, world.device)
-    clips_of = ClipMaker(args.num_frames, args.stream, args.seed, layout=find_layout(args.layout, args.num_joints))
-    splits = {}
+    model = create_model(SkeletonEncoder, vars(args)).to(world.device)
+    pretrained = load_pretrained(model, args)
+    compile_model(model, args.compile, world.device)
+    precision, clip_maker, splits = Precision(args.precision, world.device), ClipMaker.from_args(args), {}
     for split, dataset in datasets.items():
-        choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)
         batches = EvalBatches(dataset.rows, args.batch_size, world.rank, world.size)
-        loader = make_loader(dataset, batches, args.num_workers, world.device, args.data_on_device)
-        found = predict(model, loader, clips_of, precision, world, len(dataset))
-        splits[split] = Features(found['features'], names[split], dataset.label.numpy())
-    return splits, facts | {'precision': precision.name, 'num_classes': num_classes}
+        loader = BatchLoader(dataset, batches, world.device, args.num_workers, args.data_on_device)
+        outputs = predict(model, loader, clip_maker, precision, world, len(dataset))
+        splits[split] = Features(outputs['features'], names[split], dataset.label.numpy())
+    return splits, pretrained | {'precision': precision.name, 'classes': classes['train']}
 
 
-def settle(args: argparse.Namespace, told: dict) -> None:
-    """Fills in what a features file tells of itself; what it does not tell, from its name and the defaults.
+def use_features_file(args: argparse.Namespace) -> tuple[dict[str, Features], dict]:
+    """Features of --features and its record, which fills in benchmark, stream, seed and recipe of `args`.
 
-    Raises UserError for an option that contradicts the file, for a stream or name in it that cannot be, and for an
-    output folder that holds the file itself, with the result of the run that wrote it.
+    Raises UserError for options that contradict the file, and if the output folder is that of the file.
     """
+    splits, record = read_features(args.features)
     defaults = {'benchmark': Path(args.data_path or args.features).stem, 'stream': 'joint', 'seed': 0}
     for name, default in defaults.items():
-        given, written = getattr(args, name), told.get(name)
-        if None not in (given, written) and given != written:
-            raise UserError(f'--{name} {given}: {args.features} holds features of {name} {written}; leave the option '
-                            'out, or give other features')
-        setattr(args, name, next(value for value in (given, written, default) if value is not None))
+        option, recorded = getattr(args, name), record.get(name)
+        if None not in (option, recorded) and option != recorded:
+            raise UserError(f'--{name} {option}: the features of {args.features} are of {name} {recorded}; leave the '
+                            'option out, or give other features')
+        setattr(args, name, next(value for value in (option, recorded, default) if value is not None))
     if args.stream not in STREAMS:
-        raise UserError(f'{args.features}: stream {args.stream!r:.80} is none of {", ".join(STREAMS)}; save it again')
-    for name in RECIPE & told.get('config', {}).keys():
-        setattr(args, name, told['config'][name])
+        raise UserError(f'{args.features}: unknown stream {args.stream!r:.80}; save it again')
+    for name in recipe_names() & record.get('config', {}).keys():
+        setattr(args, name, record['config'][name])
     if args.output_dir is None:
-        if args.benchmark in ('', '..') or Path(args.benchmark).name != args.benchmark:
-            raise UserError(f'{args.features}: benchmark {args.benchmark!r:.80} is no name for a folder; give '
+        if Path(args.benchmark).name != args.benchmark:
+            raise UserError(f'{args.features}: benchmark {args.benchmark!r:.80} cannot name a folder; give '
                             '--output_dir')
         args.output_dir = str(Path('runs') / args.benchmark / 'retrieval')
     if Path(args.output_dir).resolve() == Path(args.features).resolve().parent:
-        raise UserError(f'{args.output_dir}: holds {args.features} and the result of the run that wrote it; give '
-                        'another --output_dir')
-    check_writable(args.output_dir)
+        raise UserError(f'{args.output_dir}: holds {args.features} and the result of its run; give another '
+                        '--output_dir')
+    classes = 1 + int(max(features.label.max() for features in splits.values()))
+    check_protocol(args, len(splits['train'].label), classes)
+    return splits, {'method': record.get('method', 'features'), 'pretraining': record.get('pretraining'),
+                    'classes': classes}
 
 
-def retrieve(args: argparse.Namespace, world: World) -> dict:
-    """Features from the encoder or a file, the protocol on them, and what result.json says."""
-    began = time.perf_counter()
+def recipe_names() -> set[str]:
+    """Settings of the encoder and its clips."""
+    return {name for name in options_of_stage('retrieval') if is_recipe(name)}
+
+
+def check_protocol(args: argparse.Namespace, train_clips: int, classes: int) -> None:
+    """Raise UserError if there are too few clips or classes for the protocol."""
+    if args.protocol == 'knn' and args.k > train_clips:
+        raise UserError(f'--k {args.k} exceeds the {train_clips} training clips; give a smaller number')
+    if args.protocol == 'oneshot' and (not args.novel_every or len(novel_classes(classes, args.novel_every)) < 2):
+        raise UserError(f'--novel_every {args.novel_every}: fewer than 2 of {classes} classes are novel; give a '
+                        'smaller number')
+
+
+def knn(train: Features, test: Features, k: int, metric: str) -> np.ndarray:
+    """Labels (N,) of the test clips: majority of the k nearest training clips, the lowest label of a tie."""
+    classifier = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(train.features, train.label)
+    return classifier.predict(test.features)
+
+
+def select_exemplars(splits: dict[str, Features], novel: np.ndarray, published: bool) -> Features:
+    """One exemplar per novel class; the remaining clips of these classes are recognised.
+
+    `published` selects those of NTU RGB+D 120 (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx) where they
+    exist; otherwise the first clip by name of the training split, or else of the test split. Raises UserError for a
+    class without clips.
+    """
+    rows = []
+    for novel_class in novel:
+        name = f'S{1 if novel_class < 60 else 18:03}C003P008R001A{novel_class + 1:03}' if published else None
+        candidates = [(features.name[i] != name, split == 'test', features.name[i], split, i)
+                      for split, features in splits.items() for i in np.flatnonzero(features.label == novel_class)]
+        if not candidates:
+            raise UserError(f'class {novel_class} (from 0) is novel but has no clips; change --novel_every')
+        rows.append(min(candidates)[-2:])
+    return Features(*(np.array([getattr(splits[split], field)[i] for split, i in rows]) for field in Features._fields))
+
+
+def one_shot(splits: dict[str, Features], classes: int, every: int, metric: str) -> tuple[np.ndarray, Features]:
+    """Predicted labels of the novel classes' test clips by their nearest exemplar, and those clips.
+
+    NTU RGB+D 120's one-shot protocol on NTU120_OneShot.npz, its analogue on other data: every `every`-th class is
+    novel, starting with the first.
+    """
+    novel, test = novel_classes(classes, every), splits['test']
+    exemplars = select_exemplars(splits, novel, published=classes == 120)
+    keep = np.isin(test.label, novel) & ~np.isin(test.name, exemplars.name)
+    if not keep.any():
+        raise UserError(f'--novel_every {every}: no test clip of a novel class besides the exemplars')
+    queries = Features(*(field[keep] for field in test))
+    return knn(exemplars, queries, 1, metric), queries
+
+
+def retrieve(args: argparse.Namespace, world: World) -> Result:
+    """Compute or read features, apply the protocol, write the result and return it."""
+    start = time.perf_counter()
     if args.features:
-        splits, told = read_features(args.features)
-        settle(args, told)
-        facts = {'method': told.get('method', 'features'), 'pretraining': told.get('pretraining'),
-                 'num_classes': 1 + int(max(held.label.max() for held in splits.values()))}
+        splits, record = use_features_file(args)
+        check_writable(args.output_dir)
     else:
         check_writable(args.output_dir)
-        splits, facts = extract(args, world)
-    num_classes = facts.pop('num_classes')
+        splits, record = extract_features(args, world)
     if args.protocol == 'knn':
-        label, found = splits['test'].label, knn(splits, args.k, args.metric)
+        queries = splits['test']
+        predicted = knn(splits['train'], queries, args.k, args.metric)
     else:
-        found, asked = one_shot(splits, num_classes, args.novel_every, args.metric)
-        label = asked.label
-    scores = {'top1': 100 * accuracy_score(label, found), 'samples': len(label), 'metric': args.metric,
-              'k': args.k if args.protocol == 'knn' else 1}
+        predicted, queries = one_shot(splits, record['classes'], args.novel_every, args.metric)
+    scores = {'top1': 100 * float((predicted == queries.label).mean()), 'samples': len(predicted),
+              'metric': args.metric, 'k': args.k if args.protocol == 'knn' else 1}
     log.info('%s: top-1 %.2f %%, %d samples', args.protocol, scores['top1'], scores['samples'])
-    result = {'benchmark': args.benchmark, 'protocol': 'retrieval' if args.protocol == 'knn' else 'oneshot', **facts,
-              'stream': args.stream, 'labels': None, 'seed': args.seed, 'last': scores, 'best': None,
-              'wall_seconds': time.perf_counter() - began, 'machine': describe_machine(world.device),
-              'processes': world.size, 'code_version': code_version(), 'config': vars(args)}
+    result = Result(args.benchmark, 'retrieval' if args.protocol == 'knn' else 'oneshot', record['method'], args.stream,
+                    args.seed, pretraining=record['pretraining'], classes=record['classes'],
+                    precision=record.get('precision'), last=scores, wall_seconds=time.perf_counter() - start,
+                    machine=describe_machine(world.device), processes=world.size, code_version=code_version(),
+                    config=vars(args))
     if world.is_main:
         if not args.features:
-            run = {'seed': args.seed, 'pretraining': facts['pretraining'],
-                   'config': {name: getattr(args, name) for name in RECIPE}}
+            run = {'seed': args.seed, 'pretraining': record['pretraining'],
+                   'config': {name: getattr(args, name) for name in recipe_names()}}
             write_features(Path(args.output_dir) / 'features.npz', splits, run, benchmark=args.benchmark,
-                           stream=args.stream, method=facts['method'])
+                           stream=args.stream, method=record['method'])
         if args.projector:
             write_projector(args.output_dir, splits['test'], args.benchmark, args.projector, args.seed)
-        write_json(Path(args.output_dir) / 'result.json', result)
+        result.write(args.output_dir)
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args('retrieval', argv)
-    with started(args) as world:
+    with start_run(args) as world:
         retrieve(args, world)
     return 0
 

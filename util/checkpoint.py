@@ -9,13 +9,11 @@ import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import get_args, get_origin
 
 import torch
 
 from util.errors import UserError, one_line
-from util.files import atomic_write, check_zip
+from util.files import atomic_write, check_zip, has_type
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class Checkpoint:
         content = _upgrade(_read_content(path), path)
         known = {entry.name: entry.type for entry in dataclasses.fields(cls)}
         values = {name: content[name] for name in known if name in content}
-        if wrong := next((name for name, value in values.items() if not _has_type(value, known[name])), None):
+        if wrong := next((name for name, value in values.items() if not has_type(value, known[name])), None):
             raise UserError(f'{path}: not a checkpoint: {wrong!r} has the wrong type; use another file')
         if not values['model'] or not all(map(_is_dense, values['model'].values())) or values.get('step', 0) < 0:
             raise UserError(f'{path}: not a checkpoint: its weights are not dense tensors; use another file')
@@ -140,18 +138,6 @@ def _upgrade(content: dict, path: str | Path) -> dict:
     if isinstance(weights, dict) and weights and all(str(name).startswith('module.') for name in weights):
         content['model'] = {name.removeprefix('module.'): value for name, value in weights.items()}  # saved under DDP
     return content
-
-
-def _has_type(value, annotation) -> bool:
-    """True if `value` matches an annotation of `Checkpoint`, items of maps and lists included."""
-    if isinstance(annotation, UnionType):
-        return any(_has_type(value, option) for option in get_args(annotation))
-    origin, items = get_origin(annotation) or annotation, get_args(annotation)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        return False
-    if origin is dict and items:
-        return all(isinstance(name, items[0]) and isinstance(item, items[1]) for name, item in value.items())
-    return origin is not list or all(isinstance(item, items[0]) for item in value)
 
 
 def _is_dense(value: torch.Tensor) -> bool:

@@ -9,11 +9,14 @@ import zipfile
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
 
 import yaml
 
 from util.errors import UserError, quote
 
+MAX_NUMBER = 1e30      # larger ones in a file are damage
 MAX_ZIP_BYTES, MAX_ZIP_RATIO = 1 << 30, 200     # an archive that unpacks to more of both is refused
 
 
@@ -154,3 +157,17 @@ def check_zip(path: str | Path, archive: zipfile.ZipFile) -> None:
         if unpacked > MAX_ZIP_BYTES and unpacked > MAX_ZIP_RATIO * packed:
             raise UserError(f'{path}: refused, {packed:,} bytes would unpack to {unpacked:,}; get the file from a '
                             'source you trust, or pack it without compression')
+
+
+def has_type(value, annotation) -> bool:
+    """True if `value` matches a type annotation of a dataclass, items of maps and lists included; ints are floats."""
+    if isinstance(annotation, UnionType):
+        return any(has_type(value, option) for option in get_args(annotation))
+    origin, items = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        return False
+    if origin is dict and items:
+        return all(isinstance(name, items[0]) and isinstance(item, items[1]) for name, item in value.items())
+    return origin is not list or not items or all(isinstance(item, items[0]) for item in value)

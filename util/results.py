@@ -1,259 +1,260 @@
-"""Finished runs: reading what they left, and which experiment of the paper each one is.
+"""Results of runs: what result.json holds, and the experiment that each run belongs to.
 
-An experiment's name, 'semi 10 %, MAMP, bone' say, says what was done, with which method, on which stream where that is
-not the joints. It names a row of the tables and, in config/published.yaml, the published figures of that row.
+An experiment names a row of the tables: what was done, with which method, on which stream.
 """
 
+import dataclasses
 import json
 import logging
-import re
 from collections import defaultdict
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from util.errors import UserError
+from util.errors import UserError, one_line
+from util.files import has_type, write_json
 from util.options import defaults_of, is_recipe
-from util.predictions import MOST
 
 log = logging.getLogger(__name__)
 
-PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine-tune', 'retrieval': 'retrieval',
-             'oneshot': 'one-shot', 'ensemble': 'ensemble'}
-# The rows' order: what was done, with which method, on which stream.
+FORMAT_VERSION = 2
 KINDS = ('pre-training', 'linear', 'fine-tune', 'scratch', 'semi', 'transfer', 'retrieval', 'one-shot', 'ensemble')
 METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
 STREAMS = ('joint', 'bone', 'velocity')
-EVERY = 6       # class of NTU RGB+D 120 is novel in its one-shot protocol
+PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine-tune', 'retrieval': 'retrieval',
+             'oneshot': 'one-shot', 'ensemble': 'ensemble'}
+NOVEL_EVERY = 6     # class spacing of the published one-shot protocol (NTU RGB+D 120)
 
 
-def read_results(folder: Path, may_be_empty: bool = False) -> list[dict]:
-    """Every result.json below `folder`, with its path; UserError when there is none or one is damaged."""
-    results = [read_result(path) for path in sorted(folder.rglob('result.json'))]
-    if not results and not (may_be_empty and folder.is_dir()):
-        raise UserError(f'{folder}: no result.json below it; give the folder of finished runs')
+@dataclass(frozen=True)
+class Experiment:
+    """What identifies a row of the tables; sorted in the order of the tables."""
+
+    kind: str                           # one of KINDS
+    method: str                         # MAMP, MAE, random encoder, scratch, …
+    share: float = 0.                   # percent of the labels used (semi)
+    source: str | None = None           # benchmark of the pre-training, if it is another one
+    stream: str = 'joint'               # of an ensemble: all of them, 'joint + bone'
+    notes: tuple[str, ...] = ()         # deviations from the published protocol
+    member_stage: str | None = None     # what the members of an ensemble are
+
+    @property
+    def stage(self) -> str:
+        """Name without method and stream: 'linear', 'semi 10 %', 'transfer from ntu60_xsub', …"""
+        name = {'semi': f'semi {self.share:g} %', 'transfer': f'transfer from {self.source}',
+                'ensemble': f'ensemble of {self.stream}'}.get(self.kind, self.kind)
+        name += f' ({", ".join(self.notes)})' if self.notes else ''
+        return f'{name}, {self.member_stage}' if self.member_stage else name
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        name = self.stage
+        if self.kind != 'scratch' and self.member_stage != 'scratch':
+            name += f', {self.method}'
+        if self.source and self.kind != 'transfer':
+            name += f' from {self.source}'
+        return name + (f', {self.stream}' if self.kind != 'ensemble' and self.stream != 'joint' else '')
+
+    @property
+    def sort_key(self) -> tuple:
+        method = METHODS.index(self.method) if self.method in METHODS else len(METHODS)
+        stream = STREAMS.index(self.stream) if self.stream in STREAMS else 0
+        return KINDS.index(self.kind), self.share, method, bool(self.notes), self.stage, stream, self.name
+
+
+@dataclass
+class Result:
+    """The outcome of a run, as result.json holds it; accuracies in percent."""
+
+    benchmark: str
+    protocol: str                       # a key of PROTOCOLS
+    method: str
+    stream: str = 'joint'
+    seed: int | None = None
+    labels: dict | None = None          # {'fraction', 'clips', 'draw'} where a share of the labels is used
+    pretraining: dict | None = None     # settings of the pre-training that the encoder comes from
+    of: str | None = None               # protocol of the members of an ensemble
+    members: list | None = None         # of an ensemble
+    last: dict | None = None            # top1, top5, loss, samples, epoch of the last epoch
+    best: dict | None = None            # of the best epoch on the test split
+    train_loss: float | None = None
+    wall_seconds: float | None = None
+    clips_per_s: float | None = None
+    train_clips: int | None = None
+    test_clips: int | None = None
+    bodies: int | None = None
+    classes: int | None = None
+    class_names: list | None = None
+    layout: str | None = None
+    machine: str | None = None
+    precision: str | None = None
+    compiled: bool | None = None
+    processes: int | None = None
+    resumed: bool = False
+    code_version: str | None = None
+    command: str | None = None
+    config: dict = field(default_factory=dict)      # settings of the run
+    curve: dict | None = None           # {'epoch': […], 'train_loss': […], 'test_top1': […]}, in collected results
+    format_version: int = FORMAT_VERSION
+    path: Path | None = None            # file it was read from; not written
+
+    def to_dict(self) -> dict:
+        """The entries of result.json."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != 'path'}
+
+    def write(self, folder: str | Path) -> None:
+        """Write result.json into the folder of the run."""
+        write_json(Path(folder) / 'result.json', {name: value for name, value in self.to_dict().items()
+                                                  if name != 'curve'})
+
+    @classmethod
+    def read(cls, path: Path) -> 'Result':
+        """Read a result.json; raises UserError if it is missing or damaged."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding='utf-8')), path)
+        except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f'{path}: cannot be read as the result of a run ({one_line(error)}); remove it or run that '
+                            'stage again') from error
+
+    @classmethod
+    def from_dict(cls, content, path: Path) -> 'Result':
+        """Check the entries of a result; files of earlier versions lack some and have others. Raises UserError."""
+        remedy = 'remove it or run that stage again'
+        if not isinstance(content, dict):
+            raise UserError(f'{path}: not the result of a run; {remedy}')
+        content = {'stream': (content.get('config') or {}).get('stream') or 'joint',
+                   **{name: value for name, value in content.items() if value is not None}}
+        types = {entry.name: entry.type for entry in dataclasses.fields(cls) if entry.name != 'path'}
+        content = {name: value for name, value in content.items() if name in types}
+        missing = {'benchmark', 'protocol', 'method'} - content.keys()
+        wrong = [name for name, value in content.items() if not has_type(value, types[name])]
+        scores = [content[name].get(score) for name in ('last', 'best') if isinstance(content.get(name), dict)
+                  for score in ('top1',)]
+        if missing or wrong or not all(has_type(score, float) for score in scores):
+            raise UserError(f'{path}: {", ".join(sorted(missing or wrong)) or "top1"} is missing or of the wrong type; '
+                            f'{remedy}')
+        if not {content['protocol'], content.get('of') or content['protocol']} <= PROTOCOLS.keys():
+            raise UserError(f'{path}: unknown protocol; {remedy}')
+        return cls(**content, path=path)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The row of the tables that this run belongs to."""
+        method = "authors' weights" if self.method == 'authors' else self.method
+        source = (self.pretraining or {}).get('benchmark')
+        source = source if source and source.lower() != self.benchmark.lower() else None
+        kind, notes = PROTOCOLS[self.protocol], []
+        if self.protocol == 'ensemble':
+            member = dataclasses.replace(self, protocol=self.of, of=None).experiment if self.of else None
+            return Experiment('ensemble', method, stream=self.stream, source=None if member and
+                              member.kind == 'transfer' else source, member_stage=member and member.stage)
+        every, scores = self.config.get('novel_every', NOVEL_EVERY), self.last or {}
+        if self.protocol in ('retrieval', 'oneshot'):
+            if self.protocol == 'retrieval' and scores.get('k', 1) != 1:
+                notes.append(f'k = {scores["k"]}')
+            if self.protocol == 'oneshot' and every != NOVEL_EVERY:
+                notes.append(f'novel_every {every}')
+            if scores.get('metric', 'cosine') != 'cosine':
+                notes.append(scores['metric'])
+        else:
+            if self.labels:
+                kind = 'semi'
+                notes += [self.labels['draw']] if self.labels.get('draw', 'random') != 'random' else []
+            elif self.protocol == 'finetune' and method == 'scratch':
+                kind = 'scratch'
+            elif self.protocol == 'finetune' and source:
+                kind = 'transfer'
+            if self.config.get('novel_every'):
+                notes += ['auxiliary classes', *([f'novel_every {every}'] if every != NOVEL_EVERY else [])]
+        share = 100 * self.labels['fraction'] if self.labels else 0.
+        return Experiment(kind, method, share, source, self.stream, tuple(notes))
+
+    def recipe(self) -> dict[str, str]:
+        """Settings, of this run and of its pre-training, in which runs of one experiment may differ (ablations)."""
+        recipe = {name: str(value) for name, value in self.config.items() if is_recipe(name)}
+        return recipe | {f'pre-training {name}': str(value) for name, value in (self.pretraining or {}).items()
+                         if name not in ('benchmark', 'path', 'seed')}
+
+    def default(self, name: str) -> str:
+        """Default of a setting, for runs from before the option existed."""
+        option = name.removeprefix('pre-training ')
+        stage = 'pretrain' if option != name else {'oneshot': 'retrieval'}.get(self.protocol, self.protocol)
+        return str(defaults_of(stage).get(option, 'unknown')) if stage != 'ensemble' else 'unknown'
+
+    def seeds(self) -> tuple[int | None, int | None]:
+        """Seed of the run and seed of the pre-training it starts from."""
+        return self.seed, (self.pretraining or {}).get('seed')
+
+    def read_curve(self) -> dict[str, list]:
+        """Training curve: {'epoch': […], 'train_loss': […], 'test_top1': […]}; raises UserError without log.jsonl."""
+        if self.curve is not None:
+            return self.curve
+        path = self.path.parent / 'log.jsonl'
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+            names = [name for name in ('epoch', 'train_loss', 'test_top1') if name in lines[0]]
+            return {name: [float(line[name]) for line in lines] for name in names}
+        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise UserError(f'{path}: cannot be read ({one_line(error)}); leave out --figure or run that stage '
+                            'again') from error
+
+
+def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
+    """Read every result.json and every collected *.jsonl of results in a folder, or one such file.
+
+    Raises UserError if there is none or one is damaged.
+    """
+    if place.is_file() and place.suffix == '.json':
+        return [Result.read(place)]
+    files = [place] if place.is_file() else sorted([*place.rglob('result.json'), *place.glob('*.jsonl')])
+    results = []
+    for path in files:
+        results += [Result.read(path)] if path.name == 'result.json' else _read_collected(path)
+    if not results and not (may_be_empty and place.is_dir()):
+        raise UserError(f'{place}: no results; give a folder of finished runs or a .jsonl file of results')
     return results
 
 
-def read_result(path: Path) -> dict:
-    """A run's result.json, with its path; UserError when it is missing or damaged."""
-    try:
-        result = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not JSON of a run ({error}); remove it or run that stage again') from error
-    if fault := _fault_of(result):
-        raise UserError(f'{path}: {fault}; remove it or run that stage again')
-    return result | {'path': path}
-
-
-def _fault_of(result) -> str | None:
-    """What is wrong with the content of a result.json, None where nothing is."""
-    def is_number(value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
-
-    def is_plain(value) -> bool:
-        return isinstance(value, str | None) or is_number(value)
-
-    if not isinstance(result, dict):
-        return 'not JSON of a run (no map)'
-    if lacking := {'benchmark', 'protocol', 'method', 'last', 'best', 'wall_seconds'} - result.keys():
-        return f'no {", ".join(sorted(lacking))}'
-    for key in ('benchmark', 'method'):
-        if not isinstance(result[key], str) or not result[key].isprintable():
-            return f'{key} {result[key]!r:.80} is no name'
-    for protocol in (result['protocol'], result.get('of') or 'pretrain'):
-        if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-            return f'protocol {protocol!r:.80} is none of {", ".join(PROTOCOLS)}'
-    if result.get('of') == 'ensemble':
-        return 'an ensemble of ensembles'
-    for key in ('last', 'best', 'labels', 'pretraining', 'config'):
-        if not isinstance(result.get(key), dict | None):
-            return f'{key} is neither a map nor null'
-    for key in ('last', 'best'):
-        if result[key] and not all(is_number(result[key].get(score, 0 if score == 'top5' else None))
-                                   for score in ('top1', 'top5')):
-            return f'{key} has no top1 or one that is no number'
-    if result['wall_seconds'] is not None and not is_number(result['wall_seconds']):
-        return f'wall_seconds {result["wall_seconds"]!r:.80} is no number'
-    if result.get('labels') and not is_number(result['labels'].get('fraction')):
-        return 'labels has no fraction'
-    told = {'stream': (result.get('stream'), (result.get('config') or {}).get('stream')),
-            'benchmark of the pre-training': [(result.get('pretraining') or {}).get('benchmark')],
-            'metric': [(result['last'] or {}).get('metric')], 'draw': [(result.get('labels') or {}).get('draw')]}
-    for what, names in told.items():
-        if not all(isinstance(name, str | None) for name in names):
-            return f'{what} is no name'
-    if not all(isinstance((held or {}).get('seed'), int | None) for held in (result, result.get('pretraining'))):
-        return 'seed is no whole number'
-    for name, value in (('k', (result['last'] or {}).get('k')),
-                        ('novel_every', (result.get('config') or {}).get('novel_every'))):
-        if not is_plain(value):
-            return f'{name} is no number'
-    return None
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of a run's log.jsonl; UserError when it is missing or damaged."""
+def _read_collected(path: Path) -> list[Result]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-        if not all(isinstance(line, dict) and 'epoch' in line and 'train_loss' in line for line in lines):
-            raise ValueError('a line without epoch and train_loss')
-        if not all(isinstance(line.get(key, 0), int | float) and abs(line.get(key, 0)) < MOST for line in lines
-                   for key in ('epoch', 'train_loss', 'test_top1')):
-            raise ValueError('an epoch, loss or accuracy that is no number')
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); leave out --figure or run that stage again') from error
-    return lines
+        raise UserError(f'{path}: cannot be read ({one_line(error)}); give a file of results') from error
+    return [Result.from_dict(line, path) for line in lines]
 
 
-def stage_of(result: dict) -> str:
-    """What was done, without method and stream: 'linear', 'semi 10 %', 'transfer from ntu60_xsub', …"""
-    protocol, labels, config = result['protocol'], result.get('labels'), result.get('config') or {}
-    if protocol == 'ensemble':
-        of = f', {stage_of(result | {"protocol": result["of"]})}' if result.get('of') else ''
-        return f'ensemble of {stream_of(result)}{of}'
-    if protocol in ('retrieval', 'oneshot'):        # without a note: the published protocol, k = 1 by cosine
-        scores = result['last'] or {}
-        notes = [f'k = {scores["k"]}'] if protocol == 'retrieval' and scores.get('k', 1) != 1 else []
-        every = config.get('novel_every', EVERY)
-        notes += [f'novel_every {every}'] if protocol == 'oneshot' and every != EVERY else []
-        notes += [scores['metric']] if scores.get('metric', 'cosine') != 'cosine' else []
-        return _noted(PROTOCOLS[protocol], notes)
-    if labels:
-        name = f'semi {100 * labels["fraction"]:g} %'
-        notes = [] if labels.get('draw', 'random') == 'random' else [labels['draw']]
-        return _noted(name, notes + _auxiliary(config))
-    if protocol == 'finetune' and result['method'] == 'scratch':
-        name = 'scratch'
-    elif protocol == 'finetune' and source_of(result):
-        name = f'transfer from {source_of(result)}'
-    else:
-        name = PROTOCOLS[protocol]
-    return _noted(name, _auxiliary(config))
+def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Result]]:
+    """Group the runs of one benchmark by (experiment, note), each group sorted by seed.
 
-
-def _noted(name: str, notes: list[str]) -> str:
-    return name + (f' ({", ".join(notes)})' if notes else '')
-
-
-def _auxiliary(config: dict) -> list[str]:
-    every = config.get('novel_every')
-    return ['auxiliary classes', *([f'novel_every {every}'] if every != EVERY else [])] if every else []
-
-
-def source_of(result: dict) -> str | None:
-    """The benchmark whose clips the encoder was pre-trained on, where that is another than the run's own."""
-    source = (result.get('pretraining') or {}).get('benchmark')
-    return source if source and source.lower() != result['benchmark'].lower() else None
-
-
-def stream_of(result: dict) -> str:
-    return result.get('stream') or (result.get('config') or {}).get('stream') or 'joint'
-
-
-def experiment_of(result: dict) -> str:
-    """The row of the tables that a run belongs to."""
-    stage, method, stream = stage_of(result), result['method'], stream_of(result)
-    if method == 'authors':
-        method = "authors' weights"
-    # From scratch is both what was done and with which method.
-    parts = [stage] if method == 'scratch' and stage.split(' (')[0].endswith('scratch') else [stage, method]
-    if source_of(result) and 'transfer' not in stage:
-        parts[-1] += f' from {source_of(result)}'
-    if stream != 'joint' and result['protocol'] != 'ensemble':
-        parts.append(stream)
-    return ', '.join(parts)
-
-
-def place_of(experiment: str) -> tuple:
-    """Sorts the rows: by kind, share of labels and method, the plain protocol before its variants, then by stream."""
-    kind = next(i for i, kind in enumerate(KINDS) if experiment.startswith(kind))
-    share = re.match(r'semi (\S+) %', experiment)
-    method = next((i for i, method in enumerate(METHODS) if f', {method}' in experiment), len(METHODS))
-    stream = next((i for i, stream in enumerate(STREAMS) if experiment.endswith(f', {stream}')), 0)
-    name = experiment.removesuffix(f', {STREAMS[stream]}')
-    return kind, float(share[1]) if share else 0., method, '(' in name, name, stream
-
-
-def group_runs(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Runs of one benchmark by (experiment, note), each group sorted by seed.
-
-    Runs of one experiment that differ in a setting of the recipe (an ablation) are not averaged: the note, '' where
-    there is none, says what tells them apart. A run from before an option existed did what its default does.
+    Runs of one experiment whose recipes differ (an ablation) are separate groups; the note names the differing
+    settings and is '' if there are none.
     """
     experiments, groups = defaultdict(list), defaultdict(list)
     for result in results:
-        experiments[experiment_of(result)].append(result)
+        experiments[result.experiment].append(result)
     for experiment, runs in experiments.items():
-        recipes = [_recipe_of(run) for run in runs]
-        keys = sorted(set().union(*recipes))
-        told = [{key: recipe.get(key, _unless_told(run, key)) for key in keys}
-                for run, recipe in zip(runs, recipes, strict=True)]
-        telling = [key for key in keys if len({recipe[key] for recipe in told}) > 1]
-        for run, recipe in zip(runs, told, strict=True):
-            groups[experiment, ', '.join(f'{key} {recipe[key]}' for key in telling)].append(run)
+        names = sorted(set().union(*(run.recipe() for run in runs)))
+        recipes = [{name: run.recipe().get(name, run.default(name)) for name in names} for run in runs]
+        differing = [name for name in names if len({recipe[name] for recipe in recipes}) > 1]
+        for run, recipe in zip(runs, recipes, strict=True):
+            groups[experiment, ', '.join(f'{name} {recipe[name]}' for name in differing)].append(run)
     for runs in groups.values():
-        runs.sort(key=lambda run: (run.get('seed') is None, run.get('seed') or 0, str(run['path'])))
+        runs.sort(key=lambda run: (run.seed is None, run.seed or 0, str(run.path)))
     return groups
 
 
-def _recipe_of(result: dict) -> dict[str, str]:
-    recipe = {key: str(value) for key, value in (result.get('config') or {}).items() if is_recipe(key)}
-    return recipe | {f'pre-training {key}': str(value) for key, value in (result.get('pretraining') or {}).items()
-                     if key not in ('benchmark', 'path', 'seed')}
+def distinct_runs(runs: list[Result]) -> list[Result]:
+    """Keep the first of runs with equal seeds, their own and the pre-training's; warn of the others.
 
-
-def _unless_told(result: dict, key: str) -> str:
-    """The value of a setting that a run does not tell: its default, where it is an option of that stage."""
-    name = key.removeprefix('pre-training ')
-    return str(_defaults('pretrain' if name != key else result['protocol']).get(name, 'not told'))
-
-
-@cache
-def _defaults(protocol: str) -> dict:
-    return {} if protocol == 'ensemble' else defaults_of('retrieval' if protocol == 'oneshot' else protocol)
-
-
-# ---- runs of one seed ------------------------------------------------------------------------------------------------
-
-
-def _seeds_of(run: dict) -> tuple[int | None, int | None]:
-    """The run's own seed and that of the pre-training it starts from."""
-    return run.get('seed'), (run.get('pretraining') or {}).get('seed')
-
-
-def distinct_runs(runs: list[dict]) -> list[dict]:
-    """Of runs with the same seeds, their own and the pre-training's, only the first.
-
-    A run that was copied, or done again, says nothing new of how far seeds differ: counted twice it would make a
-    deviation too small. A run without a seed counts by itself.
+    A copied or repeated run says nothing about the spread over seeds. Runs without a seed are kept.
     """
     first = {}
     for i, run in enumerate(runs):
-        seeds = _seeds_of(run)
-        first.setdefault(seeds if seeds[0] is not None else i, run)
+        kept = first.setdefault(run.seeds() if run.seed is not None else i, run)
+        if kept is not run:
+            log.warning('%s, %s: seed %s occurs twice, in %s (used) and in %s (left out)', run.benchmark,
+                        run.experiment.name, run.seed, kept.path, run.path)
     return list(first.values())
-
-
-def warn_of_duplicates(experiment: str, runs: list[dict]) -> None:
-    """Names the runs that `distinct_runs` leaves out."""
-    kept = distinct_runs(runs)
-    for run in runs:
-        if not any(run is one for one in kept):
-            first = next(one for one in kept if _seeds_of(one) == _seeds_of(run))
-            log.warning('%s, %s: seed %s is there twice, in %s, which counts, and in %s, which is left out',
-                        run['benchmark'], experiment, run['seed'], first['path'], run['path'])
-
-
-class Result:
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-    def write(self, folder):
-        from util.files import write_json
-        write_json(Path(folder) / 'result.json', self.__dict__)
-
-    @classmethod
-    def read(cls, path):
-        result = cls()
-        result.__dict__.update(read_result(path))
-        return result

@@ -17,6 +17,7 @@ from feeder.augment import ClipMaker
 from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader
+from util.card import write_model_card
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from util.dist import World, init_world
 from util.errors import UserError, one_line
@@ -272,5 +273,6 @@ def finish_run(trainer: Trainer) -> Result:
             f'test_{name}': (progress['last'] or {}).get(name) for name in ('top1', 'top5', 'loss')}
         trainer.log.hparams(settings, {name: value for name, value in metrics.items() if value is not None},
                          args.epochs * trainer.steps_per_epoch)
-        result.write(trainer.output_dir)
+        write_model_card(trainer.output_dir, result)
+        result.write(trainer.output_dir)        # last: its presence marks a finished run
     return result

@@ -1,4 +1,4 @@
-"""Figures as PNG files: training curves, a confusion matrix, features in the plane."""
+"""Figures as PNG files: training curves, confusion matrix, t-SNE of features."""
 
 import math
 from collections import defaultdict
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use('Agg')       # figures are files: no screen is needed
-matplotlib.rcParams['text.parse_math'] = False      # names of users stand in them: text, no formulas
+matplotlib.use('Agg')       # needs no screen
+matplotlib.rcParams['text.parse_math'] = False      # a $ in a name is no formula
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
@@ -15,11 +15,11 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 from sklearn.manifold import TSNE  # noqa: E402
 
-from tools.reporting.scores import accuracy_of, class_names, confusion_of  # noqa: E402
+from tools.reporting.scores import accuracy, class_names, confusion  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 from util.predictions import Features, Scores, label_names  # noqa: E402
-from util.results import distinct_runs, group_runs, place_of, read_log, stage_of  # noqa: E402
+from util.results import Result, distinct_runs, group_runs  # noqa: E402
 
 TRAINED = ('pretrain', 'linprobe', 'finetune')      # the stages that leave a log
 FAINT, DARK, GREY = '#e3e6ea', '#2b2f36', '#80868f'
@@ -35,24 +35,22 @@ def save(figure: plt.Figure, path: Path, dpi: int) -> None:
 # ---- training curves -------------------------------------------------------------------------------------------------
 
 
-def draw_curves(results: list[dict], path: Path) -> None:
-    """Training loss above, test accuracy below; a column a stage, a faint line a run, a strong one their mean.
+def draw_curves(results: list[Result], path: Path) -> None:
+    """Draw training loss (top) and test accuracy (bottom): a column per stage, faint lines are runs, strong ones means.
 
-    Raises UserError when none of the runs was trained, or one has no log.jsonl.
+    Raises UserError if none of the runs was trained, or one has no log.jsonl.
     """
-    columns = defaultdict(dict)         # stage -> {(benchmark, what tells its rows apart): logs}
-    for benchmark in sorted({result['benchmark'] for result in results}):
-        groups = group_runs([result for result in results if result['benchmark'] == benchmark])
-        for (experiment, note), runs in sorted(groups.items(), key=lambda group: place_of(group[0][0])):
-            if runs[0]['protocol'] in TRAINED:
-                stage = stage_of(runs[0])
-                # Fine-tuning and training from scratch are there to be compared.
-                column = 'fine-tune' if stage == 'scratch' else stage
-                name = experiment.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
-                logs = [read_log(run['path'].parent / 'log.jsonl') for run in distinct_runs(runs)]
-                columns[column][benchmark, name] = logs
+    columns = defaultdict(dict)         # stage -> {(benchmark, name of the line): curves}
+    for benchmark in sorted({result.benchmark for result in results}):
+        groups = group_runs([result for result in results if result.benchmark == benchmark])
+        for (experiment, note), runs in sorted(groups.items(), key=lambda group: group[0][0].sort_key):
+            if runs[0].protocol in TRAINED:
+                stage = experiment.stage
+                column = 'fine-tune' if stage == 'scratch' else stage      # to compare the two
+                name = experiment.name.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
+                columns[column][benchmark, name] = [run.read_curve() for run in distinct_runs(runs)]
     if not columns:
-        raise UserError('--figure: none of these runs was trained, so there are no curves')
+        raise UserError('--figure: none of these runs was trained, so there are no curves; leave it out')
     lines = list(dict.fromkeys(key for runs in columns.values() for key in runs))
     many = len({benchmark for benchmark, _ in lines}) > 1
     labels = {key: ', '.join(key if many else key[1:]) for key in lines}
@@ -62,7 +60,8 @@ def draw_curves(results: list[dict], path: Path) -> None:
     for (stage, runs), (top, bottom) in zip(columns.items(), axes.T, strict=True):
         top.set_title(stage, fontsize=11, loc='left', fontweight='bold')
         for axis, quantity, ylabel in ((top, 'train_loss', 'training loss'), (bottom, 'test_top1', 'test top-1, %')):
-            drawn = [_draw_runs(axis, logs, quantity, labels[key], colours[labels[key]]) for key, logs in runs.items()]
+            drawn = [_draw_runs(axis, curves, quantity, labels[key], colours[labels[key]])
+                     for key, curves in runs.items()]
             if any(drawn):
                 _tidy(axis, 'epoch', ylabel)
             else:
@@ -73,14 +72,14 @@ def draw_curves(results: list[dict], path: Path) -> None:
     save(figure, path, 110)
 
 
-def _draw_runs(axis: plt.Axes, logs: list[list[dict]], quantity: str, label: str, colour) -> bool:
-    """One quantity of the runs of a row; whether they have it at all."""
+def _draw_runs(axis: plt.Axes, curves: list[dict], quantity: str, label: str, colour) -> bool:
+    """Draw one quantity of the runs of a row; returns False if they do not have it."""
     by_epoch = defaultdict(list)
-    for log in logs:
-        points = [(line['epoch'], line[quantity]) for line in log if quantity in line]
+    for curve in curves:
+        points = list(zip(curve['epoch'], curve[quantity], strict=True)) if quantity in curve else []
         for epoch, value in points:
             by_epoch[epoch].append(value)
-        if len(logs) > 1 and points:
+        if len(curves) > 1 and points:
             axis.plot(*zip(*points, strict=True), color=colour, linewidth=0.7, alpha=0.35)
     means = [(epoch, sum(values) / len(values)) for epoch, values in sorted(by_epoch.items())
              if len(values) == max(map(len, by_epoch.values()))]
@@ -99,7 +98,7 @@ def _tidy(axis: plt.Axes, xlabel: str, ylabel: str) -> None:
 
 
 def colour_of(i: int):
-    """Colours that differ as much as may be; after ten of them they come again, darker."""
+    """Color number i: ten distinct ones, then the same darker."""
     red, green, blue = matplotlib.color_sequences['tab10'][i % 10]
     shade = 0.6 if i // 10 % 2 else 1
     return red * shade, green * shade, blue * shade
@@ -109,12 +108,11 @@ def colour_of(i: int):
 
 
 def draw_confusion(scores: Scores, path: Path) -> None:
-    """Shares of each true class, a row each; what is right in blue, what is confused in orange.
+    """Draw the share of each true class (rows) that was predicted as each class: correct in blue, confused in orange.
 
-    The two have scales of their own, since a class is confused with many others a little; up to 20 classes the shares
-    are written in, too.
+    The two have separate scales; with up to 20 classes the shares are also written as numbers.
     """
-    counts, names = confusion_of(scores), class_names(scores)
+    counts, names = confusion(scores), class_names(scores)
     classes, shares = len(names), 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(classes, dtype=bool)
     side = max(0.5, 0.62 - 0.006 * classes) * classes if classes <= 20 else 0.155 * classes
@@ -138,9 +136,9 @@ def draw_confusion(scores: Scores, path: Path) -> None:
             axis.text(j, i, f'{shares[i, j]:.0f}', ha='center', va='center', fontsize=font,
                       color='white' if strong else DARK)
     large = max(font + 2, 0.9 * side)
-    axis.set_xlabel('taken for', fontsize=large)
+    axis.set_xlabel('predicted as', fontsize=large)
     axis.set_ylabel('class', fontsize=large)
-    axis.set_title(f'{scores.benchmark}, {scores.stream}: top-1 {accuracy_of(scores)["top1"]:.1f} % of '
+    axis.set_title(f'{scores.benchmark}, {scores.stream}: top-1 {accuracy(scores)["top1"]:.1f} % of '
                    f'{len(scores.label)} clips', fontsize=1.15 * large, loc='left', pad=12)
     height = {'shrink': min(1, 4 / side), 'aspect': 18, 'pad': 0.015}
     for image, what in ((wrong, 'confused, % of the class'), (correct, 'correct, % of the class')):
@@ -155,26 +153,23 @@ def draw_confusion(scores: Scores, path: Path) -> None:
 
 
 def embed(features: Features, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE of up to `most` clips, drawn with `seed`: (n, 2) places and (n,) rows, ascending.
+    """t-SNE of up to `most` clips, sampled with `seed`: positions (n, 2) and rows (n,), ascending.
 
-    Raises UserError when there are fewer than five clips or they are all alike.
+    Raises UserError for fewer than five clips or identical ones.
     """
     count = len(features.label)
     rows = np.arange(count) if count <= most else np.sort(np.random.default_rng(seed).permutation(count)[:most])
     values = features.features[rows]
     if len(rows) < 5 or not values.std(0).any():
-        raise UserError(f'--tsne: {len(rows)} clips{"" if len(rows) < 5 else ", all alike,"} are nothing to draw; '
-                        'five that differ are needed')
+        raise UserError(f'--tsne: {len(rows)} {"" if len(rows) < 5 else "identical "}clips cannot be drawn; give five '
+                        'or more different ones')
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init='pca' if values.shape[1] > 1 else 'random',
                 random_state=seed)
     return tsne.fit_transform(values), rows
 
 
 def draw_tsne(features: Features, path: Path, benchmark: str | None = None, most: int = 2000, seed: int = 0) -> None:
-    """Clips as points, a colour and marker a class, the class's number where most of it lies; raises as `embed`.
-
-    Classes are called as those of the benchmark where that has so many.
-    """
+    """Draw clips as points, with a color and marker per class and the class number at its center; raises as `embed`."""
     places, rows = embed(features, most, seed)
     label, names = features.label[rows], label_names(benchmark, features.label)
     present = np.unique(label)
@@ -189,15 +184,15 @@ def draw_tsne(features: Features, path: Path, benchmark: str | None = None, most
                      linewidths=0.3, edgecolors='white', label=f'{i}  {names[i]}')
     for i in present:
         own = places[label == i]
-        # On the clip nearest to the middle of its class: the middle itself may lie among strangers.
+        # at the clip nearest to the median: the median itself may lie among other classes
         x, y = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
         axis.text(x, y, str(i), fontsize=11 if columns == 1 else 9, fontweight='bold', ha='center', va='center',
                   color=DARK, path_effects=[withStroke(linewidth=2.5, foreground='white')])
     axis.set(xticks=[], yticks=[], box_aspect=1)
     axis.spines[:].set_color(FAINT)
-    shown = f'{len(rows)} test clips' if len(rows) == len(features.label) else \
+    clips = f'{len(rows)} test clips' if len(rows) == len(features.label) else \
         f'{len(rows)} of {len(features.label)} test clips'
-    axis.set_title(', '.join(filter(None, (benchmark, f't-SNE of the features of {shown}'))), loc='left',
+    axis.set_title(', '.join(filter(None, (benchmark, f't-SNE of the features of {clips}'))), loc='left',
                    fontsize=13)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right upper', ncols=columns, frameon=False,
                   fontsize=9, markerscale=max(1, math.sqrt(30 / size)))

@@ -1,112 +1,119 @@
-"""The tables: one a benchmark, a row an experiment, published figures beside ours; and those in the README."""
+"""Tables of results in Markdown: one per benchmark, a row per experiment, beside the published figures."""
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
-import yaml
-
 from util.errors import UserError
-from util.files import atomic_write
-from util.results import distinct_runs, group_runs, place_of, read_results, warn_of_duplicates
+from util.files import atomic_write, has_type, read_yaml
+from util.results import KINDS, Experiment, Result, distinct_runs, group_runs, read_results
 
 PUBLISHED = Path(__file__).resolve().parents[2] / 'config' / 'published.yaml'
 EMPTY = '–'
-HEAD = ('experiment', 'paper', "authors' weights", 'ours, last epoch: mean ± std (n)', 'each seed',
+HEAD = ('experiment', 'paper', "authors' weights", 'this code, last epoch: mean ± std (n)', 'each seed',
         'best epoch, chosen on test', 'top-5', 'minutes')
-MARKS = '¹²³⁴⁵⁶⁷⁸⁹'
+FOOTNOTES = '¹²³⁴⁵⁶⁷⁸⁹'
 
 
 @cache
-def read_published(path: Path = PUBLISHED) -> dict:
-    """{'sources': {source: text}, 'figures': {benchmark: {experiment: {source: top-1 %}}}}.
-
-    Raises UserError when the file cannot be read or a figure is no number of a named source.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-        sources, figures = content['sources'], content['figures']
-        for benchmark, rows in figures.items():
-            for experiment, row in rows.items():
-                place_of(experiment)
-                for source, figure in row.items():
-                    if source not in sources or not isinstance(figure, float):
-                        raise ValueError(f'{benchmark}: {experiment}: {source}: {figure}')
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
-        raise UserError(f'{path}: not published figures ({" ".join(str(error).split())}); see its first lines '
-                        'for what it must hold') from error
-    return content
+def read_published() -> tuple[dict[str, str], dict[str, dict[Experiment, dict[str, float]]]]:
+    """Read config/published.yaml: source titles, and top-1 % by benchmark, experiment and source."""
+    content = read_yaml(PUBLISHED, 'published figures', 'get config/published.yaml from the repository')
+    sources, figures = content['sources'], {}
+    for benchmark, rows in content['figures'].items():
+        figures[benchmark] = {}
+        for row in rows:
+            values = {source: row[source] for source in sources if source in row}
+            if row['kind'] not in KINDS or not all(has_type(value, float) for value in values.values()):
+                raise UserError(f'{PUBLISHED}: {benchmark}: {row} is not a published figure; correct it')
+            experiment = Experiment(row['kind'], row['method'], row.get('share', 0.), row.get('source'))
+            figures[benchmark][experiment] = values
+    return sources, figures
 
 
-def tables(results: list[dict], all_rows: bool = False, benchmark: str | None = None) -> str:
-    """Markdown, one table a benchmark under its name; with `all_rows` also what was published and we have not run."""
-    published = read_published()['figures']
-    by_benchmark = defaultdict(list) | ({name: [] for name in published} if all_rows else {})
+def tables(results: list[Result], all_rows: bool = False, benchmark: str | None = None) -> str:
+    """Markdown tables of all benchmarks or one; `all_rows` includes published rows without a run."""
+    by_benchmark = defaultdict(list) | ({name: [] for name in read_published()[1]} if all_rows else {})
     for result in results:
-        by_benchmark[result['benchmark']].append(result)
-    known = sorted(by_benchmark)
+        by_benchmark[result.benchmark].append(result)
+    names = sorted(by_benchmark)
     if benchmark is not None and benchmark not in by_benchmark:
-        raise UserError(f'--benchmark {benchmark}: no such results; there are {", ".join(known)}')
-    return '\n\n'.join(table_of(name, by_benchmark[name], all_rows) for name in known if benchmark in (None, name))
+        raise UserError(f'--benchmark {benchmark}: no such results; available: {", ".join(names)}')
+    return '\n\n'.join(benchmark_table(name, by_benchmark[name], all_rows) for name in names
+                       if benchmark in (None, name))
 
 
-def table_of(benchmark: str, results: list[dict], all_rows: bool = False) -> str:
-    """The table of one benchmark. Accuracies are top-1 % on its test split; top-5 is of the last epoch, too."""
-    published = read_published()['figures'].get(benchmark, {})
-    groups = group_runs(results)
-    for (experiment, _), runs in groups.items():
-        warn_of_duplicates(experiment, runs)
-    groups = {row: distinct_runs(runs) for row, runs in groups.items()}
-    rows = list(groups)
+def benchmark_table(benchmark: str, results: list[Result], all_rows: bool = False) -> str:
+    """Table of one benchmark; accuracies are top-1 % on its test split."""
+    sources, published = read_published()
+    published = published.get(benchmark, {})
+    groups = {row: distinct_runs(runs) for row, runs in group_runs(results).items()}
+    rows = set(groups)
     if all_rows:
-        done = {_published_name(experiment) for experiment, _ in groups}
-        rows += [(experiment, '') for experiment in published if experiment not in done]
-    marks = {}
-    lines = [_line(HEAD), '|---' * len(HEAD) + '|']
-    for experiment, note in sorted(rows, key=lambda row: (place_of(row[0]), row[1])):
-        figures = published.get(_published_name(experiment), {})
-        paper = ' / '.join(_marked(figure, source, marks) for source, figure in figures.items() if source != 'weights')
-        weights = f'{figures["weights"]:.1f}' if 'weights' in figures else EMPTY
-        lines.append(_line([experiment + (f' ({note})' if note else ''), paper or EMPTY, weights,
-                            *_ours(groups.get((experiment, note), []))]))
-    sources = read_published()['sources']
-    notes = [f'{mark} {sources[source]}' for source, mark in marks.items()]
-    leads = leads_of(groups)
-    return '\n'.join([f'**{benchmark}**', '', *lines, *(['', '. '.join(notes) + '.'] if notes else []),
-                      *(['', leads] if leads else [])])
+        done = {_as_published(experiment) for experiment, _ in groups}
+        rows |= {(experiment, '') for experiment in published if experiment not in done}
+    footnotes, lines = {}, []
+    for experiment, note in sorted(rows, key=lambda row: (row[0].sort_key, row[1])):
+        figures = published.get(_as_published(experiment), {})
+        paper = [f'{figure:.1f}' + (f' {footnotes.setdefault(source, FOOTNOTES[len(footnotes)])}'
+                                    if source != 'paper' else '')
+                 for source, figure in figures.items() if source != 'weights']
+        lines.append([_row_name(experiment, note), ' / '.join(paper) or None,
+                      f'{figures["weights"]:.1f}' if 'weights' in figures else None,
+                      *_run_cells(groups.get((experiment, note), []))])
+    parts = [f'**{benchmark}**', markdown(HEAD, lines)]
+    if footnotes:
+        parts.append('. '.join(f'{mark} {sources[source]}' for source, mark in footnotes.items()) + '.')
+    return '\n\n'.join([*parts, *filter(None, [lead_table(groups)])])
 
 
-def leads_of(groups: dict[tuple[str, str], list[dict]]) -> str:
-    """MAMP's lead over what it is compared with, as a Markdown table; '' where nothing can be compared.
+def _as_published(experiment: Experiment) -> Experiment:
+    """The published row of an experiment: runs of the authors' weights are runs of MAMP."""
+    return replace(experiment, method='MAMP') if experiment.method == "authors' weights" else experiment
 
-    In points of the mean top-1 % of the last epoch, with the standard error of the difference of two means, from
-    runs of two seeds or more on both sides. groups: as `util.results.group_runs` makes them, each seed once.
+
+def _row_name(experiment: Experiment, note: str) -> str:
+    return experiment.name + (f' ({note})' if note else '')
+
+
+def _run_cells(runs: list[Result]) -> list[str | None]:
+    """Cells of a row: last epoch, each seed, best epoch, top-5, minutes."""
+    scored = [run for run in runs if run.last]
+
+    def spread_of_all(scores: list[dict | None], name: str) -> str | None:
+        values = [score.get(name) for score in scores if score]
+        return spread(values) if values and len(values) == len(scored) and None not in values else None
+
+    seconds = [run.wall_seconds for run in runs if run.wall_seconds is not None]
+    top1 = spread_of_all([run.last for run in scored], 'top1')
+    return [f'{top1} ({len(scored)})' if scored else None,
+            ', '.join(f'{run.last["top1"]:.1f}' for run in scored) or None,
+            spread_of_all([run.best for run in scored], 'top1'), spread_of_all([run.last for run in scored], 'top5'),
+            f'{mean(seconds) / 60:.1f}' if seconds else None]
+
+
+def lead_table(groups: dict[tuple[Experiment, str], list[Result]]) -> str:
+    """MAMP's lead over MAE, a random encoder and training from scratch; '' without two seeds on both sides.
+
+    In points of the mean top-1 % of the last epoch, with the standard error of the difference of two means.
     """
-    scores = {row: [run['last']['top1'] for run in runs if run['last']] for row, runs in groups.items()}
+    scores = {row: [run.last['top1'] for run in runs if run.last] for row, runs in groups.items()}
     rows = []
-    for (experiment, note), own in scores.items():
-        others = {'MAE': experiment.replace(', MAMP', ', MAE'),
-                  'random encoder': experiment.replace(', MAMP', ', random encoder'),
-                  'scratch': _scratch_of(experiment)}
-        found = [scores.get((other, note), []) if other != experiment else [] for other in others.values()]
-        if len(own) > 1 and any(len(other) > 1 for other in found):
-            rows.append((experiment, note, [_lead(own, other) if len(other) > 1 else None for other in found]))
-    rows.sort(key=lambda row: (place_of(row[0]), row[1]))
-    return markdown(["MAMP's lead: points ± standard error", *(f'over {other}' for other in others)],
-                    [[experiment + (f' ({note})' if note else ''), *cells] for experiment, note, cells in rows]
-                    ) if rows else ''
-
-
-def _scratch_of(experiment: str) -> str:
-    """The row of the same labels on the same benchmark without pre-training."""
-    # From scratch is both what was done and with which method; where the encoder came from is all the same there.
-    name = re.sub(r'^(?:fine-tune|transfer from .+?)( \(auxiliary classes[^)]*\))?, MAMP(?=,|$)', r'scratch\1',
-                  experiment)
-    return re.sub(r', MAMP(?: from [^,]+)?(?=,|$)', ', scratch', name)
+    for (experiment, note), own in sorted(scores.items(), key=lambda item: (item[0][0].sort_key, item[0][1])):
+        if experiment.method != 'MAMP' or len(own) < 2:
+            continue
+        scratch = replace(experiment, method='scratch', source=None,
+                          kind='semi' if experiment.kind == 'semi' else 'scratch')
+        baselines = [replace(experiment, method='MAE'), replace(experiment, method='random encoder'), scratch]
+        others = [scores.get((baseline, note), []) for baseline in baselines]
+        if any(len(other) > 1 for other in others):
+            rows.append([_row_name(experiment, note), *(_lead(own, other) if len(other) > 1 else None
+                                                        for other in others)])
+    return markdown(["MAMP's lead: points ± standard error", 'over MAE', 'over random encoder', 'over scratch'],
+                    rows) if rows else ''
 
 
 def _lead(own: list[float], other: list[float]) -> str:
@@ -114,83 +121,38 @@ def _lead(own: list[float], other: list[float]) -> str:
     return f'{mean(own) - mean(other):+.1f} ± {error:.1f}'
 
 
-def _published_name(experiment: str) -> str:
-    """The row under which an experiment was published: runs of the authors' weights are runs of MAMP."""
-    return experiment.replace(", authors' weights", ', MAMP')
-
-
-def _marked(figure: float, source: str, marks: dict[str, str]) -> str:
-    """'84.9' from the paper itself; '62.0 ¹' from elsewhere, with a mark of its own for each source."""
-    if source == 'paper':
-        return f'{figure:.1f}'
-    return f'{figure:.1f} {marks.setdefault(source, MARKS[len(marks)])}'
-
-
-def _ours(runs: list[dict]) -> list[str]:
-    """The cells of one row: last epoch, each seed, best epoch, top-5, minutes."""
-    scored = [run for run in runs if run['last']]
-
-    def spread_of(which: str, score: str) -> str:       # of all runs or of none: n stands in one column only
-        values = [run[which].get(score) for run in scored if run[which]]
-        return spread(values) if values and len(values) == len(scored) and None not in values else EMPTY
-
-    timed = [run['wall_seconds'] for run in runs if run['wall_seconds'] is not None]
-    return [f'{spread_of("last", "top1")} ({len(scored)})' if scored else EMPTY,
-            ', '.join(f'{run["last"]["top1"]:.1f}' for run in scored) or EMPTY,
-            spread_of('best', 'top1'), spread_of('last', 'top5'), f'{mean(timed) / 60:.1f}' if timed else EMPTY]
-
-
 def spread(values: list[float]) -> str:
-    """'56.4 ± 6.5', the mean and the standard deviation (n − 1), or the value alone when there is only one."""
+    """'56.4 ± 6.5': mean and standard deviation (n − 1), or a single value."""
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
-def _line(cells) -> str:
-    """A row of a Markdown table; a bar within a cell would begin another one."""
-    return f'| {" | ".join(str(cell).replace("|", chr(92) + "|") for cell in cells)} |'
-
-
-def markdown(head: list[str], rows: list[list]) -> str:
+def markdown(head, rows: list[list]) -> str:
     """A Markdown table; None is an empty cell."""
-    return '\n'.join([_line(head), '|---' * len(head) + '|',
-                      *(_line(EMPTY if cell is None else cell for cell in row) for row in rows)])
+    def line(cells) -> str:
+        texts = [EMPTY if cell is None else str(cell).replace('|', '\\|') for cell in cells]
+        return f'| {" | ".join(texts)} |'
+    return '\n'.join([line(head), '|---' * len(head) + '|', *map(line, rows)])
 
 
-def with_tables(path: Path) -> str:
-    """The text of a Markdown file, what stands between each pair of markers replaced by the table of that folder.
+def rewrite_tables(path: Path) -> bool:
+    """Update the tables of a Markdown file; returns True if it changed.
 
-    `<!-- table: FOLDER -->` and `<!-- end -->` stand on lines of their own, FOLDER counts from the file's own place.
-    Raises UserError for a file that cannot be read or has no markers, a marker without its other one, and as
-    `read_results`.
+    The text between a line `<!-- table: PLACE -->` and the next line `<!-- end -->` is replaced by the tables of the
+    results at PLACE, relative to the file. Raises UserError for a file without such lines.
     """
     try:
         text = path.read_text(encoding='utf-8')
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read ({error}); give a Markdown file') from error
-    out, begun, found = [], None, 0
-    for number, line in enumerate(text.splitlines(), 1):
-        begins, ends = re.fullmatch(r'<!-- table: (.+?) -->\s*', line), re.fullmatch(r'<!-- end -->\s*', line)
-        if (begins and begun) or (ends and not begun):
-            raise UserError(f'{path}: line {number}: {line.strip()} ' + (
-                f'inside the table begun in line {begun}' if begins else 'without <!-- table: FOLDER --> before it'))
-        if ends or not begun:
-            out.append(line)
-        if begins:
-            begun, found = number, found + 1
-            out += ['', tables(read_results(path.parent / begins[1])), '']
-        elif ends:
-            begun = None
-    if begun or not found:
-        raise UserError(f'{path}: ' + (f'line {begun}: a table without <!-- end -->' if begun else
-                                       'no <!-- table: FOLDER --> in it'))
-    return '\n'.join(out) + '\n'
-
-
-def rewrite_tables(path: Path) -> bool:
-    """Puts the tables into the file; whether that changed it. Raises as `with_tables`."""
-    text = with_tables(path)
-    if text == path.read_text(encoding='utf-8'):
+    pattern = re.compile(r'^(<!-- table: (.+?) -->)\n.*?^(<!-- end -->)$', re.MULTILINE | re.DOTALL)
+    starts, ends = text.count('<!-- table: '), text.count('<!-- end -->')
+    if not starts or starts != ends or len(pattern.findall(text)) != starts:
+        raise UserError(f'{path}: {starts} lines <!-- table: PLACE --> and {ends} lines <!-- end -->; give one or more '
+                        'pairs, each on lines of their own')
+    updated = pattern.sub(lambda match: f'{match[1]}\n\n{tables(read_results(path.parent / match[2]))}\n\n{match[3]}',
+                          text)
+    if updated == text:
         return False
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding='utf-8')
+        partial.write_text(updated, encoding='utf-8')
     return True
