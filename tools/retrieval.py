@@ -20,7 +20,7 @@ from engine_finetune import predict, start_encoder
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.layouts import find_layout
-from feeder.loader import make_loader
+from feeder.loader import BatchLoader
 from model_transformer import SkeletonEncoder
 from tools.neighbours import check_protocol, knn, one_shot
 from util.attention import choose_kernel, shape_of
@@ -59,7 +59,7 @@ def extract(args: argparse.Namespace, world: World) -> tuple[dict[str, Features]
     for split, dataset in datasets.items():
         choose_kernel(args.attention, world, precision.dtype, shape_of(args, dataset.num_bodies), backward=False)
         batches = EvalBatches(dataset.rows, args.batch_size, world.rank, world.size)
-        loader = make_loader(dataset, batches, args.num_workers, world.device, args.data_on_device)
+        loader = BatchLoader(dataset, batches, world.device, args.num_workers, args.data_on_device)
         found = predict(model, loader, clips_of, precision, world, len(dataset))
         splits[split] = Features(found['features'], names[split], dataset.label.numpy())
     return splits, facts | {'precision': precision.name, 'num_classes': num_classes}
