@@ -36,7 +36,6 @@ from data.body import ARM_JOINTS, JOINTS, LEG_JOINTS, SPINE, TIPS, mirror, pose,
 from data.pipeline import convert, open_pool
 from data.prepare_ntu import PERFORMERS_60
 from util.errors import Parser, UserError, run_main
-from util.files import locked, partial_of, remove_leftovers
 
 FPS, SHORTEST, LONGEST = 30, 55, 90  # frames a second and a clip
 PERFORMERS, CAMERAS, SETUPS, REPLICATIONS = 40, 3, 17, 2  # of NTU RGB+D 60
@@ -410,16 +409,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path == Path.cwd():
         raise UserError(f'{path}: is where you stand; give --out a new folder')
-    partial_path = partial_of(path)
+    partial_path = path.with_name(f'.{path.name}.partial')      # what a killed run left is removed first
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f'{path}: is not empty; give --out a new folder, so that no two sets are mixed')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        partial_path.mkdir()
-        with locked(partial_path):
-            yield partial_path
-            os.replace(partial_path, path)
+            raise UserError(f'{path}: not empty; give --out a new folder, so that no two sets are mixed')
+        shutil.rmtree(partial_path, ignore_errors=True)
+        partial_path.mkdir(parents=True)
+        yield partial_path
+        os.replace(partial_path, path)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); free space or correct the '
                         'permissions') from error
