@@ -1,0 +1,111 @@
+"""The common form of recordings, and how they are cleaned for training.
+
+Axis letters: T frames, M bodies, V joints.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from data.ntu_text import FARTHEST
+from feeder.layouts import Layout, known_layout, shared_names
+from util.errors import UserError
+
+MIN_SIZE, MAX_SIZE = 0.2, 5.     # metres; bodies outside this range are reported
+
+
+class Recording(NamedTuple):
+    """One recording."""
+
+    name: str
+    frames: np.ndarray          # (T, M, V, 3) float32, metres; zeros where a body is absent
+    layout: Layout | None       # None: not known
+    label: int | None           # from 0, where the file or its name holds it
+
+    @property
+    def num_joints(self) -> int:
+        return self.frames.shape[2]
+
+
+class Options(NamedTuple):
+    """How to read files that do not specify it themselves."""
+
+    scale: float = 1.           # metres per unit
+    centre: bool = True         # move bodies to the origin
+
+    def clean(self, frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+        return clean(frames, layout, self.scale, self.centre)
+
+
+def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: bool = True) -> np.ndarray:
+    """Prepare recorded bodies (T, M, V, 3) for training: (T', M, V, 3) float32 in metres.
+
+    Frames without any body are dropped (in a dataset file they would end the clip), then bodies are centred. Raises
+    UserError for numbers that are not finite or too large, and if nothing is left.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype.kind not in 'iuf':
+        raise UserError(f'has {frames.dtype} {frames.shape}, expected numbers (frames, bodies, joints, 3)')
+    frames = frames.astype(np.float64) * scale
+    with np.errstate(invalid='ignore'):
+        invalid = ~(np.abs(frames) <= FARTHEST).all(axis=(1, 2, 3))
+    if invalid.any():
+        raise UserError(f'frame {invalid.argmax()} (from 0) has coordinates that are not finite or too large; '
+                        'interpolate them, or set the whole body to zero in that frame')
+    frames = frames[frames.any(axis=(1, 2, 3))]
+    if not len(frames):
+        raise UserError('has no valid frame: all coordinates are zero')
+    return (centre_bodies(frames, layout) if centre else frames).astype(np.float32)
+
+
+def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+    """Move bodies (T, M, V, 3) so that the first body starts at the origin, as for NTU RGB+D and NW-UCLA.
+
+    The origin is joint 'spine' of the first body in its first frame, or else the root of the layout, or joint 0.
+    Absent bodies stay zero.
+    """
+    present = frames.any(axis=(2, 3))                                                       # (T, M)
+    body = present.any(axis=0).argmax()
+    joints = frames[present[:, body].argmax(), body]                                        # (V, 3)
+    # A joint, not the mean of all: the first frame would sum to zero, which marks padding in dataset files.
+    names = shared_names(layout) if layout else []
+    roots = [joint for joint, parent in enumerate(layout.parents if layout else [0]) if joint == parent]
+    moved = frames - joints[names.index('spine') if 'spine' in names else roots[0]]
+    moved[~present] = 0
+    return moved
+
+
+def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
+    """The layout of frames (T, M, V, 3): the given one, the file's own, or the default for so many joints.
+
+    Raises UserError if the given one has another number of joints.
+    """
+    if layout and len(layout.joints) != frames.shape[2]:
+        raise UserError(f'has {frames.shape[2]} joints, the layout {layout.name} {len(layout.joints)}; give its own '
+                        'layout')
+    return layout or own or known_layout(frames.shape[2])
+
+
+def valid_frames(rows: np.ndarray, name: str) -> np.ndarray:
+    """Valid rows (T', width) float32 of a clip (T, width) of a dataset file: as many as do not sum to zero."""
+    with np.errstate(invalid='ignore', over='ignore'):
+        sums = rows.sum(axis=1)
+    if not np.isfinite(sums).all():
+        raise UserError(f'{name} holds NaN or infinite coordinates; correct or remove it and write the file again')
+    return np.array(rows[:max(np.count_nonzero(sums), 1)], dtype=np.float32)
+
+
+def body_size(frames: np.ndarray) -> float:
+    """Largest extent of a body along an axis in metres, median over the frames of (T, M, V, 3)."""
+    bodies = frames[frames.any(axis=(2, 3))]        # (bodies of all frames, V, 3)
+    return float(np.median(np.ptp(bodies, axis=1).max(axis=1))) if len(bodies) else float('nan')
+
+
+def size_note(sizes: dict[str, float]) -> str | None:
+    """A note on recordings (name: body size) whose bodies do not have human size, None if all do."""
+    unusual = {name: size for name, size in sizes.items() if not MIN_SIZE < size < MAX_SIZE}
+    if not unusual:
+        return None
+    name, size = next(iter(unusual.items()))
+    return (f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies of no human size ({name}: {size:.3g} m); '
+            'give --scale, the metres per unit of the files')
