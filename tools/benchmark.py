@@ -27,7 +27,7 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.loader import make_loader
+from feeder.loader import BatchLoader
 from tools.benchmarking.flops import clip_flops
 from tools.benchmarking.measure import Watched, attention_rows, matmul_peak, peak_memory, table, write_clips
 from tools.benchmarking.plain import make_plain, plain_loader
@@ -85,7 +85,7 @@ class Turns:
             batches = EvalBatches(dataset.rows[:clips_a_turn], args.batch_size, world.rank, world.size)
             self.trainer.loader = (
                 plain_loader(dataset, batches, self.trainer.clips, False, args.num_workers, world.device)
-                if mode == 'plain' else make_loader(dataset, batches, args.num_workers, world.device,
+                if mode == 'plain' else BatchLoader(dataset, batches, world.device, args.num_workers,
                                                     resident))
         self.trainer.loader = Watched(self.trainer.loader)
         self.clips = clips_a_turn
