@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
     def pin_memory(self) -> 'Batch':
-        """Copy what is in host memory to page-locked memory, from which a GPU reads without the host's help."""
+        """Copy what is in host memory to page-locked memory, from which copies to a GPU are asynchronous."""
         return Batch(*(field if field.is_cuda else _pin(field) for field in self))
 
 
@@ -105,8 +105,8 @@ class SkeletonDataset:
                             'correct --num_joints or --data_path')
         if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf' \
                 or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
-            raise UserError(f'{path}: y_{split} {y.dtype} {y.shape} does not hold one-hot labels for the {len(self.x)} '
-                            f'clips of x_{split}; write the file again')
+            raise UserError(f'{path}: y_{split} is not one-hot for the {len(self.x)} clips of x_{split} ({y.dtype} '
+                            f'{y.shape}); write the file again')
         if 0 in self.x.shape:
             raise UserError(f'{path}: split {split} is empty; write the file again')
         self.num_classes = y.shape[1]

@@ -1,4 +1,4 @@
-"""Which clips take part: a share of the labels (semi-supervised), or the classes of one side of a one-shot split."""
+"""Subsets of clips: a share of the labels (semi-supervised), and the classes of a one-shot split."""
 
 import argparse
 
@@ -8,41 +8,40 @@ from feeder.dataset import SkeletonDataset
 from util.errors import UserError
 from util.rng import derive_seed
 
-DRAW = 3        # what the random numbers are for; feeder/augment.py uses 0 to 2
+DRAW = 3        # use of random numbers; feeder/augment.py has uses 0 to 2
 
 
 def draw_labelled(label: np.ndarray, fraction: float, seed: int, balanced: bool = False) -> np.ndarray:
-    """Rows whose labels are used: int(N · fraction) of (N,) labels, ascending; the same on every process.
+    """Draw int(N · fraction) of N labels (N,) -> their rows, ascending; the same in every process.
 
-    `balanced`: as many of each class as of any other, or one more; of a class that has too few, all. Raises
-    UserError when nothing is left.
+    `balanced` draws equally many of each class, up to one; all of a class that has fewer. Raises UserError if the
+    fraction is less than one clip.
     """
     count = int(len(label) * fraction)
     if not count:
-        raise UserError(f'--label_fraction {fraction:g} of {len(label)} training clips is none; give more')
-    rng = np.random.default_rng(derive_seed(seed, DRAW))
-    order = rng.permutation(len(label))
-    if balanced:
-        # The n-th clip of every class comes before the (n + 1)-th of any; which class first is drawn too.
-        turn = np.empty(len(label), dtype=np.int64)
-        for rows in (order[label[order] == one] for one in np.unique(label)):
-            turn[rows] = np.arange(len(rows))
-        order = order[np.argsort(turn[order], kind='stable')]
+        raise UserError(f'--label_fraction {fraction:g} of {len(label)} training clips is less than one clip; give a '
+                        'larger fraction')
+    order = np.random.default_rng(derive_seed(seed, DRAW)).permutation(len(label))
+    if balanced:        # the n-th clip of every class comes before the (n + 1)-th of any; order among classes is random
+        rank = np.empty(len(label), dtype=np.int64)
+        for rows in (order[label[order] == value] for value in np.unique(label)):
+            rank[rows] = np.arange(len(rows))
+        order = order[np.argsort(rank[order], kind='stable')]
     return np.sort(order[:count])
 
 
 def novel_classes(num_classes: int, every: int) -> np.ndarray:
-    """Every so many-th class from the first on: A001, A007, …, A115 of NTU RGB+D 120's one-shot protocol for 6."""
+    """Return every `every`-th class: for 6, NTU RGB+D 120's novel one-shot classes A001, A007, …, A115, as labels."""
     return np.arange(0, num_classes, every)
 
 
 def without_novel(label: np.ndarray, num_classes: int, every: int) -> np.ndarray:
-    """Rows (of (N,) labels) of the auxiliary classes, those that are not novel; all of them where `every` is 0."""
+    """Return the rows of (N,) labels whose class is not novel; all rows if `every` is 0."""
     if not every:
         return np.arange(len(label))
     rows = np.flatnonzero(~np.isin(label, novel_classes(num_classes, every)))
     if not len(rows):
-        raise UserError(f'--novel_every {every} leaves no clip of another class')
+        raise UserError(f'--novel_every {every} leaves no clip of another class; give a larger number')
     return rows
 
 

@@ -1,22 +1,24 @@
-"""Crop, resize, rotate, bone, velocity: pure tensor operations on whole batches, on the batch's own device.
+"""Crop, resize, rotate, bone, velocity: pure tensor operations on whole batches, on the batch's device.
 
-Axis letters: B clips, C coordinates, F raw frames of all clips, W frames after the resize, V joints, M bodies.
+Axis letters: B clips, C coordinates, F recorded frames of all clips, W frames after the resize, V joints, M bodies.
 """
+
+from collections.abc import Sequence
 
 import torch
 
 
 def center_crop(num_valid: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The middle share p of each clip's valid frames, (B,) integers -> start (B,), length (B,)."""
+    """Crop the middle share p of each clip: number of frames (B,) -> start (B,), length (B,), all integers."""
     bias = ((1 - p) * num_valid.double() / 2).long()
     return bias, num_valid - 2 * bias
 
 
 def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
                 uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A share U[p_min, p_max] of each clip, but no fewer than 64 frames where it has them, anywhere in it.
+    """Crop a share U[p_min, p_max] of each clip anywhere in it, but at least 64 frames, or the whole clip if shorter.
 
-    num_valid (B,) integers, uniform (B, 2) in [0, 1) for share and place -> start (B,), length (B,).
+    num_valid (B,) integers, uniform (B, 2) in [0, 1) for share and start -> start (B,), length (B,).
     """
     share, place = uniform.double().unbind(1)
     share = p_min + (p_max - p_min) * share
@@ -26,7 +28,7 @@ def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
 
 
 def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, window: int) -> torch.Tensor:
-    """Linear interpolation of each crop to `window` frames, half-pixel centres, edges clamped.
+    """Resize each crop to `window` frames by linear interpolation, with half-pixel centres and clamped edges.
 
     frames (F, M, V, C), begin and length (B,) integers, 0 <= begin and begin + length <= F -> (B, C, window, V, M).
     """
@@ -40,9 +42,9 @@ def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor
 
 
 def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """One rotation Rz·Ry·Rx a clip: clips (B, C, W, V, M), angles (B, 3) in rad -> as clips.
+    """Rotate each clip by Rz·Ry·Rx: clips (B, C, W, V, M), angles (B, 3) in rad -> like clips.
 
-    Written as products and sums, so that no tensor core rounds coordinates to ten bits.
+    Written as products and sums, as tensor cores would round coordinates to ten bits in tf32.
     """
     (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
     rows = (cz * cy, sz * cx + cz * sy * sx, sz * sx - cz * sy * cx,
@@ -52,13 +54,13 @@ def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return sum(rotation[:, :, axis] * clips[:, axis, None] for axis in range(3))
 
 
-def bone(clips: torch.Tensor, parents: list[int]) -> torch.Tensor:
-    """Joint − its parent: clips (B, C, W, V, M), parents V 0-based indices -> as clips."""
-    return clips - torch.stack([clips[:, :, :, parent] for parent in parents], dim=3)     # no index to copy over
+def bone(clips: torch.Tensor, parents: Sequence[int]) -> torch.Tensor:
+    """Subtract from each joint its parent: clips (B, C, W, V, M), parents V indices -> like clips."""
+    return clips - torch.stack([clips[:, :, :, parent] for parent in parents], dim=3)   # an index would be copied
 
 
 def velocity(clips: torch.Tensor) -> torch.Tensor:
-    """x[t + 1] − x[t], last frame 0: clips (B, C, W, V, M) -> as clips."""
+    """Return x[t + 1] − x[t], 0 in the last frame: clips (B, C, W, V, M) -> like clips."""
     moved = torch.zeros_like(clips)
     moved[:, :, :-1] = clips[:, :, 1:] - clips[:, :, :-1]
     return moved
