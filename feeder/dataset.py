@@ -25,8 +25,9 @@ OWN, COPY, EMPTY = range(3)     # kinds of bodies: with a pose of its own, equal
 class Batch(NamedTuple):
     """Clips as recorded, with padding removed. Bodies are numbered 0 to B·M − 1, clip by clip.
 
-    In eval mode equal bodies have equal features, so it is enough to encode `distinct` and to take row `inverse` of the
-    result. Bodies count as equal if they are in all valid frames; they are then equal in any view and stream.
+    A model in eval mode encodes the bodies `distinct` and takes rows `inverse` of the result: equal bodies have equal
+    features. Bodies count as equal if they are in all valid frames, hence in every view and stream; bodies made equal
+    by the crop alone are not noticed. The sizes of all fields are known without waiting for the device.
     """
 
     frames: torch.Tensor        # (F, M, V, C) float32; may hold frames of other clips too
@@ -35,9 +36,9 @@ class Batch(NamedTuple):
     label: torch.Tensor         # (B,) class index
     index: torch.Tensor         # (B,) row in the file
     position: torch.Tensor      # (B,) place in the effective batch
-    distinct: torch.Tensor      # (D,) bodies without copies of a first body and with one empty body at most
-    inverse: torch.Tensor       # (B·M,) where in `distinct` each body, or its equal, is
-    nonempty: torch.Tensor      # (E,) bodies that are not all zeros; all bodies if there are none
+    distinct: torch.Tensor      # (D,) bodies without copies of a clip's first body, and with one empty body at most
+    inverse: torch.Tensor       # (B·M,) index in `distinct` of each body, or of the body equal to it
+    nonempty: torch.Tensor      # (E,) bodies that are not all zeros, or all bodies if there are none
 
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
