@@ -1,0 +1,215 @@
+"""Members of npz files as memory maps; compressed, unusual, damaged and hostile files."""
+
+import logging
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from numpy.lib import format as npy
+
+from data.common import write_npz
+from feeder.npz import open_member, open_npy
+from tests.conftest import ROOT, refusal
+from tests.feeder.conftest import make_members
+from util.errors import UserError
+
+ANY = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+def is_mapped(array):
+    return isinstance(array, np.memmap) and not array.flags.writeable and not array.flags.owndata
+
+
+def write_members(path, members, compression=STORED, zip64=False, version=None):
+    """Write an npz member by member, as other programs may."""
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        for name, array in members.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=zip64) as file:
+                npy.write_array(file, array, version=version)
+
+
+def files_beside(path):
+    return sorted(file.name for file in path.parent.iterdir() if file != path)
+
+
+def test_stored_members_are_mapped_in_place(path):
+    for name, expected in make_members().items():
+        array = open_member(path, name)
+        assert is_mapped(array) and os.fspath(array.filename) == os.fspath(path) and array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+    assert files_beside(path) == []
+
+
+@pytest.mark.parametrize('zip64, version', [(False, (1, 0)), (True, (2, 0)), (True, (3, 0))])
+def test_zip64_npy_versions_and_unusual_names(tmp_path, zip64, version):
+    members = {'first': np.arange(3), 'n' * 300: np.arange(7.), 'a/ünïcödé': np.arange(2), **make_members(),
+               'names': np.array(['S001', 'S002']), 'empty': np.empty((0, 5, 6), np.float32)}
+    write_members(tmp_path / 'f.npz', members, zip64=zip64, version=version)
+    for name, expected in members.items():
+        array = open_member(tmp_path / 'f.npz', name)
+        assert is_mapped(array) and array.shape == expected.shape and array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_local_header_longer_than_in_the_directory(tmp_path):
+    """As written by zipalign and some zip programs."""
+    expected = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    with zipfile.ZipFile(tmp_path / 'f.npz', 'w') as archive:
+        info = zipfile.ZipInfo('x_train.npy')
+        info.extra = b'\xfe\xca\x08\x00padding!'
+        with archive.open(info, 'w') as file:
+            npy.write_array(file, expected)
+        info.extra = b''
+    np.testing.assert_array_equal(open_member(tmp_path / 'f.npz', 'x_train'), expected)
+
+
+@pytest.mark.parametrize('compression', [STORED, DEFLATED])
+def test_fortran_order_and_python_objects(tmp_path, compression):
+    expected = make_members()['x_train']
+    members = {'x_train': np.asfortranarray(expected), 'x_test': np.array([{'a': 1}, None], dtype=object)}
+    write_members(tmp_path / 'f.npz', members, compression)
+    array = open_member(tmp_path / 'f.npz', 'x_train')
+    assert is_mapped(array) and array.flags.f_contiguous
+    np.testing.assert_array_equal(array, expected)
+    files = files_beside(tmp_path / 'f.npz')
+    refusal(lambda: open_member(tmp_path / 'f.npz', 'x_test'), tmp_path / 'f.npz', 'x_test', 'Python objects')
+    assert files_beside(tmp_path / 'f.npz') == files
+
+
+def test_npy_files(tmp_path):
+    np.save(tmp_path / 'a.npy', np.arange(6.).reshape(2, 3))
+    assert is_mapped(open_npy(tmp_path / 'a.npy', '')) and open_npy(tmp_path / 'a.npy', '')[1, 2] == 5
+    np.save(tmp_path / 'b.npy', np.array([{}]))
+    (tmp_path / 'c.npy').write_bytes((tmp_path / 'a.npy').read_bytes()[:-1])
+    for name in ('b.npy', 'c.npy'):
+        refusal(lambda: open_npy(tmp_path / name, ''), tmp_path / name, 'the array is damaged')
+    refusal(lambda: open_npy(tmp_path / 'd.npy', 'correct it'), tmp_path / 'd.npy', 'no such data file; correct it')
+
+
+def test_a_compressed_member_is_unpacked_once_and_again_if_it_changed(tmp_path, caplog):
+    path = tmp_path / 'f.npz'
+
+    def check(seed, unpacked):
+        caplog.clear()
+        array = open_member(path, 'x_train')
+        np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
+        assert is_mapped(array) and Path(array.filename).parent == tmp_path and len(caplog.messages) == unpacked
+        return Path(array.filename)
+
+    caplog.set_level(logging.INFO)
+    np.savez_compressed(path, **make_members())
+    cache = check(0, unpacked=1)
+    assert files_beside(path) == [cache.name] and check(0, unpacked=0) == cache
+    os.truncate(cache, 1000)
+    assert check(0, unpacked=1) == cache
+    np.savez_compressed(path, **make_members(seed=1))
+    assert check(1, unpacked=1) != cache
+
+
+def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
+    access = os.access      # root may write everywhere
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK and access(path, mode))
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'tmp'))
+    (tmp_path / 'tmp').mkdir()
+    for seed, folder in enumerate((tmp_path / 'a', tmp_path / 'b')):      # two files of one name
+        folder.mkdir()
+        np.savez_compressed(folder / 'f.npz', **make_members(seed=seed))
+    for seed, folder in enumerate((tmp_path / 'a', tmp_path / 'b')):
+        array = open_member(folder / 'f.npz', 'x_train')
+        np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
+        assert tmp_path / 'tmp' in Path(array.filename).parents and files_beside(folder / 'f.npz') == []
+    cache = Path(array.filename).parent
+    cache.chmod(0o777)
+    refusal(lambda: open_member(tmp_path / 'a/f.npz', 'x_train'), cache, 'other users', 'remove it')
+
+
+def test_processes_that_start_together_share_one_unpacked_file(tmp_path):
+    np.savez_compressed(tmp_path / 'f.npz', **make_members(clips=2000))
+    code = ('import sys; from feeder.npz import open_member; x = open_member(sys.argv[1], "x_train"); '
+            'print(x.sum(), [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line])')     # inodes
+    processes = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path / 'f.npz')], stdout=subprocess.PIPE,
+                                  text=True, cwd=ROOT) for _ in range(3)]
+    outputs = {process.communicate()[0] for process in processes}
+    assert len(outputs) == 1 and '[]' not in outputs.pop()
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == ['.npy', '.npz']
+
+
+# --- damaged files --------------------------------------------------------------------------------------------------
+
+def test_files_that_are_not_npz(tmp_path):
+    path = tmp_path / 'f.npz'
+    for content in (b'', b'PK', b'hello world' * 100, b'\0' * 5000, b'PK\3\4' + b'\0' * 500):
+        path.write_bytes(content)
+        refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    with open(path, 'wb') as file:
+        np.save(file, np.zeros(3))
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    refusal(lambda: open_member(tmp_path, 'x_train'), tmp_path, 'no such data file')
+    refusal(lambda: open_member(tmp_path / 'none.npz', 'x_train'), 'none.npz: no such data file', 'data/prepare_')
+    np.savez(path, x=np.zeros(3), labels=np.zeros(3))
+    refusal(lambda: open_member(path, 'x_train'), path, 'no member x_train', 'labels, x')
+
+
+@pytest.fixture(scope='module')
+def intact(tmp_path_factory):
+    """Path for damaged files, and the bytes of a stored and of a compressed file."""
+    folder = tmp_path_factory.mktemp('damaged')
+    write_npz(folder / 'stored.npz', **make_members())
+    np.savez_compressed(folder / 'compressed.npz', **make_members())
+    return folder / 'f.npz', [(folder / f'{name}.npz').read_bytes() for name in ('stored', 'compressed')]
+
+
+@ANY
+@given(share=st.floats(0, 1, exclude_max=True), compressed=st.booleans())
+@example(share=0., compressed=False)
+@example(share=1 - 1e-9, compressed=False)
+@example(share=1 - 1e-9, compressed=True)
+def test_truncated_anywhere(intact, share, compressed):
+    path, contents = intact
+    path.write_bytes(contents[compressed][:int(len(contents[compressed]) * share)])
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+
+
+@ANY
+@given(begin=st.floats(0, 1, exclude_max=True), lost=st.integers(1, 3000), compressed=st.booleans())
+def test_bytes_lost_in_the_middle_never_give_other_numbers(intact, begin, lost, compressed):
+    path, contents = intact
+    at = int(len(contents[compressed]) * begin)
+    path.write_bytes(contents[compressed][:at] + contents[compressed][at + lost:])
+    try:
+        array = open_member(path, 'x_train')
+    except UserError as error:
+        assert '\n' not in str(error) and str(path) in str(error)
+    else:
+        np.testing.assert_array_equal(array, make_members()['x_train'])
+
+
+@pytest.mark.parametrize('old, new', [(b'\x93NUMPY', b'\x00NUMPY'), (b'(7, 12, 30)', b'(7, 12, 30 '),
+                                      (b'(7, 12, 30)', b'(9, 12, 30)'), (b'(7, 12, 30)', b'(5, 12, 30)'),
+                                      (b'(7, 12, 30)', b'(-7,-12,30)'), (b"'<f4'", b"'|O' ")])
+def test_damaged_headers(intact, old, new):
+    path, (content, _) = intact
+    assert content.count(b'(7, 12, 30)') == 1
+    path.write_bytes(content.replace(old, new))
+    refusal(lambda: open_member(path, 'x_train'), path, 'member x_train is damaged')
+
+
+def test_damaged_and_unknown_compression(intact):
+    path, (_, content) = intact
+    files = files_beside(path)
+    for at in range(100, 2000, 300):        # all within x_train
+        path.write_bytes(content[:at] + bytes(byte ^ 0xff for byte in content[at:at + 20]) + content[at + 20:])
+        refusal(lambda: open_member(path, 'x_train'), path)
+    unknown = bytearray(content)
+    for signature, offset in ((b'PK\3\4', 8), (b'PK\1\2', 10)):
+        unknown[unknown.index(signature) + offset] = 9      # Deflate64, which some programs use for large files
+    path.write_bytes(unknown)
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    assert files_beside(path) == files
