@@ -1,6 +1,5 @@
 """Batches on the device: read and packed ahead of use by threads, or taken from a split that is in its memory."""
 
-import functools
 import logging
 import time
 from collections import deque
@@ -32,24 +31,25 @@ class BatchLoader:
                  num_threads: int = 1, on_device: bool = False):
         self.dataset = PackedDataset(dataset, device) if on_device else dataset
         self.batches, self.device, self.num_threads = batches, torch.device(device), 0 if on_device else num_threads
+        self.streams = torch.get_device_module(self.device)         # torch.cuda, or torch.cpu, whose streams do nothing
+        self.copies = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else self.streams.Stream()
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         """Copy each batch on a stream of its own while the batch before it is in use; never wait for the device."""
-        streams = torch.get_device_module(self.device)      # torch.cuda, or torch.cpu, whose streams do nothing
-        copies, host = _copy_stream(self.device), self._read()
+        host = self._read()
 
         def fetch() -> Batch | None:
-            with streams.stream(copies):
+            with self.streams.stream(self.copies):
                 batch = next(host, None)
                 return None if batch is None else batch.to(self.device)
 
         ahead = fetch()
         while ahead is not None:
-            batch, user = ahead, streams.current_stream(self.device)
-            user.wait_stream(copies)            # before the next batch's copy is queued
+            batch, user = ahead, self.streams.current_stream(self.device)
+            user.wait_stream(self.copies)       # before the next batch's copy is queued
             for field in batch:
                 if field.is_cuda:
                     field.record_stream(user)   # so that its memory is not reused before the user is done with it
@@ -74,12 +74,6 @@ class BatchLoader:
     def _load(self, places: np.ndarray) -> Batch:
         batch = self.dataset[places]
         return batch.pin_memory() if self.device.type == 'cuda' else batch
-
-
-@functools.cache
-def _copy_stream(device: torch.device):
-    """Return the one stream of this device for copies: memory allocated on one stream is not reused on another."""
-    return torch.cuda.Stream(device) if device.type == 'cuda' else torch.cpu.Stream()
 
 
 class PackedDataset:

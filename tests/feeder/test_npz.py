@@ -1,5 +1,6 @@
 """Members of npz files as memory maps; compressed, unusual, damaged and hostile files."""
 
+import functools
 import logging
 import os
 import subprocess
@@ -88,8 +89,8 @@ def test_npy_files(tmp_path):
     assert is_mapped(open_npy(tmp_path / 'a.npy', '')) and open_npy(tmp_path / 'a.npy', '')[1, 2] == 5
     np.save(tmp_path / 'b.npy', np.array([{}]))
     (tmp_path / 'c.npy').write_bytes((tmp_path / 'a.npy').read_bytes()[:-1])
-    for name in ('b.npy', 'c.npy'):
-        refusal(lambda: open_npy(tmp_path / name, ''), tmp_path / name, 'the array is damaged')
+    for path in (tmp_path / 'b.npy', tmp_path / 'c.npy'):
+        refusal(functools.partial(open_npy, path, ''), path, 'the array is damaged')
     refusal(lambda: open_npy(tmp_path / 'd.npy', 'correct it'), tmp_path / 'd.npy', 'no such data file; correct it')
 
 

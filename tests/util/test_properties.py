@@ -1,0 +1,176 @@
+"""Properties of schedules, parameter groups and checkpoint files, for any settings, content and damage."""
+
+import math
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from model_transformer import ActionTransformer
+from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
+from util.errors import UserError
+from util.optim import learning_rate, param_groups
+
+ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def skip_fsync():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda descriptor: None)
+        yield
+
+
+# --- schedules and groups -------------------------------------------------------------------------------------------
+
+@settings(ANY, max_examples=100)
+@given(st.integers(1, 400), st.floats(0, 1, exclude_max=True), st.floats(1e-6, 10), st.floats(0, 1), st.integers(1, 50))
+def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_minimum(epochs, warm, lr, least, steps):
+    warmup, min_lr, slack = warm * epochs, least * lr, 1e-9 * lr
+    times = [i / steps for i in range(epochs * steps + 1)][::max(1, epochs * steps // 300)]
+    rates = [(epoch, learning_rate(epoch, lr, min_lr, warmup, epochs)) for epoch in times]
+    rising, falling = ([rate for epoch, rate in rates if (epoch < warmup) == early] for early in (True, False))
+    assert all(0 <= rate <= lr + slack for rate in rising) and rising == sorted(rising)
+    assert all(min_lr - slack <= rate <= lr + slack for rate in falling)
+    assert all(later <= rate + slack for rate, later in zip(falling, falling[1:], strict=False))
+    for epoch, expected in ((warmup, lr), (epochs, min_lr), (0, 0 if warmup else lr)):
+        assert learning_rate(epoch, lr, min_lr, warmup, epochs) == pytest.approx(expected, rel=1e-9, abs=slack)
+
+
+@settings(ANY, max_examples=10)
+@given(st.integers(1, 13), st.floats(.1, 1), st.floats(0, 1))
+def test_each_layer_learns_slower_than_the_one_above_it(depth, decay, weight_decay):
+    model = ActionTransformer(3, 'finetune', dim_feat=4, depth=depth, num_heads=1, num_frames=4, num_joints=2)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    listed = [(names[parameter], group) for group in param_groups(model, weight_decay, decay)
+              for parameter in group['params']]
+    assert sorted(name for name, _ in listed) == sorted(names.values()), 'each in one group, once'
+    layers = {'joints_embed': 0, 'pos_embed': 0, 'temp_embed': 0, 'norm': depth + 1, 'head': depth + 1}
+    for name, group in listed:
+        parts = name.split('.')
+        layer = int(parts[1]) + 1 if parts[0] == 'blocks' else layers[parts[0]]
+        assert group['lr_scale'] == pytest.approx(decay ** (depth + 1 - layer), rel=1e-9), name
+        assert group['weight_decay'] == (weight_decay if model.get_parameter(name).ndim > 1 else 0), name
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+# Eight bytes: any, or NaNs with a payload, quiet and signalling, infinity and minus zero.
+WORDS = st.one_of(st.binary(min_size=8, max_size=8), st.sampled_from([
+    b'\xff' * 8, b'\x01\x00\xa0\x7f' * 2, b'\x37\xc0\xff\x7f' * 2, b'\x00\x00\x80\x7f' * 2, b'\x00\x00\x00\x80' * 2]))
+
+
+@st.composite
+def tensors(draw) -> torch.Tensor:
+    """Of any type and few axes, some empty, some not contiguous, of any bytes."""
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 3), max_size=3))
+    size = math.prod(shape) * dtype.itemsize
+    content = np.frombuffer(draw(WORDS) + b''.join(draw(WORDS) for _ in range(size // 8)), dtype=np.uint8)[:size].copy()
+    if dtype == torch.bool:
+        content &= 1
+    tensor = torch.from_numpy(content).view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+    view = draw(st.sampled_from(['whole', 'transposed', 'every second']))
+    if view == 'transposed':
+        return tensor.permute(list(reversed(range(tensor.ndim))))
+    return tensor[::2] if view == 'every second' and tensor.ndim else tensor
+
+
+PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
+NESTED = st.recursive(st.one_of(PLAIN, tensors()), lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.tuples(inner, inner),
+    st.dictionaries(st.one_of(st.text(max_size=5), st.integers()), inner, max_size=3)), max_leaves=8)
+
+
+def bits(value):
+    """A value as something that is equal for equal bits and types only."""
+    if isinstance(value, torch.Tensor):
+        content = value.clone(memory_format=torch.contiguous_format).flatten()
+        return value.dtype, tuple(value.shape), content.view(torch.uint8).numpy().tobytes() if len(content) else b''
+    if isinstance(value, dict):
+        return dict, [(bits(key), bits(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [bits(item) for item in value]
+    return type(value), struct.pack('<d', value) if isinstance(value, float) else value
+
+
+@settings(ANY, max_examples=80)
+@given(st.dictionaries(st.text(max_size=8), tensors(), min_size=1, max_size=3),
+       st.dictionaries(st.text(max_size=5), NESTED, max_size=4))
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path_factory, model, optimizer):
+    path = tmp_path_factory.getbasetemp() / 'any.pth'
+    checkpoint = Checkpoint({f'weight.{name}': tensor for name, tensor in model.items()}, optimizer=optimizer)
+    checkpoint.write(path)
+    assert bits(vars(Checkpoint.read(path))) == bits(vars(checkpoint))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """Path, bytes and content of a checkpoint."""
+    path = tmp_path_factory.mktemp('saved') / LAST
+    Checkpoint({'a': torch.randn(40), 'b': torch.zeros(2, 0)}, epoch=3, step=1,
+               optimizer={'state': {0: {'exp_avg': torch.randn(40)}}}).write(path)
+    return path, path.read_bytes(), bits(vars(Checkpoint.read(path)))
+
+
+PLACES = st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0., 1 - 2**-53]))      # as a share of the file
+
+
+@settings(ANY, max_examples=150)
+@given(PLACES, st.integers(1, 255), st.booleans())
+def test_damage_never_gives_other_content(saved, place, change, cut):
+    """A changed byte, or a cut: a UserError, or what was saved if the byte carries nothing."""
+    path, whole, content = saved
+    at = int(place * len(whole))
+    path.write_bytes(whole[:at] if cut else whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1:])
+    try:
+        read = bits(vars(Checkpoint.read(path)))
+    except UserError as error:
+        assert str(path) in str(error) and '\n' not in str(error)
+    else:
+        assert read == content and not cut
+
+
+def damage(path, kind: str) -> None:
+    content = path.read_bytes()
+    if kind == 'removed':
+        path.unlink()
+    else:
+        path.write_bytes({'cut': content[:len(content) // 2], 'empty': b'',
+                          'changed': content.replace(b'PK\1\2', b'PK\0\0')}[kind])
+
+
+KINDS = st.sampled_from(['whole', 'whole', 'cut', 'empty', 'changed', 'removed'])
+
+
+@settings(ANY, max_examples=30)
+@example([(0, True), (0, False), (0, False)], ['whole', 'cut', 'whole', 'whole', 'whole', 'whole'])
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=4),
+       st.lists(KINDS, min_size=6, max_size=6))
+def test_newest_is_the_newest_undamaged_checkpoint(tmp_path_factory, saves, kinds):
+    """After any saves (steps inside an epoch, whether the epoch's own file is written too) and any damage."""
+    folder = tmp_path_factory.mktemp('run')
+    for epoch, (steps, numbered) in enumerate(saves):
+        for place in [*((epoch - 1, step + 1) for step in range(steps)), (epoch, 0)]:
+            checkpoint = Checkpoint({'a': torch.tensor([*map(float, place)])}, epoch=place[0], step=place[1])
+            if numbered and not place[1]:
+                checkpoint.write(folder / f'checkpoint-{epoch}.pth')
+            checkpoint.write(folder / LAST, previous=PREVIOUS)
+    written = {path: Checkpoint.read(path) for path in folder.glob('*.pth')}
+    damaged = {path: kind for path, kind in zip(sorted(written, reverse=True), kinds, strict=False) if kind != 'whole'}
+    for path, kind in damaged.items():
+        damage(path, kind)
+    intact = [(checkpoint.epoch, checkpoint.step) for path, checkpoint in written.items() if path not in damaged]
+    if intact:
+        path, checkpoint = newest(folder)
+        assert (checkpoint.epoch, checkpoint.step) == max(intact) and path not in damaged
+        assert checkpoint.model['a'].tolist() == [checkpoint.epoch, checkpoint.step]
+    elif any(path.exists() for path in written):
+        with pytest.raises(UserError):
+            newest(folder)
+    else:
+        assert newest(folder) is None
