@@ -13,7 +13,7 @@ import tools.retrieval
 from engine_finetune import evaluate, predict
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.loader import make_loader
+from feeder.loader import BatchLoader
 from model_transformer import ActionTransformer
 from tests.conftest import refusal, read_result
 from tools.neighbours import exemplars, knn, one_shot
@@ -257,7 +257,7 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
 
     def found(rank, size):
-        loader = make_loader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), 0, CPU)
+        loader = BatchLoader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), CPU, 0)
         return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
     one, parts = found(0, 1), [found(rank, 2) for rank in (0, 1)]
     for name in ('features', 'scores'):
@@ -273,7 +273,7 @@ def test_the_head_is_evaluated_in_fp32_and_scores_agree_with_the_accuracy(tiny_n
     dataset, clips_of, seen = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0), []
     model.head.register_forward_hook(lambda _, given, made: seen.append((given[0].dtype, made.dtype)))
     world, precision = World(0, 1, CPU), Precision('bf16', CPU)
-    loader = make_loader(dataset, EvalBatches(dataset.rows, 4, 0, 1), 0, CPU)
+    loader = BatchLoader(dataset, EvalBatches(dataset.rows, 4, 0, 1), CPU, 0)
     scored = evaluate(model, loader, clips_of, precision, world)
     found = predict(model, loader, clips_of, precision, world, len(dataset))
     assert set(seen) == {(torch.float32, torch.float32)}

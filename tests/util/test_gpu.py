@@ -16,7 +16,7 @@ import tools.benchmark
 from data.common import one_hot, write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
-from feeder.loader import PackedDataset, make_loader, read_batches
+from feeder.loader import BatchLoader, PackedDataset
 from model_mamp import MAMP
 from tests.conftest import refusal, run, torchrun, read_weights
 from util import attention
@@ -55,14 +55,14 @@ def test_batches_are_those_of_the_cpu(tiny_npz, workers, on_device):
     """Copied ahead on another stream: slow work on the batches must find them whole, and nothing may wait for it."""
     dataset, maker = SkeletonDataset(tiny_npz, 'train', 5), ClipMaker(16, 'joint', seed=0)
     batches = TrainBatches(range(len(dataset)), 2, 1, 0, 1, seed=0)
-    loader = make_loader(dataset, batches, workers, CUDA, on_device)
+    loader = BatchLoader(dataset, batches, CUDA, workers, on_device)
     for epoch in (0, 1):
         batches.start_at(epoch)
         found = []
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            for step, batch in enumerate(read_batches(loader, CUDA)):
+            for step, batch in enumerate(loader):
                 assert all(field.device == CUDA for field in batch)
                 torch.cuda._sleep(20_000_000)                       # some 10 ms in which later batches are copied
                 found.append([*batch[2:], batch.frames[batch.first], maker.train_view(batch, epoch, step)])
@@ -83,10 +83,10 @@ def test_a_damaged_clip_ends_the_reading_on_a_gpu_too(tmp_path):
     write_npz(tmp_path / 'f.npz', x_train=x, y_train=y, x_test=x, y_test=y)
     dataset, batches, seen = SkeletonDataset(tmp_path / 'f.npz', 'train', 5), EvalBatches(range(8), 2, 0, 1), []
     with pytest.raises(UserError, match='clip 4 of x_train'):
-        seen.extend(read_batches(make_loader(dataset, batches, 0, CUDA), CUDA))
-    assert len(seen) == 2
+        seen.extend(BatchLoader(dataset, batches, CUDA, 0))
+    assert len(seen) == 1       # the second batch was waiting to be used
     with pytest.raises(UserError, match='clip 4 of x_train'):
-        make_loader(dataset, batches, 0, CUDA, on_device=True)
+        BatchLoader(dataset, batches, CUDA, on_device=True)
 
 
 def test_a_split_larger_than_the_gpu_is_the_users_error(tiny_npz, monkeypatch):
