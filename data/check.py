@@ -34,6 +34,7 @@ from tqdm import tqdm
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.datasets import find_protocol
 from data.ntu_text import NAME
 from feeder.npz import open_member
 from util.errors import Parser, UserError, run_main
@@ -46,14 +47,15 @@ FAR = 20             # metres; a Kinect sees 8 at most
 FEW = 3              # examples in a line
 BINS, BAR = 8, 16    # of the histogram: bins, characters of the longest bar
 LAYOUTS = {150: (2, 25), 60: (1, 20)}    # numbers a frame: bodies, joints
-FULL = {             # the full sets: training clips, test clips, classes, T, numbers a frame
-    'NTU60_XSub': (40091, 16487, 60, 300, 150), 'NTU60_XView': (37646, 18932, 60, 300, 150),
-    'NTU120_XSub': (63026, 50919, 120, 300, 150), 'NTU120_XSet': (54468, 59477, 120, 300, 150),
-    'PKUv1_XSub': (18841, 2704, 51, 300, 150), 'PKUv2_XSub': (5339, 1613, 51, 300, 150),
-    'NWUCLA_XView': (1020, 464, 10, 201, 60), 'NWUCLA_XSub': (724, 760, 10, 201, 60),
-}
-UNCERTAIN = {'PKUv1_XSub': .01, 'PKUv2_XSub': .01}     # counts are as reported by later work: so far off is a note
-RELEASE_COPIES = {'NWUCLA_XView': (0, 0, 95), 'NWUCLA_XSub': (50, 45, 0)}    # in train, in test, of train in test
+
+
+def full_set(file: str) -> tuple[int, int, int, int, int] | None:
+    """Training clips, test clips, classes, T and numbers per frame of a dataset file of the full set, by its name."""
+    match = find_protocol(file)
+    if match is None or match[1].counts is None:
+        return None
+    dataset, protocol = match
+    return *protocol.counts, dataset.classes, dataset.frames, 3 * dataset.joints * dataset.bodies
 
 
 class Clips(NamedTuple):
@@ -249,7 +251,7 @@ def odd_sizes(stem: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], list
     found = len(x), len(arrays['x_test']), y.shape[1], *x.shape[1:]
     what = ('training clips', 'test clips', 'classes', 'frames (T)', 'numbers a frame')
     lines = [f'{here:,} {noun}; the full {stem} has {full:,}' if here != full else ''
-             for here, full, noun in zip(found, FULL.get(stem, found), what, strict=True)]
+             for here, full, noun in zip(found, full_set(stem) or found, what, strict=True)]
     return list(filter(None, lines[:2])), list(filter(None, lines[2:]))
 
 
@@ -261,12 +263,13 @@ def check(path: Path, arrays: dict[str, np.ndarray], faults: list[str], bar: tqd
     notes = []
     if arrays['x_train'].shape[2] not in LAYOUTS:
         notes.append('bodies and joints are unknown for so many numbers a frame; second bodies are not looked at')
-    if path.stem in UNCERTAIN and all(abs(len(arrays[f'x_{split}']) / full - 1) < UNCERTAIN[path.stem]
-                                      for split, full in zip(SPLITS, FULL[path.stem], strict=False)):
+    dataset, protocol = find_protocol(path.stem) or (None, None)
+    if protocol and protocol.tolerance and all(abs(len(arrays[f'x_{split}']) / full - 1) < protocol.tolerance
+                                               for split, full in zip(SPLITS, protocol.counts, strict=True)):
         counts, notes = [], notes + [f'{text}, as reported by later work' for text in counts]
     off = [*faults, *odd_members(arrays), *counts, *shapes]
     off += [text for split, given in splits.items() for text in odd_rows(split, given)]
-    if tuple(map(len, copies)) == RELEASE_COPIES.get(path.stem):
+    if dataset and tuple(map(len, copies)) == dataset.copies.get(path.stem):
         notes.append('the copies are those of the release: its view 3 clips of a02 and a03 are its view 2 clips')
         off += odd_pairs(*splits.values(), ([], [], []))
     else:

@@ -32,8 +32,9 @@ import yaml
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.formats import FORMATS, format_from_suffix, read_recording
+from data.formats.recording import body_size, size_note
 from data.pipeline import Parsed, Sample, Source, Tally, add_options, collect, settle_damaged, write_protocol
-from data.recordings import METRES, extent, format_of, read_recording, remark_on_sizes
 from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, quote, run_main
@@ -136,7 +137,7 @@ def _row(table: Path, line: int, cells: Sequence[str], header: Sequence[str], ra
     path = raw / values['file']
     if not os.path.isfile(path):    # of a name too long, too
         raise UserError(f'{path}: no such file')
-    format_of(path)
+    format_from_suffix(path)
     return Row(table, line, values['file'], path, values['label'], train)
 
 
@@ -160,7 +161,8 @@ def class_names(rows: Sequence[Row]) -> list[str]:
 def read(row: Row, layout: Layout | None, scale: float, centre: bool):
     """The row's recording; UserError without its path, which the row has. Formats in metres know no scale."""
     try:
-        return read_recording(row.path, layout, scale=1. if format_of(row.path) in METRES else scale, centre=centre)
+        scale = 1. if FORMATS[format_from_suffix(row.path)].metres else scale
+        return read_recording(row.path, layout, scale=scale, centre=centre)
     except UserError as error:
         raise UserError(str(error).removeprefix(f'{row.path}: ')) from error
 
@@ -297,9 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     reader = partial(parse, asked=asked, layout=layout, classes=labels, scale=args.scale, centre=args.centre)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
-    if remark := remark_on_sizes({name: extent(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
+    if note := size_note({name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
                                   for index, name in enumerate(spool.names)}):
-        print(remark, file=sys.stderr)
+        print(note, file=sys.stderr)
     settings = write_all(args, rows, spool, layout, classes)
     tally.print(spool)
     print('next: python main_finetune.py --config config/finetune.yaml '

@@ -12,11 +12,11 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.datasets import DATASETS, DataSet, Protocol
 from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import facts_of, parse_skeleton
 from data.pipeline import (
@@ -37,42 +37,6 @@ from util.errors import Parser, UserError, run_main
 HERE = Path(__file__).resolve().parent
 RAW = HERE / 'nturgbd_raw'
 CHUNK = 8  # files a process parses at a time
-PERFORMERS_60 = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
-PERFORMERS_120 = (*PERFORMERS_60, 45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84,
-                  85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103)
-
-
-class Protocol(NamedTuple):
-    file: str
-    fact: str                   # of a sample's name, by which it is split
-    train: tuple[int, ...]      # in this order, then by name; all others test, in ascending order
-
-
-class DataSet(NamedTuple):
-    setups: int                 # 1 to this; files of later setups belong to another set
-    classes: int
-    samples: int | None         # of the full set, when there is one
-    second: str                 # the second body of a sample with a single actor: 'zeros' or 'copy'
-    raw: tuple[tuple[str, ...], ...]    # in RAW, each under one of these names
-    out: str
-    protocols: dict[str, Protocol]
-
-
-FIRST = ('nturgb+d_skeletons', 'nturgbd_skeletons_s001_to_s017.zip')
-LATER = ('nturgb+d_skeletons120', 'nturgb+d_skeletons_120', 'nturgbd_skeletons_s018_to_s032.zip')
-DATASETS = {
-    'ntu60': DataSet(17, 60, 56578, 'zeros', (FIRST,), 'ntu', {
-        'xsub': Protocol('NTU60_XSub', 'performer', PERFORMERS_60),
-        'xview': Protocol('NTU60_XView', 'camera', (2, 3))}),
-    'ntu120': DataSet(32, 120, 113945, 'copy', (FIRST, LATER), 'ntu120', {
-        'xsub': Protocol('NTU120_XSub', 'performer', PERFORMERS_120),
-        'xset': Protocol('NTU120_XSet', 'setup', tuple(range(2, 33, 2))),
-        # The 100 auxiliary classes train; the 20 novel ones, every sixth, are for one-shot recognition.
-        'oneshot': Protocol('NTU120_OneShot', 'action', tuple(a for a in range(1, 121) if a % 6 != 1))}),
-    'synth': DataSet(17, 12, None, 'zeros', (), 'synthetic', {
-        'xsub': Protocol('SYNTH_XSub', 'performer', PERFORMERS_60),
-        'xview': Protocol('SYNTH_XView', 'camera', (2, 3))}),
-}
 
 
 def unusable_samples() -> set[str]:
@@ -83,20 +47,20 @@ def unusable_samples() -> set[str]:
 
 
 def default_raw(dataset: DataSet) -> list[Path]:
-    """Where the raw files lie when nobody says otherwise; raises UserError when a part of them does not."""
-    found = []
+    """Default folders or zips of the raw files; raises UserError if a part of them is missing."""
+    parts = []
     for names in dataset.raw:
-        there = [RAW / name for name in names if (RAW / name).exists()]
-        if not there:
-            raise UserError(f'{RAW}: none of {", ".join(names)} is there; put one there or give --raw')
-        found.append(there[0])
-    if not found:
+        existing = [RAW / name for name in names if (RAW / name).exists()]
+        if not existing:
+            raise UserError(f'{RAW}: contains none of {", ".join(names)}; put one there or give --raw')
+        parts.append(existing[0])
+    if not parts:
         raise UserError('give --raw the folder that data/synthesize.py wrote')
-    return found
+    return parts
 
 
 def choose(sources: Sequence[Source], dataset: DataSet, tally: Tally) -> list[Source]:
-    """The sources that belong into the set, by their names; others are counted or, for want of a name, damaged."""
+    """Select the files that belong to the data set by their names; counts the others, or lists them as damaged."""
     unusable = unusable_samples() if dataset.samples else set()
     chosen = []
     for source in sources:
@@ -117,7 +81,7 @@ def choose(sources: Sequence[Source], dataset: DataSet, tally: Tally) -> list[So
 
 
 def parse(source: Source) -> Parsed:
-    """The sample of one `.skeleton` file; raises UserError when it is damaged or cannot be read."""
+    """Read the sample of a `.skeleton` file; raises UserError if it is damaged or cannot be read."""
     text = source.read()
     sample = Sample(source.stem, facts_of(source.stem).action - 1, to_rows(parse_skeleton(text)))
     return Parsed([sample], len(text), Counter())
@@ -126,16 +90,17 @@ def parse(source: Source) -> Parsed:
 def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
     """Indices into `names` of a protocol's training and test samples, in the order of its file."""
     rank = {value: place for place, value in enumerate(protocol.train)}
-    facts = [getattr(facts_of(name), protocol.fact) for name in names]
-    everything = sorted(range(len(names)), key=lambda index: names[index])
-    train = sorted((index for index in everything if facts[index] in rank), key=lambda index: rank[facts[index]])
-    test = sorted((index for index in everything if facts[index] not in rank), key=lambda index: facts[index])
+    keys = [getattr(facts_of(name), protocol.key) for name in names]
+    by_name = sorted(range(len(names)), key=lambda index: names[index])
+    train = sorted((index for index in by_name if keys[index] in rank), key=lambda index: rank[keys[index]])
+    test = sorted((index for index in by_name if keys[index] not in rank), key=lambda index: keys[index])
     return train, test
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description='NTU RGB+D raw skeletons to NTU60_*.npz or NTU120_*.npz')
-    parser.add_argument('--dataset', choices=DATASETS, required=True, help='synth: what data/synthesize.py wrote')
+    parser = Parser(description='Convert raw NTU RGB+D skeletons to NTU60_*.npz or NTU120_*.npz.')
+    parser.add_argument('--dataset', choices=('ntu60', 'ntu120', 'synth'), required=True,
+                        help='synth: files of data/synthesize.py')
     parser.add_argument('--raw', type=Path, nargs='+', help='folders or zips; default: those in data/nturgbd_raw')
     parser.add_argument('--out', type=Path, help='folder for the files; default: ntu, ntu120 or synthetic in data/')
     parser.add_argument('--protocol', nargs='+',
@@ -145,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = DATASETS[args.dataset]
     usual = [name for name in dataset.protocols if name != 'oneshot']
     protocols = chosen_protocols(args.protocol or usual, dataset.protocols)
-    out = args.out or HERE / dataset.out
+    out = args.out or HERE / dataset.folder
 
     tally = Tally()
     sources = choose(find_sources(args.raw or default_raw(dataset), '.skeleton'), dataset, tally)
@@ -159,13 +124,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_all(spool: Spool, dataset: DataSet, protocols: Sequence[Protocol], out: Path) -> None:
-    """Writes the protocols' files, all as long as the longest sample of the whole set."""
+    """Write the dataset files of the protocols, padded to the longest sample of the whole set."""
     if not len(spool):
         raise UserError('no sample to write: every file is damaged or belongs to another set')
     for protocol in protocols:
         train, test = order(spool.names, protocol)
         write_protocol(out / f'{protocol.file}.npz', spool, train, test, dataset.classes, max(spool.lengths),
-                       2 * WIDTH, dataset.second)
+                       2 * WIDTH, dataset.second_body)
 
 
 if __name__ == '__main__':

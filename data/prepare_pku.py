@@ -19,6 +19,7 @@ import numpy as np
 if not __package__:  # run by path: the repository's root is not on the search path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.datasets import DATASETS
 from data.ntu_text import FARTHEST, split_lines
 from data.pipeline import (
     Parsed,
@@ -34,8 +35,7 @@ from data.pipeline import (
 from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent
-CLASSES, FRAMES, WIDTH = 51, 300, 150
-PROTOCOLS = {'xsub': ('XSub', 'subject'), 'xview': ('XView', 'view')}  # in the file's name, in the split file's
+CLASSES, FRAMES, WIDTH = DATASETS['pku1'].classes, DATASETS['pku1'].frames, 150
 
 
 class Video(NamedTuple):
@@ -173,11 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     raw, out = args.raw or HERE / 'pku_raw' / f'v{args.phase}', args.out or HERE / f'pku_v{args.phase}'
-    protocols = chosen_protocols(args.protocol, PROTOCOLS)
+    protocols = chosen_protocols(args.protocol, DATASETS[f'pku{args.phase}'].protocols)
 
     tally = Tally()
     videos = find_videos(raw, tally)
-    splits = {file: find_split(raw, kind) for file, kind in protocols}
+    splits = {protocol.file: find_split(raw, protocol.key) for protocol in protocols}
     train = {file: set(training_videos(path)) for file, path in splits.items()}
     there = {video.skeleton.stem for video in videos}
     for file, path in splits.items():
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         parts = [], []
         for index, name in enumerate(spool.names):
             parts[name.rsplit('_', 1)[0] not in train[file]].append(index)
-        write_protocol(out / f'PKUv{args.phase}_{file}.npz', spool, *parts, CLASSES, FRAMES, WIDTH)
+        write_protocol(out / f'{file}.npz', spool, *parts, CLASSES, FRAMES, WIDTH)
     tally.print(spool)
     return 0
 

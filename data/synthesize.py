@@ -33,8 +33,8 @@ if not __package__:  # run by path: the repository's root is not on the search p
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.body import ARM_JOINTS, JOINTS, LEG_JOINTS, SPINE, TIPS, mirror, pose, quaternions, rotations, turn
+from data.datasets import NTU60_SUBJECTS
 from data.pipeline import convert, open_pool
-from data.prepare_ntu import PERFORMERS_60
 from util.errors import Parser, UserError, run_main
 
 FPS, SHORTEST, LONGEST = 30, 55, 90  # frames a second and a clip
@@ -393,7 +393,7 @@ def write_video(folder: Path, seed: int, task: tuple[int, int]) -> int:
 def write_splits(folder: Path, videos: int) -> None:
     """PKU's two split files; cross-view trains on M and R."""
     numbers = range(videos)
-    for kind, train in (('subject', [facts_of(number).performer in PERFORMERS_60 for number in numbers]),
+    for kind, train in (('subject', [facts_of(number).performer in NTU60_SUBJECTS for number in numbers]),
                         ('view', [CAMERA_LETTERS[facts_of(number).camera - 1] != 'L' for number in numbers])):
         names = [[video_name(number) for number in numbers if train[number] == side] for side in (True, False)]
         (folder / f'cross-{kind}.txt').write_text(pku_split_text(*names))

@@ -69,7 +69,8 @@ def _hierarchy(words: list[tuple[str, int]], last: int) -> list[Joint]:
         if (word == 'ROOT' and not joints) or (word == 'JOINT' and inside):
             name, at = _name(words, at)
             if name in {joint.name for joint in joints} or len(joints) == MOST_JOINTS:
-                raise UserError(f'line {line}: {name!r:.40} is a duplicate, or there are more than {MOST_JOINTS} joints')
+                raise UserError(f'line {line}: {name!r:.40} is a duplicate, or the file has more than '
+                                f'{MOST_JOINTS} joints')
             joints.append(Joint(name, path[-1] if path else 0, [], []))
             path.append(len(joints) - 1)
         elif word == 'End' and inside and [word for word, _ in words[at + 1:at + 3]] == ['Site', '{']:

@@ -20,7 +20,8 @@ import pytest
 
 from data import pipeline, prepare_ntu
 from data.ntu_text import facts_of
-from data.prepare_ntu import DATASETS, default_raw, order, unusable_samples
+from data.datasets import DATASETS
+from data.prepare_ntu import default_raw, order, unusable_samples
 from feeder.npz import open_member
 from tests.conftest import ROOT, refusal
 from tests.data.test_ntu_actors import recording, reference

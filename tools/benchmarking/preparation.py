@@ -30,7 +30,8 @@ from data.common import one_hot, pad
 from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import Body, Recording, facts_of
 from data.pipeline import find_sources
-from data.prepare_ntu import DATASETS, order
+from data.datasets import DATASETS
+from data.prepare_ntu import order
 from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parents[2] / 'data'
