@@ -1,15 +1,15 @@
-"""Trained models for other programs, and the authors' checkpoints for this one.
+"""Export trained models for other programs, and convert checkpoints of the authors' program.
 
 python tools/export.py --checkpoint runs/finetune/checkpoint-last.pth --onnx model.onnx --pt2 model.pt2
-python tools/export.py --authors THEIRS.pth --out OURS.pth --config config/finetune.yaml config/ntu60_xsub.yaml
+python tools/export.py --authors AUTHORS.pth --out OWN.pth --config config/finetune.yaml config/ntu60_xsub.yaml
 
-An exported program takes network input (B, 3, T, V, M) float32 of any number B of clips, as feeder/augment.py makes it
-(in metres; the middle 95 % of the valid frames, resized linearly to T; bones or velocities for those streams) and gives
-logits (B, classes), or an encoder's features (B, D) averaged over bodies, segments and joints. What it is stands in it.
-Before a file gets its name it is run beside PyTorch, and dropped when they differ. --authors takes every option of the
-stage that the checkpoint is of.
+An exported model takes clips (B, 3, T, V, M) float32 as feeder/augment.py makes them (in metres; the middle 95 % of the
+valid frames, resized linearly to T; bones or velocities for those streams) and returns logits (B, classes), or mean
+features (B, D) of an encoder. Metadata in the file describe it. A file is written only after it was verified against
+PyTorch. --authors accepts all options of the stage of the checkpoint.
 """
 
+import hashlib
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from contextlib import ExitStack
@@ -23,120 +23,124 @@ if __name__ == '__main__':     # run as a file, from any working directory
 
 from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset
-from feeder.layouts import Layout
-from tools import export_formats as export
-from util import checkpoint
-from util.authors import convert
+from tools import export_formats as formats
+from tools.recognition import InputSpec, input_spec
+from util.checkpoint import Checkpoint
 from util.errors import Parser, UserError, run_main
 from util.files import atomic_write, check_outputs
 from util.log import code_version
 from util.options import COUNT
-from util.weights import Facts, facts_of, load_whole
+from util.weights import convert_authors, rebuild_model
 
-BATCHES = (1, 5)        # clips, of the batches that files are verified on
+BATCH_SIZES = (1, 5)        # of the batches for verification
 
 
 def random_walks(num_bodies: int, num_frames: int, num_joints: int) -> torch.Tensor:
-    """Six clips (6, 3, T, V, M) in metres, always the same; the second body of every other one is empty."""
+    """Six fixed clips (6, 3, T, V, M) in metres; the second body of every other one is empty."""
     rng = np.random.default_rng(0)
-    pose = rng.normal(0, 0.4, (sum(BATCHES), 3, 1, num_joints, num_bodies))
-    clips = pose + rng.normal(0, 0.03, (sum(BATCHES), 3, num_frames, num_joints, num_bodies)).cumsum(axis=2)
+    pose = rng.normal(0, 0.4, (sum(BATCH_SIZES), 3, 1, num_joints, num_bodies))
+    clips = pose + rng.normal(0, 0.03, (sum(BATCH_SIZES), 3, num_frames, num_joints, num_bodies)).cumsum(axis=2)
     clips[::2, ..., 1:] = 0
     return torch.from_numpy(clips.astype(np.float32))
 
 
-def some_clips(args: Namespace, settings: dict, layout: Layout | None, bodies: int) -> tuple[list[np.ndarray], str]:
-    """Network input to verify files on, a batch of each size in BATCHES, and what clips they are.
+def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tuple[list[np.ndarray], str]:
+    """Batches of network input to verify files with, and a description of the clips.
 
-    Raises UserError when --data_path and --num_bodies contradict each other, or the file is none.
+    Raises UserError if --num_bodies contradicts --data_path, or that file is not valid.
     """
     frames, joints = settings['num_frames'], settings['num_joints']
-    maker = ClipMaker(frames, settings['stream'], seed=0, layout=layout)
+    clip_maker = ClipMaker(frames, settings['stream'], seed=0, layout=spec.layout)
     if args.data_path:
         dataset = SkeletonDataset(args.data_path, 'test', joints)
         if args.num_bodies not in (None, dataset.num_bodies):
             raise UserError(f'--num_bodies {args.num_bodies}: the clips of {args.data_path} have {dataset.num_bodies}; '
                             'leave it out')
-        rows = np.linspace(0, len(dataset) - 1, sum(BATCHES)).round().astype(int)
-        batch = dataset[[(row, 0) for row in rows]]
-        if isinstance(batch, UserError):
-            raise batch
-        clips, told = maker.eval_view(batch), f'test clips {", ".join(map(str, rows))} of {args.data_path}'
+        rows = np.linspace(0, len(dataset) - 1, sum(BATCH_SIZES)).round().astype(int)
+        clips = clip_maker.eval_view(dataset[[(row, 0) for row in rows]])
+        description = f'test clips {", ".join(map(str, rows))} of {args.data_path}'
     else:
-        clips = maker.derive_stream(random_walks(args.num_bodies or bodies, frames, joints))
-        told = f'{len(clips)} random walks (give --data_path for real clips)'
-    return [part.contiguous().numpy() for part in clips.split(BATCHES)], told
+        clips = clip_maker.derive_stream(random_walks(args.num_bodies or spec.bodies, frames, joints))
+        description = f'{len(clips)} random walks (give --data_path for real clips)'
+    return [part.contiguous().numpy() for part in clips.split(BATCH_SIZES)], description
 
 
-def describe(path: str, what: str, settings: dict, state: dict, told: Facts, num_bodies: int) -> dict:
-    """What an exported file says of itself: text, and lists of names; what is not known is left out."""
-    layout = told.layout
-    facts = {
-        'what': what, 'input': 'clips (batch, 3, frames, joints, bodies) float32: the middle 95 % of the valid frames, '
+def describe(path: str, part: str, checkpoint: Checkpoint, spec: InputSpec, num_bodies: int) -> dict:
+    """Metadata of an exported file: text and lists of names; unknown entries are left out."""
+    settings, layout = checkpoint.args, spec.layout
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    metadata = {
+        'what': part, 'input': 'clips (batch, 3, frames, joints, bodies) float32: the middle 95 % of the valid frames, '
         'resized linearly, in metres; then the stream is derived',
-        'output': 'logits (batch, classes)' if what == 'classifier' else
+        'output': 'logits (batch, classes)' if part == 'classifier' else
         'features (batch, width), the mean over bodies, segments and joints',
-        'classes': told.class_names if what == 'classifier' else None,
+        'classes': spec.class_names if part == 'classifier' else None,
         'stream': settings['stream'], 'num_frames': str(settings['num_frames']),
         'num_joints': str(settings['num_joints']), 'num_bodies': str(num_bodies),
         'layout': layout and layout.name, 'joints': layout and list(layout.joints),
-        'parents': layout and list(layout.parents), 'centred': 'yes' if told.centre else 'no',
-        'benchmark': settings.get('benchmark'), 'method': state.get('method'), 'checkpoint': path,
-        'checkpoint_sha256': checkpoint.digest_of(path), 'epoch': str(state.get('epoch')),
-        'code_version': code_version(), 'torch': torch.__version__}
-    return {name: value for name, value in facts.items() if value is not None}
+        'parents': layout and list(layout.parents), 'centred': 'yes' if spec.centre else 'no',
+        'benchmark': settings.get('benchmark'), 'method': checkpoint.method, 'checkpoint': path,
+        'checkpoint_sha256': digest, 'epoch': str(checkpoint.epoch), 'code_version': code_version(),
+        'torch': torch.__version__}
+    return {name: value for name, value in metadata.items() if value is not None}
 
 
 def export_checkpoint(args: Namespace) -> None:
-    """Writes what is asked for, all of it or nothing, and says what was verified."""
-    outputs = [(option, path) for option, path in (('--onnx', args.onnx), ('--pt2', args.pt2)) if path]
-    check_outputs(outputs, [args.checkpoint, *filter(None, [args.data_path])])
-    model, what, settings, state = load_whole(args.checkpoint, args.what)
-    told = facts_of(state, settings, args.checkpoint)
-    batches, clips_told = some_clips(args, settings, told.layout, told.bodies)
-    expected = export.compute(model, what, batches)
-    shape = batches[0].shape[1:]
-    facts = describe(args.checkpoint, what, settings, state, told, shape[-1])
-    program, done = export.trace(model, what, shape), []
+    """Write and verify the requested files, all or none, and print a summary."""
+    check_outputs([(option, path) for option, path in (('--onnx', args.onnx), ('--pt2', args.pt2)) if path],
+                  [args.checkpoint, *filter(None, [args.data_path])])
+    is_classifier = Checkpoint.read(args.checkpoint).stage in ('linprobe', 'finetune')
+    part = args.what or ('classifier' if is_classifier else 'encoder')
+    if part == 'classifier' and not is_classifier:
+        raise UserError(f'{args.checkpoint}: has no classes; give --what encoder, or a checkpoint of main_linprobe.py '
+                        'or main_finetune.py')
+    model, checkpoint = rebuild_model(args.checkpoint, 'encoder' if part == 'encoder' else None)
+    spec = input_spec(checkpoint, args.checkpoint)
+    batches, description = verification_clips(args, checkpoint.args, spec)
+    expected, shape = formats.compute(model, part, batches), batches[0].shape[1:]
+    metadata = describe(args.checkpoint, part, checkpoint, spec, shape[-1])
+    program, lines = formats.trace(model, part, shape), []
     with ExitStack() as files:
-        for path, kind in ((args.onnx, 'onnx'), (args.pt2, 'pt2')):
+        for path, read in ((args.onnx, formats.read_onnx), (args.pt2, formats.read_pt2)):
             if path is None:
                 continue
             partial = files.enter_context(atomic_write(path))
-            if kind == 'onnx':
-                export.write_onnx(program, what, facts, partial)
+            if read is formats.read_onnx:
+                formats.write_onnx(program, part, metadata, partial)
             else:
-                export.write_pt2(program, facts, partial)
-            read = export.read_onnx if kind == 'onnx' else export.read_pt2
-            worst = export.verify(partial, read, what, batches, expected)
-            done.append(f'{path}: {what}, (batch, {", ".join(map(str, shape))}) -> {export.OUTPUTS[what]} (batch, '
-                        f'{expected[0].shape[1]}), {partial.stat().st_size / 1e6:.1f} MB; relative error {worst:.1e}'
-                        + (', same top-1' if what == 'classifier' else ''))
-    print(*done, f'verified against PyTorch on {clips_told}, in batches of {" and ".join(map(str, BATCHES))}', sep='\n')
+                formats.write_pt2(program, metadata, partial)
+            error = formats.verify(partial, read, part, batches, expected)
+            lines.append(f'{path}: {part}, (batch, {", ".join(map(str, shape))}) -> {formats.OUTPUTS[part]} (batch, '
+                         f'{expected[0].shape[1]}), {partial.stat().st_size / 1e6:.1f} MB; relative error {error:.1e}'
+                         + (', same top-1' if part == 'classifier' else ''))
+    print(*lines, f'verified against PyTorch on {description}, in batches of {" and ".join(map(str, BATCH_SIZES))}',
+          sep='\n')
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--checkpoint', help='a checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py')
-    source.add_argument('--authors', help="a checkpoint of the authors' program, to make one of ours of")
-    parser.add_argument('--onnx', type=Path, help=f'the ONNX file to write (opset {export.OPSET})')
-    parser.add_argument('--pt2', type=Path, help='the file to write for torch.export.load')
-    parser.add_argument('--what', choices=tuple(export.OUTPUTS), help='(default: the classifier where there is one)')
-    parser.add_argument('--data_path', help='npz whose test clips the files are verified on (default: random walks)')
+    source.add_argument('--checkpoint', help='checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py')
+    source.add_argument('--authors', help="checkpoint of the authors' program to convert")
+    parser.add_argument('--onnx', type=Path, help=f'ONNX file to write (opset {formats.OPSET})')
+    parser.add_argument('--pt2', type=Path, help='file to write for torch.export.load')
+    parser.add_argument('--what', choices=tuple(formats.OUTPUTS),
+                        help='part of the model (default: the classifier, if there is one)')
+    parser.add_argument('--data_path', help='npz whose test clips are used for verification (default: random walks)')
     parser.add_argument('--num_bodies', type=COUNT,
-                        help='bodies of a clip (default: those of --data_path, of the training clips, or 2)')
-    parser.add_argument('--out', type=Path, help='the checkpoint to write, with --authors')
+                        help='bodies of a clip (default: those of --data_path or of the training clips)')
+    parser.add_argument('--out', type=Path, help='checkpoint to write, with --authors')
     args, rest = parser.parse_known_args(argv)
     if args.authors:
         if args.onnx or args.pt2 or args.what or args.num_bodies or args.out is None:
-            parser.error('--authors goes with --out and options of a stage; export what it wrote with --checkpoint')
-        print(convert(args.authors, args.out, rest + ['--data_path', args.data_path] * bool(args.data_path)))
+            parser.error('--authors needs --out, with options of a stage only; export its output with --checkpoint')
+        print(convert_authors(args.authors, args.out, rest + ['--data_path', args.data_path] * bool(args.data_path)))
         return 0
     if rest:
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if args.out or not (args.onnx or args.pt2):
-        parser.error('--checkpoint goes with --onnx or --pt2, or both, and without --out')
+        parser.error('--checkpoint needs --onnx, --pt2 or both, and no --out')
     export_checkpoint(args)
     return 0
 

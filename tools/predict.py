@@ -116,7 +116,7 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('files', nargs='+', type=Path, metavar='FILE', help='recordings, or folders of them')
-    add('--checkpoint', required=True, help='checkpoint of main_finetune.py or main_linprobe.py; for --features of any stage')
+    add('--checkpoint', required=True, help='of main_finetune.py or main_linprobe.py; for --features of any stage')
     add('--top', type=COUNT, help='number of classes to list (default: 5)')
     add('--window', type=COUNT, metavar='FRAMES', help='slide a window of this many frames over each recording '
         '(Kinect data has 30 a second; default: the whole recording at once)')

@@ -1,4 +1,4 @@
-"""What a trained model makes of clips: the skeleton, motion and mask, true and predicted motion, attention, classes.
+"""Visualize what a model does with clips: skeleton, mask, true and predicted motion, attention, classes.
 
 python tools/visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --clip 250 --html clip.html
 python tools/visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --data_path a.json --gif clip.gif
@@ -15,122 +15,126 @@ if __name__ == '__main__':     # run as a file, from any working directory
 from feeder.dataset import pack_clips
 from feeder.layouts import Layout, check_same_joints, checkpoint_layout, default_layout, find_layout
 from tools.drawing import pictures
+from tools.drawing.analysis import Clip as ModelClip
+from tools.drawing.analysis import ClipAnalysis, analyse_clip, load_clip, make_clip, parse_query
 from tools.drawing.animation import animate
-from tools.drawing.inside import Clip, Inside, load_clip, load_model, look_inside, place_of, seen_as
-from tools.drawing.page import write_page
-from tools.recognition import Recogniser, Recording, find_files, read_files
-from util.checkpoint import stage_of
+from tools.drawing.webpage import write_page
+from tools.recognition import Recogniser
+from tools.recordings import Clip, find_files, read_clips
+from util.checkpoint import STAGE_TITLES
 from util.errors import Parser, UserError, printable, run_main
 from util.files import check_outputs
 from util.options import POSITIVE, WHOLE, Number
+from util.weights import rebuild_model
 
 INPUTS = {'joint': 'joint positions', 'bone': 'bones', 'velocity': 'velocities'}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('--checkpoint', required=True, help='of any stage; only a pre-training one predicts motion')
-    parser.add_argument('--data_path', help='the clips: an npz, or recordings of any format that tools/predict.py '
-                        'reads (default: what the model was trained on)')
+    parser.add_argument('--checkpoint', required=True, help='of any stage; only pre-training predicts motion')
+    parser.add_argument('--data_path', help='npz, or recordings of any format that tools/predict.py reads '
+                        '(default: the training data of the model)')
     parser.add_argument('--split', choices=('train', 'test'), default='test')
     parser.add_argument('--clip', type=int, nargs='+', default=[0], metavar='N',
                         help='rows in the split or file (default: 0)')
-    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are, where the checkpoint does not '
-                        'say it')
-    parser.add_argument('--scale', type=POSITIVE, help='metres in a unit of npy, BVH and pickled files (default: as in '
-                        'the data the model was trained on)')
-    parser.add_argument('--body', type=WHOLE, default=0, help='which body of the clip, from 0 like all numbers')
-    parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='of the mask')
-    parser.add_argument('--block', type=WHOLE, help='encoder block whose attention is shown (default: the last)')
-    parser.add_argument('--head', type=WHOLE, help='one head of it (default: the mean of all)')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout, if the checkpoint does not record it')
+    parser.add_argument('--scale', type=POSITIVE, help='metres per unit of npy, BVH and PYSKL files (default: that of '
+                        'the training data)')
+    parser.add_argument('--body', type=WHOLE, default=0, help='body of the clip, from 0')
+    parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='seed of the mask')
+    parser.add_argument('--block', type=WHOLE, help='encoder block for attention, from 0 (default: the last)')
+    parser.add_argument('--head', type=WHOLE, help='attention head, from 0 (default: mean of all)')
     parser.add_argument('--query', nargs=2, metavar=('JOINT', 'SEGMENT'),
-                        help="who looks: 'right hand' 5, say (default: the mean of all joint-segments)")
-    parser.add_argument('--out', type=Path, metavar='PNG', help='everything in one picture (default: clip.png, when '
-                        'neither --gif nor --html is given); of several clips each gets its number before the ending')
-    parser.add_argument('--gif', type=Path, help='the animation of true and predicted motion; numbered likewise')
-    parser.add_argument('--html', type=Path, metavar='PAGE', help='all of it as one self-contained page')
+                        help="query of the attention, for example 'right hand' 5 (default: mean of all)")
+    parser.add_argument('--out', type=Path, metavar='PNG', help='everything in one picture (default: clip.png, without '
+                        '--gif and --html); with several clips, their numbers are added to the name')
+    parser.add_argument('--gif', type=Path, help='animation of true and predicted motion; named likewise')
+    parser.add_argument('--html', type=Path, metavar='PAGE', help='everything as a self-contained web page')
     return parser
 
 
-def outputs_of(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """The pictures to write: option and path."""
+def output_files(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Files to write: option and path."""
     if not (args.out or args.gif or args.html):
         args.out = Path('clip.png')
-    found = [(f'--{option}', numbered(path, row, args)) for option, path in (('out', args.out), ('gif', args.gif))
+    files = [(f'--{option}', numbered(path, row, args)) for option, path in (('out', args.out), ('gif', args.gif))
              if path for row in args.clip]
-    return found + ([('--html', args.html)] if args.html else [])
+    return files + ([('--html', args.html)] if args.html else [])
 
 
 def numbered(path: Path, row: int, args: argparse.Namespace) -> Path:
-    """Where the picture of one clip goes."""
+    """File name for the picture of one clip."""
     return path if len(args.clip) == 1 or not path.name else path.with_name(f'{path.stem}-{row}{path.suffix}')
 
 
-def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) -> list[Clip]:
-    """The clips asked for, of an npz or of a file of recordings; UserError as `load_clip` and `read_recordings`."""
+def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) -> list[ModelClip]:
+    """The requested clips of a dataset file or of recordings. Raises UserError as `load_clip` and `read_clips`."""
     path = args.data_path or settings.get('data_path')
     if not isinstance(path, str):
-        raise UserError(f'{args.checkpoint}: does not tell what it was trained on; give --data_path')
-    check_outputs(outputs_of(args), [path])
+        raise UserError(f'{args.checkpoint}: does not record its training data; give --data_path')
+    check_outputs(output_files(args), [path])
     if Path(path).suffix.lower() == '.npz':
         return [load_clip(path, args.split, row, settings, layout) for row in args.clip]
-    recogniser, found = Recogniser(args.checkpoint, 'cpu'), {}
+    recogniser, clips, count = Recogniser(args.checkpoint, 'cpu'), {}, 0
     files = find_files([Path(path)], None)
-    for row, recording in enumerate(read_files(files, recogniser, args.layout, None, args.scale, args.split)):
-        if not isinstance(recording, Recording):
-            raise recording[1]
+    for row, clip in enumerate(read_clips(files, recogniser, args.layout, None, args.scale, args.split)):
+        if not isinstance(clip, Clip):
+            raise clip[1]
+        count = row + 1
         if row in args.clip:
-            batch = pack_clips([recogniser.fit_bodies(recording.frames)])
-            name = recording.file.name + (f', {recording.name}' if recording.several else '')
-            found[row] = seen_as(batch, settings, layout, name, None)
-    if odd := [clip for clip in args.clip if clip not in found]:
-        raise UserError(f'--clip {odd[0]}: {path} has the clips 0 to {row}; give one of them')
-    return [found[clip] for clip in args.clip]
+            title = clip.file.name + (f', {clip.name}' if clip.in_collection else '')
+            clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
+    if missing := [row for row in args.clip if row not in clips]:
+        raise UserError(f'--clip {missing[0]}: {path} has clips 0 to {count - 1}; give one of them')
+    return [clips[row] for row in args.clip]
 
 
-def look(args: argparse.Namespace) -> tuple[list[Inside], dict[str, str]]:
-    """All clips with what the model makes of them, and what there is to say of the model."""
-    model, settings, state = load_model(args.checkpoint)
-    stage = stage_of(model.state_dict())
-    if args.gif and stage != 'pre-training':
+def analyse(args: argparse.Namespace) -> tuple[list[ClipAnalysis], dict[str, str]]:
+    """Analyses of all requested clips, and facts about the model."""
+    model, checkpoint = rebuild_model(args.checkpoint)
+    settings, stage = checkpoint.args, STAGE_TITLES[checkpoint.stage]
+    if checkpoint.stage == 'pretrain' and not {'mask_ratio', 'motion_stride', 'motion_aware_tau'} <= settings.keys():
+        raise UserError(f'{args.checkpoint}: does not record how it masks; use another checkpoint')
+    if args.gif and checkpoint.stage != 'pretrain':
         raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
                         'checkpoint, or --out or --html')
-    layout = checkpoint_layout(state, args.checkpoint)
+    layout = checkpoint_layout(checkpoint, args.checkpoint)
     if args.layout:
-        given = find_layout(args.layout, model.num_joints)
-        check_same_joints(layout, given, args.checkpoint)
-        layout = layout or given
+        requested = find_layout(args.layout, model.num_joints)
+        check_same_joints(layout, requested, args.checkpoint)
+        layout = layout or requested
     clips = open_clips(args, settings, layout)
-    bodies = clips[0].joints.shape[4]
-    for option, value, count in (('body', args.body, bodies), ('block', args.block, len(model.blocks)),
-                                 ('head', args.head, settings['num_heads'])):
+    for option, value, count in (('body', args.body, clips[0].joints.shape[4]),
+                                 ('block', args.block, len(model.blocks)), ('head', args.head, settings['num_heads'])):
         if value is not None and value >= count:
-            raise UserError(f'--{option} {value}: there are {count}; give 0 to {count - 1}')
+            raise UserError(f'--{option} {value}: does not exist; give 0 to {count - 1}')
     layout = layout or default_layout(model.num_joints)
-    query = args.query and place_of(layout, *args.query, model.num_segments)
-    found = [look_inside(model, settings, clip, args.body, args.seed, args.block, args.head, query,
-                         class_names=state.get('classes')) for clip in clips]
-    facts = {'checkpoint': args.checkpoint, 'trained by': stage, 'on': settings.get('benchmark') or 'not told',
+    clips = [clip._replace(layout=layout) for clip in clips]
+    query = args.query and parse_query(layout, *args.query, model.num_segments)
+    analyses = [analyse_clip(model, settings, clip, args.body, args.seed, args.block, args.head, query,
+                             checkpoint.class_names) for clip in clips]
+    facts = {'checkpoint': args.checkpoint, 'stage': stage, 'benchmark': settings.get('benchmark') or 'not recorded',
              'input': f'{INPUTS[settings["stream"]]}, {settings["num_frames"]} frames in segments of '
                       f'{model.t_patch_size}, {model.num_joints} joints ({layout.name})',
              'encoder': f'{len(model.blocks)} blocks, width {model.dim_feat}, {settings["num_heads"]} heads',
              'clips from': args.data_path or settings['data_path']}
-    return found, {name: printable(fact) for name, fact in facts.items()}
+    return analyses, {name: printable(fact) for name, fact in facts.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    check_outputs(outputs_of(args), [args.checkpoint])
-    found, facts = look(args)
-    for row, inside in zip(args.clip, found, strict=True):
+    check_outputs(output_files(args), [args.checkpoint])
+    analyses, facts = analyse(args)
+    for row, analysis in zip(args.clip, analyses, strict=True):
         if args.out:
-            pictures.write(numbered(args.out, row, args), pictures.png(pictures.overview(inside)))
+            pictures.write(numbered(args.out, row, args), pictures.png(pictures.overview(analysis)))
             print(numbered(args.out, row, args))
         if args.gif:
-            pictures.write(numbered(args.gif, row, args), animate(inside))
+            pictures.write(numbered(args.gif, row, args), animate(analysis))
             print(numbered(args.gif, row, args))
     if args.html:
-        write_page(args.html, f'Looking inside: {facts["on"]}', facts, found)
+        write_page(args.html, f'MAMP on {facts["benchmark"]}', facts, analyses)
         print(args.html)
     return 0
 
