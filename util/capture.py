@@ -20,6 +20,8 @@ from functools import partial
 
 import torch
 
+from util.errors import UserError, one_line
+
 WARMUP = 3          # eager calls before a capture: compilation, workspaces and optimiser state are made in these
 MAX_GRAPHS = 8      # of one function, for different shapes of its arguments
 
@@ -66,11 +68,16 @@ class GraphRecorder:
         return outputs
 
     def record(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
-        """Record the work of `function` without doing it."""
+        """Record the work of `function` without doing it. Raises UserError for work that waits for the GPU."""
         buffers, graph = tuple(value.clone() for value in inputs), torch.cuda.CUDAGraph()
-        # thread_local: other threads may allocate pinned memory for batches meanwhile.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
-            outputs = function(*buffers)
+        try:    # thread_local: other threads may allocate pinned memory for batches meanwhile
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
+                outputs = function(*buffers)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:   # the state of the random generator is lost: running on would fail too
+            raise UserError(f'this step cannot be captured as a CUDA graph ({one_line(error)[:200]}); give --compile '
+                            'off') from error
         return Graph(buffers, outputs, graph.replay)
 
 
