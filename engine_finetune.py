@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine_pretrain import update_weights
 from feeder.augment import ClipMaker
 from feeder.dataset import Batch
 from model_transformer import ActionTransformer, SkeletonEncoder
-from engine_pretrain import update_weights
 from util.capture import GraphRecorder, pad_rows
 from util.dist import World
 from util.metrics import count_correct, summarise
