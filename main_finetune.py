@@ -19,6 +19,7 @@ from feeder.layouts import check_same_joints, checkpoint_layout
 from feeder.loader import BatchLoader
 from feeder.subset import open_splits
 from model_transformer import ActionTransformer
+from util.attention import select_attention
 from util.capture import GraphRecorder
 from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args, resolve_batch
@@ -117,6 +118,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {difference}; give the same')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
+    select_attention(model, args.attention, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
     scores = evaluate(model, test_batches, clip_maker, precision, world, GraphRecorder(world.device, False))
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],

@@ -17,6 +17,7 @@ from feeder.augment import ClipMaker
 from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader
+from util.attention import select_attention
 from util.capture import GraphRecorder, make_capturable
 from util.card import write_model_card
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
@@ -67,6 +68,7 @@ class Trainer:
         check_writable(args.output_dir)
         check_writable(args.log_dir)
         self.precision = Precision(args.precision, world.device)
+        select_attention(model, args.attention, world.device)
         self.compiled = compile_model(model, args.compile, world.device)
         self.graphs = GraphRecorder(world.device, self.compiled and world.device.type == 'cuda')
         if self.graphs.enabled:

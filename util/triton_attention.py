@@ -67,7 +67,7 @@ def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: 
         ds = weight * (tl.dot(do, tl.trans(v)) - d[:, None])
         dq += tl.dot(ds.to(k.dtype), k)
     dqkv += sample * L * 3 * H * E + column
-    dq = dq * (scale / 1.4426950408889634)
+    dq = dq * (scale * 0.6931471805599453)
     tl.store(dqkv + row[:, None] * 3 * H * E + e[None, :], dq.to(dqkv.dtype.element_ty), mask=valid)
 
 
@@ -96,7 +96,7 @@ def _backward_kv(qkv, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.c
         ds = weight * (tl.dot(v, tl.trans(do)) - d[None, :])
         dk += tl.dot(ds.to(q.dtype), q)
     dqkv += sample * L * 3 * H * E + column
-    dk = dk * (scale / 1.4426950408889634)
+    dk = dk * (scale * 0.6931471805599453)
     tl.store(dqkv + H * E + place, dk.to(dqkv.dtype.element_ty), mask=valid)
     tl.store(dqkv + 2 * H * E + place, dv.to(dqkv.dtype.element_ty), mask=valid)
 

@@ -13,8 +13,7 @@ import main_linprobe
 import main_pretrain
 import util.trainer
 from tests.conftest import read_lines
-from util.capture import WARMUP, Graph, GraphRecorder, make_capturable
-from util.optim import set_learning_rate
+from util.capture import Graph, GraphRecorder
 
 CPU = torch.device('cpu')
 
