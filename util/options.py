@@ -113,7 +113,7 @@ OPTIONS = (
            'batch size)', 'run'),
     Option('compute', 'compile', text, 'auto', 'torch.compile the model (slow start); auto: on a CUDA GPU', 'numerics',
            choices=('auto', 'on', 'off')),
-    Option('compute', 'attention', text, 'auto', 'attention kernel on a CUDA GPU; auto: Triton, or PyTorch\'s choice', 'numerics',
+    Option('compute', 'attention', text, 'auto', 'attention kernel on a CUDA GPU; auto: Triton if it runs', 'numerics',
            choices=('auto', 'triton', 'flash', 'cudnn', 'efficient', 'math')),
     Option('compute', 'precision', text, None, 'of matrix products (default: bf16 on GPUs that support it, else fp32)',
            'numerics', choices=('fp32', 'tf32', 'bf16')),

@@ -51,9 +51,9 @@ def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: 
     qkv += sample * L * 3 * H * E + column
     row, e = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, E)
     valid = row[:, None] < L
-    place = sample * L * H * E + column + row[:, None] * H * E + e[None, :]
-    do = tl.load(grad + place, mask=valid, other=0.)
-    d = tl.sum(tl.load(out + place, mask=valid, other=0.).to(tl.float32) * do.to(tl.float32), 1)
+    own = sample * L * H * E + column + row[:, None] * H * E + e[None, :]
+    do = tl.load(grad + own, mask=valid, other=0.)
+    d = tl.sum(tl.load(out + own, mask=valid, other=0.).to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta + head * L + row, d, mask=row < L)
     q = tl.load(qkv + row[:, None] * 3 * H * E + e[None, :], mask=valid, other=0.)
     s = tl.load(lse + head * L + row, mask=row < L, other=float('inf'))
@@ -101,7 +101,7 @@ def _backward_kv(qkv, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.c
     tl.store(dqkv + 2 * H * E + place, dv.to(dqkv.dtype.element_ty), mask=valid)
 
 
-TILES = {'forward': (64, 64, 4, 3), 'backward_q': (64, 64, 4, 3), 'backward_kv': (128, 64, 4, 3)}
+TILES = {'forward': (128, 64, 4, 3), 'backward_q': (64, 64, 4, 3), 'backward_kv': (128, 32, 4, 3)}
 
 
 def _launch(kernel, tiles: tuple[int, int, int, int], shape: torch.Size, *tensors: torch.Tensor) -> None:

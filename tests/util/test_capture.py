@@ -1,5 +1,7 @@
-"""Captured steps, on the CPU: the operations of one call are recorded with their arguments and repeated, as a CUDA graph
-would repeat them. What a graph could not see, a change of a Python number or a new tensor, is not seen here either."""
+"""Captured steps on the CPU: a tape records the operations of one call and repeats them, as a CUDA graph does.
+
+What a graph does not see, a Python number that changes or a new tensor, the tape does not see either.
+"""
 
 import itertools
 
