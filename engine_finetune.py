@@ -9,13 +9,16 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from engine_pretrain import update_weights
 from feeder.augment import ClipMaker
 from feeder.dataset import Batch
 from model_transformer import ActionTransformer, SkeletonEncoder
+from util.capture import GraphRecorder, pad_rows
 from util.dist import World
 from util.metrics import count_correct, summarise
-from util.optim import clip_gradients, learning_rate, set_learning_rate
+from util.optim import learning_rate, set_learning_rate
 from util.precision import Precision
 from util.trainer import Trainer
 
@@ -24,43 +27,75 @@ log = logging.getLogger(__name__)
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Train `trainer.model`, an ActionTransformer, to the end of the epoch; returns the means that main logs."""
-    args, model, optimizer, clip_maker = trainer.args, trainer.model, trainer.optimizer, trainer.clips
-    frozen = trainer.raw_model.frozen
+    args, model, clip_maker, graphs = trainer.args, trainer.model, trainer.clips, trainer.graphs
+    update = graphs.capture(update_weights, trainer)
+    backward = graphs.capture(forward_backward, trainer)
     model.train()
     for step, batches in trainer.steps(epoch):
         lr = learning_rate(epoch + step / trainer.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
                            args.epochs)
-        set_learning_rate(optimizer, lr)
-        for micro, batch in enumerate(batches):
+        set_learning_rate(trainer.optimizer, lr)
+        for batch in batches:
             clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
-            with trainer.sync_gradients(micro):
-                with trainer.precision.autocast():
-                    logits = model(clips, (batch.distinct, batch.inverse) if frozen else None)       # (N, classes)
-                loss = F.cross_entropy(logits.float(), batch.label, label_smoothing=args.smoothing)
-                loss = loss / args.accum_iter
-                loss.backward()
-            trainer.loss_sum += loss.detach()       # stays on the device: nothing waits for it
-        log_now = trainer.is_log_step(step)
-        grad_norm = clip_gradients(model, args.clip_grad, measure=log_now)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if log_now:
+            if model.frozen:
+                add_gradients(trainer, model.head, encode(model, trainer.precision, graphs, clips, batch), batch.label)
+            else:
+                backward(clips, batch.label)
+        grad_norm = update()
+        if trainer.is_log_step(step):
             trainer.log_step(epoch, step, {'lr': lr, 'grad_norm': grad_norm.item()})
         trainer.save_if_due(epoch, step)
         trainer.stop_if_requested(epoch, step)
     return trainer.epoch_means(epoch)
 
 
-@torch.inference_mode()
+def forward_backward(trainer: Trainer, clips: torch.Tensor, label: torch.Tensor) -> None:
+    """Add the gradients of a micro-batch of clips (N, C, T, V, M) with labels (N,)."""
+    add_gradients(trainer, trainer.model, clips, label)
+
+
+def add_gradients(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, label: torch.Tensor) -> None:
+    """Add the gradients of a model or a head. The loss stays on the device: nothing waits for it."""
+    with trainer.precision.autocast():
+        logits = model(inputs)                                                      # (N, classes)
+    loss = F.cross_entropy(logits.float(), label, label_smoothing=trainer.args.smoothing) / trainer.args.accum_iter
+    loss.backward()
+    trainer.loss_sum += loss.detach()
+
+
+@torch.no_grad()
+def encode(model: SkeletonEncoder, precision: Precision, graphs: GraphRecorder, clips: torch.Tensor,
+           batch: Batch) -> torch.Tensor:
+    """Features (N, M, P, V, D) of clips (N, C, T, V, M) with an encoder in eval mode; equal bodies are encoded once.
+
+    With graphs, the number of bodies is padded to a multiple of 32, so that batches have few shapes.
+    """
+    distinct = pad_rows(batch.distinct, -(-len(batch.distinct) // 32) * 32) if graphs.enabled else batch.distinct
+    return graphs.capture(encode_bodies, model, precision)(clips, distinct, batch.inverse)
+
+
+def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Tensor, distinct: torch.Tensor,
+                  inverse: torch.Tensor) -> torch.Tensor:
+    with precision.autocast():
+        return model.features(clips, (distinct, inverse))
+
+
+@torch.no_grad()
 def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
-             world: World) -> dict[str, float]:
+             world: World, graphs: GraphRecorder) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent, mean loss and number of samples of a split; every sample counts once."""
     model.eval()
     world.broadcast_buffers(model)
     counts = torch.zeros(4, dtype=torch.float64, device=world.device)
+    size = 0
     for batch in batches:
-        with precision.autocast():
-            features = model.features(clip_maker.eval_view(batch), (batch.distinct, batch.inverse))
+        clips, num_clips = clip_maker.eval_view(batch), len(batch.label)
+        size = max(size, num_clips)
+        if graphs.enabled and num_clips < size:     # the last batch
+            padding = (size - num_clips) * clips.shape[4]
+            clips = pad_rows(clips, size)
+            batch = batch._replace(inverse=F.pad(batch.inverse, (0, padding)))
+        features = encode(model, precision, graphs, clips, batch)[:num_clips]
         counts += count_correct(model.head(features.float()), batch.label)      # bf16 logits would tie
     return summarise(world.sum(counts))
 

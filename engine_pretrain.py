@@ -5,44 +5,68 @@ Axis letters as in model_mamp.py.
 
 import torch
 
+from feeder.dataset import Batch
+from util.capture import pad_rows
 from util.optim import clip_gradients, learning_rate, set_learning_rate
 from util.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Train `trainer.model`, a MAMP, to the end of the epoch; returns the means that main logs."""
-    args, model, optimizer, clip_maker = trainer.args, trainer.model, trainer.optimizer, trainer.clips
+    args, clip_maker = trainer.args, trainer.clips
     num_tokens = args.num_frames // args.t_patch_size * args.num_joints
-    model.train()
+    backward, update = (trainer.graphs.capture(function, trainer) for function in (forward_backward, update_weights))
+    trainer.model.train()
     for step, batches in trainer.steps(epoch):
         lr = learning_rate(epoch + step / trainer.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
                            args.epochs)
-        set_learning_rate(optimizer, lr)
-        for micro, batch in enumerate(batches):
+        set_learning_rate(trainer.optimizer, lr)
+        for batch in batches:
             clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
             uniform = clip_maker.mask_uniform(batch, epoch, step, num_tokens)       # (N·M, L)
             if args.skip_empty_bodies:
-                clips, uniform = select_bodies(clips, batch.nonempty), uniform[batch.nonempty]
-            with trainer.sync_gradients(micro):
-                with trainer.precision.autocast():
-                    loss, _, _ = model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform)
-                loss = loss / args.accum_iter
-                loss.backward()
-            trainer.loss_sum += loss.detach()       # stays on the device: nothing waits for it
-        log_now = trainer.is_log_step(step)
-        grad_norm = clip_gradients(model, args.clip_grad, measure=log_now)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if log_now:
+                backward(*select_bodies(clips, uniform, batch, pad=trainer.graphs.enabled))
+            else:
+                backward(clips, uniform)
+        grad_norm = update()
+        if trainer.is_log_step(step):
             trainer.log_step(epoch, step, {'lr': lr, 'grad_norm': grad_norm.item()})
         trainer.save_if_due(epoch, step)
         trainer.stop_if_requested(epoch, step)
     return trainer.epoch_means(epoch)
 
 
-def select_bodies(clips: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Bodies of clips (N, C, T, V, M) at `index` (E,) into N·M as clips of one body (E, C, T, V, 1).
+def forward_backward(trainer: Trainer, clips: torch.Tensor, uniform: torch.Tensor,
+                     weight: torch.Tensor | None = None) -> None:
+    """Add the gradients of a micro-batch. The loss stays on the device: nothing waits for it."""
+    args = trainer.args
+    with trainer.precision.autocast():
+        loss, _, _ = trainer.model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform, weight)
+    loss = loss / args.accum_iter
+    loss.backward()
+    trainer.loss_sum += loss.detach()
+
+
+def update_weights(trainer: Trainer) -> torch.Tensor:
+    """Update all weights from their gradients over the whole effective batch; returns the gradient norm."""
+    trainer.world.average_gradients(trainer.model)
+    grad_norm = clip_gradients(trainer.model, trainer.args.clip_grad)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=not trainer.graphs.enabled)
+    return grad_norm
+
+
+def select_bodies(clips: torch.Tensor, uniform: torch.Tensor, batch: Batch, pad: bool) -> tuple[torch.Tensor, ...]:
+    """Bodies of clips (N, C, T, V, M) that are not empty, as clips of one body (E, C, T, V, 1), and their `uniform`.
 
     Without its empty bodies a batch has another loss: tokens of empty bodies, whose target is zero, no longer count.
+    `pad` repeats a body until E is a multiple of a sixteenth of N·M, and adds weights (E,) that are 0 for these.
     """
-    return clips.permute(0, 4, 1, 2, 3).flatten(0, 1)[index].unsqueeze(-1)
+    index = batch.nonempty
+    clips, uniform = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)[index].unsqueeze(-1), uniform[index]
+    if not pad:
+        return clips, uniform
+    multiple = max(len(batch.inverse) // 16, 1)
+    size = -(-len(index) // multiple) * multiple
+    weight = (torch.arange(size, device=clips.device) < len(index)).float()
+    return pad_rows(clips, size), pad_rows(uniform, size), weight

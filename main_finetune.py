@@ -19,6 +19,8 @@ from feeder.layouts import check_same_joints, checkpoint_layout
 from feeder.loader import BatchLoader
 from feeder.subset import open_splits
 from model_transformer import ActionTransformer
+from util.attention import select_attention
+from util.capture import GraphRecorder
 from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args, resolve_batch
 from util.dist import World
@@ -74,7 +76,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
             stats = train_one_epoch(trainer, epoch)
             scores = None
             if len(test.rows):      # --novel_every can leave none
-                scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world)
+                scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world, trainer.graphs)
             trainer.finish_epoch(epoch, stats, scores)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
             trainer.stop_if_requested(epoch)
@@ -117,8 +119,9 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
         raise UserError(f'{path}: trained with {difference}; give the same')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
+    select_attention(model, args.attention, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
-    scores = evaluate(model, test_batches, clip_maker, precision, world)
+    scores = evaluate(model, test_batches, clip_maker, precision, world, GraphRecorder(world.device, False))
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])
     if world.is_main:

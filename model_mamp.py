@@ -85,16 +85,18 @@ class MAMP(SkeletonEncoder):
             part.apply(init_linear)
 
     def forward(self, x: torch.Tensor, mask_ratio: float = 0.9, motion_stride: int = 1,
-                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None):
+                motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None,
+                weight: torch.Tensor | None = None):
         """Clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L) with 1 = masked.
 
         `uniform` (B, L) replaces the one random draw of the mask. Mask, target and loss are fp32 under any autocast.
+        `weight` (B,) is 1 for bodies that count in the loss and 0 for those that pad a batch.
         """
         bodies = self.fold_bodies(x)
         ids_keep, ids_restore, mask = self.draw_mask(bodies, mask_ratio, motion_aware_tau, uniform)
         latent = self.forward_encoder(bodies, ids_keep)
         pred = self.forward_decoder(latent, ids_restore)
-        loss = self.forward_loss(bodies, pred, mask, motion_stride)
+        loss = self.forward_loss(bodies, pred, mask if weight is None else mask * weight[:, None], motion_stride)
         return loss, pred, mask
 
     def draw_mask(self, bodies: torch.Tensor, mask_ratio: float, tau: float, uniform: torch.Tensor | None = None):

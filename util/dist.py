@@ -51,12 +51,16 @@ class World:
         dist.all_reduce(flags, group=self.gloo)
         return flags.item() > 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Wrap the model so that gradients are averaged over all processes."""
+    def average_gradients(self, model: nn.Module) -> None:
+        """Average the gradients of the model over all processes, as one tensor."""
         if self.size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == 'cuda' else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            return
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / self.size
+        dist.all_reduce(flat)
+        averages = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [average.view_as(gradient) for average, gradient in
+                                         zip(averages, gradients, strict=True)])
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Copy the buffers of the main process to all others (BatchNorm statistics differ after a step)."""

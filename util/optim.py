@@ -58,10 +58,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group['lr'] = lr * group['lr_scale']
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None, measure: bool) -> torch.Tensor | None:
-    """Clip the total gradient norm to `max_norm`, if given; returns the norm before if clipped or measured."""
+def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
+    """Return the total gradient norm, and clip it to `max_norm`, if given."""
     if max_norm:
         return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    if not measure:
-        return None
     return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])

@@ -113,8 +113,8 @@ OPTIONS = (
            'batch size)', 'run'),
     Option('compute', 'compile', text, 'auto', 'torch.compile the model (slow start); auto: on a CUDA GPU', 'numerics',
            choices=('auto', 'on', 'off')),
-    Option('compute', 'attention', text, 'auto', 'attention kernel on a CUDA GPU; auto: chosen by PyTorch', 'numerics',
-           choices=('auto', 'flash', 'cudnn', 'efficient', 'math')),
+    Option('compute', 'attention', text, 'auto', 'attention kernel on a CUDA GPU; auto: Triton if it runs', 'numerics',
+           choices=('auto', 'triton', 'flash', 'cudnn', 'efficient', 'math')),
     Option('compute', 'precision', text, None, 'of matrix products (default: bf16 on GPUs that support it, else fp32)',
            'numerics', choices=('fp32', 'tf32', 'bf16')),
     Option('compute', 'deterministic', bool, False, 'bit-identical results from every run on the same GPU type, with '

@@ -1,14 +1,22 @@
-"""How a model is computed on its device: the precision of matrix products, and compiled blocks."""
+"""How a model is computed on its device: precision, compilation, and a fixed order of sums."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from util.errors import UserError
-from util.repeat import repeatable
+
+WORKSPACES = ':4096:8', ':16:8'     # settings with which cuBLAS sums in a fixed order (its documentation)
 
 
 class Precision:
-    """How matrix products are computed: fp32, tf32 (GPU) or bf16 autocast."""
+    """Precision of matrix products: fp32, tf32 (GPUs only) or bf16 autocast; None chooses bf16 on GPUs that have it.
+
+    Raises UserError for tf32 on a CPU.
+    """
 
     def __init__(self, name: str | None, device: torch.device):
         on_gpu = device.type == 'cuda'
@@ -24,31 +32,44 @@ class Precision:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.name == 'bf16')
 
 
-def compile_blocks(model: nn.Module, wanted: str, device: torch.device) -> bool:
-    """Compiles the transformer blocks in place, names unchanged; 'auto' does on a GPU, and runs on when it cannot.
+def compile_model(model: nn.Module, requested: str, device: torch.device) -> bool:
+    """Compile `forward` and `features` of a model in place; parameter names stay. Returns True if compiled.
 
-    A block is compiled once for all of its likes, and anew for each number of tokens and each drop path rate; the
-    number of bodies may change. Returns whether it does.
+    'on', 'off' or 'auto', which compiles on a GPU only and falls back to eager mode where compilation fails. On a GPU
+    each shape of the arguments is compiled by itself, which takes half a minute and gives faster kernels.
     """
-    if wanted == 'off' or (wanted == 'auto' and device.type != 'cuda'):
+    if requested == 'off' or (requested == 'auto' and device.type != 'cuda'):
         return False
     torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.suppress_errors = wanted == 'auto'
-    for blocks in (module for name, module in model.named_children() if name in ('blocks', 'decoder_blocks')):
-        for block in blocks:
-            block.forward = _compiled(block.forward)
+    torch._dynamo.config.suppress_errors = requested == 'auto'
+    for name in ('forward', 'features'):
+        setattr(model, name, torch.compile(getattr(model, name), dynamic=False if device.type == 'cuda' else None))
     return True
 
 
-def _compiled(forward):
-    """`forward` of tokens (B, L, D) through torch.compile, for each L by itself: a kernel for any L would be slower."""
-    compiled = torch.compile(forward)
+@contextmanager
+def deterministic(enabled: bool, device: str) -> Iterator[None]:
+    """Make GPUs compute sums in a fixed order, so that runs give the same bits; raises where PyTorch cannot.
 
-    def call(tokens: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.mark_static(tokens, 1)
-        return compiled(tokens)
-    return call
-
-
-compile_model = compile_blocks
-deterministic = repeatable
+    On a CPU runs are reproducible anyway. Enter it before CUDA starts, as cuBLAS reads its setting then (it stays set);
+    raises UserError if that is too late.
+    """
+    if not enabled:
+        yield
+        return
+    if device != 'cpu' and os.environ.get('CUBLAS_WORKSPACE_CONFIG') not in WORKSPACES:
+        if torch.cuda.is_initialized():
+            raise UserError('--deterministic: CUDA has started without CUBLAS_WORKSPACE_CONFIG; set it to '
+                            f'{WORKSPACES[0]} before')
+        os.environ['CUBLAS_WORKSPACE_CONFIG'] = WORKSPACES[0]
+    cudnn, inductor = torch.backends.cudnn, torch._inductor.config
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              cudnn.deterministic, cudnn.benchmark, inductor.deterministic)
+    try:
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
+        inductor.deterministic = True       # compiled kernels are not chosen by timing
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, inductor.deterministic = before[2:]

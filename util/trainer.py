@@ -17,6 +17,8 @@ from feeder.augment import ClipMaker
 from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader
+from util.attention import select_attention
+from util.capture import GraphRecorder, make_capturable
 from util.card import write_model_card
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from util.dist import World, init_world
@@ -66,8 +68,12 @@ class Trainer:
         check_writable(args.output_dir)
         check_writable(args.log_dir)
         self.precision = Precision(args.precision, world.device)
+        select_attention(model, args.attention, world.device)
         self.compiled = compile_model(model, args.compile, world.device)
-        self.model = world.wrap(model)
+        self.graphs = GraphRecorder(world.device, self.compiled and world.device.type == 'cuda')
+        if self.graphs.enabled:
+            make_capturable(optimizer, world.device)
+        self.model = model
         self.clips = ClipMaker.from_args(args)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = BatchLoader(dataset, self.batches, world.device, args.num_workers, args.data_on_device)
@@ -119,12 +125,6 @@ class Trainer:
         for step in self.bar:
             torch.manual_seed(derive_seed(self.args.seed, epoch, step, self.world.rank))
             yield step, itertools.islice(batches, self.args.accum_iter)
-
-    def sync_gradients(self, micro: int):
-        """Context of micro-batch `micro`: processes exchange gradients in the last one of a step only."""
-        if self.world.size > 1 and micro + 1 < self.args.accum_iter:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     def is_log_step(self, step: int) -> bool:
         return (step + 1) % self.args.log_steps == 0 or step + 1 == self.steps_per_epoch

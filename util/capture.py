@@ -1,0 +1,123 @@
+"""Work that is the same in every step, recorded once as a CUDA graph and then launched as a whole.
+
+A training step issues thousands of GPU operations; launching them one by one can take the host longer than the GPU
+takes to compute them. A graph is launched as one operation. The functions that are captured are those that run without
+capture as well, on CPUs and with --compile off:
+
+    backward = recorder.capture(forward_backward, trainer)      # what varies from call to call are tensors
+    backward(clips, uniform)                # the first calls run eagerly, later ones replay the graph
+
+A captured function must do the same work in each call: its arguments are tensors, it changes only tensors that exist
+before (weights, gradients, optimiser state, sums) and changes them in place, and it never waits for the GPU. Numbers
+that vary from step to step, such as the learning rate, must be tensors (see `make_capturable`). Random numbers are
+drawn anew at each replay, from the generator state that `torch.manual_seed` has set, as they are without capture.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from util.errors import UserError, one_line
+
+WARMUP = 3          # eager calls before a capture: compilation, workspaces and optimiser state are made in these
+MAX_GRAPHS = 8      # of one function, for different shapes of its arguments
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Recorded work: `replay()` reads `inputs` and writes `outputs`, tensors at fixed addresses."""
+
+    inputs: tuple[torch.Tensor, ...]
+    outputs: object                     # as the function returned it
+    replay: Callable[[], None]
+
+
+class GraphRecorder:
+    """Captures functions on one device; all their graphs use one stream and share one memory pool.
+
+    So the result of a captured function is valid until the next call of any function of the same recorder: reduce or
+    copy it before. A recorder that is not `enabled` leaves functions as they are.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool = True):
+        self.device, self.enabled, self.captured = device, enabled, {}
+        if enabled and device.type == 'cuda':
+            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def capture(self, function: Callable, *fixed) -> Callable:
+        """Return `function` with its first arguments `fixed`, captured; equal calls return the same object."""
+        if not self.enabled:
+            return partial(function, *fixed)
+        key = function, *map(id, fixed)
+        if key not in self.captured:
+            self.captured[key] = CapturedFunction(partial(function, *fixed), self)
+        return self.captured[key]
+
+    def run(self, function: Callable, inputs: tuple[torch.Tensor, ...]):
+        """Call `function` eagerly, on the stream that captures it later, as PyTorch requires of a warm-up."""
+        if self.device.type != 'cuda':
+            return function(*inputs)
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = function(*inputs)
+        current.wait_stream(self.stream)
+        return outputs
+
+    def record(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
+        """Record the work of `function` without doing it. Raises UserError for work that waits for the GPU."""
+        buffers, graph = tuple(value.clone() for value in inputs), torch.cuda.CUDAGraph()
+        try:    # thread_local: other threads may allocate pinned memory for batches meanwhile
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
+                outputs = function(*buffers)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:   # the state of the random generator is lost: running on would fail too
+            raise UserError(f'this step cannot be captured as a CUDA graph ({one_line(error)[:200]}); give --compile '
+                            'off') from error
+        return Graph(buffers, outputs, graph.replay)
+
+
+class CapturedFunction:
+    """A function of tensors that replays a graph of its work, one for each combination of argument shapes.
+
+    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS.
+    """
+
+    def __init__(self, function: Callable, recorder: GraphRecorder):
+        self.function, self.recorder = function, recorder
+        self.graphs: dict[tuple, Graph] = {}
+        self.calls = Counter()
+
+    def __call__(self, *inputs: torch.Tensor):
+        key = tuple((value.shape, value.dtype) for value in inputs)
+        graph = self.graphs.get(key)
+        if graph is None:
+            self.calls[key] += 1
+            if self.calls[key] <= WARMUP or len(self.graphs) == MAX_GRAPHS:
+                return self.recorder.run(self.function, inputs)
+            graph = self.graphs[key] = self.recorder.record(self.function, inputs)
+        for buffer, value in zip(graph.inputs, inputs, strict=True):
+            buffer.copy_(value, non_blocking=True)
+        graph.replay()
+        return graph.outputs
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the learning rates of `optimizer` in tensors on `device`, which a graph reads at each replay.
+
+    Change them in place (`set_learning_rate` does). Call it again after `load_state_dict`, which replaces them.
+    """
+    for group in optimizer.param_groups:
+        group['lr'] = torch.as_tensor(group['lr'], dtype=torch.float32, device=device)
+        if 'capturable' in group:
+            group['capturable'] = True
+
+
+def pad_rows(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Repeat the first row of (n, …) until there are `size` rows, so that batches have few shapes."""
+    missing = size - len(values)
+    return values if missing <= 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
