@@ -27,10 +27,10 @@ if not __package__:  # run by path: the repository's root is not on the search p
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.common import one_hot, pad
+from data.datasets import DATASETS
 from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import Body, Recording, facts_of
 from data.pipeline import find_sources
-from data.datasets import DATASETS
 from data.prepare_ntu import order
 from util.errors import Parser, UserError, run_main
 

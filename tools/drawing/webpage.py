@@ -34,7 +34,7 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 """
 INTRO = {
     'mamp': 'The model is a transformer pre-trained on skeletons without labels. A clip is cut into short segments; '
-            'one joint in one segment is a joint-segment, one token. Most tokens are masked, preferably those that move, '
+            'one joint in one segment is a joint-segment, one token. Most tokens are masked, preferably moving ones, '
             'and the model predicts their motion from the few visible ones.',
     'classifier': 'The model is a transformer that recognises actions. A clip is cut into short segments; one joint in '
                   'one segment is a joint-segment, one token. All of them are visible.',
