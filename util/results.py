@@ -58,9 +58,9 @@ class Experiment:
 
     @property
     def sort_key(self) -> tuple:
-        method = METHODS.index(self.method) if self.method in METHODS else len(METHODS)
+        method = next((i for i, name in enumerate(METHODS) if self.method.startswith(name)), len(METHODS))
         stream = STREAMS.index(self.stream) if self.stream in STREAMS else 0
-        return KINDS.index(self.kind), self.share, method, bool(self.notes), self.stage, stream, self.name
+        return KINDS.index(self.kind), self.share, method, bool(self.notes), self.stage, self.method, stream
 
 
 @dataclass
@@ -195,7 +195,7 @@ class Result:
         path = self.path.parent / 'log.jsonl'
         try:
             lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-            names = [name for name in ('epoch', 'train_loss', 'test_top1') if name in lines[0]]
+            names = ['epoch', 'train_loss', *(['test_top1'] if 'test_top1' in lines[0] else [])]
             return {name: [float(line[name]) for line in lines] for name in names}
         except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise UserError(f'{path}: cannot be read ({one_line(error)}); leave out --figure or run that stage '
@@ -209,7 +209,8 @@ def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
     """
     if place.is_file() and place.suffix == '.json':
         return [Result.read(place)]
-    files = [place] if place.is_file() else sorted([*place.rglob('result.json'), *place.glob('*.jsonl')])
+    collected = [path for path in place.glob('*.jsonl') if path.name != 'log.jsonl']
+    files = [place] if place.is_file() else sorted([*place.rglob('result.json'), *collected])
     results = []
     for path in files:
         results += [Result.read(path)] if path.name == 'result.json' else _read_collected(path)

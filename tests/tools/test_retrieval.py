@@ -1,6 +1,5 @@
 """Nearest neighbours and one-shot recognition against brute force, and what is kept of a run."""
 
-import json
 
 import numpy as np
 import pytest
@@ -10,17 +9,17 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 import tools.retrieval
-from engine_finetune import evaluate, predict
+from engine_finetune import predict
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import BatchLoader
 from model_transformer import ActionTransformer
-from tests.conftest import refusal, read_result
-from tools.neighbours import exemplars, knn, one_shot
+from tests.conftest import read_result, refusal
+from tools.retrieval import knn, one_shot, select_exemplars
 from util.dist import World
 from util.precision import Precision
 from util.predictions import Features, read_features, write_features
-from util.results import experiment_of, group_runs
+from util.results import Result, group_runs
 
 CPU = torch.device('cpu')
 
@@ -46,11 +45,7 @@ def test_neighbours_vote(k, metric):
     far = distances(splits['test'].features, splits['train'].features, metric)
     nearest = splits['train'].label[np.argsort(far, axis=1)[:, :k]]
     expected = [np.bincount(row, minlength=4).argmax() for row in nearest]
-    assert (knn(splits, k, metric) == expected).all()
-
-
-def test_more_neighbours_than_clips_are_refused():
-    refusal(lambda: knn(made(0), 41, 'cosine'), '--k 41', '40')
+    assert (knn(splits['train'], splits['test'], k, metric) == expected).all()
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
@@ -74,32 +69,18 @@ def test_the_published_exemplars_are_taken_where_they_are():
                              'S002C001P001R001A007', 'S019C003P008R001A061'),
               'test': split('S018C003P008R001A061', 'S001C003P008R001A061', 'S002C002P001R001A013',
                             'S002C001P009R001A013')}
-    shown = exemplars(splits, np.array([0, 6, 60, 12]), published=True)
+    shown = select_exemplars(splits, np.array([0, 6, 60, 12]), published=True)
     assert shown.name.tolist() == ['S001C003P008R001A001', 'S002C001P001R001A007', 'S018C003P008R001A061',
                                    'S002C001P009R001A013']
     assert shown.label.tolist() == [0, 6, 60, 12] and (shown.features[2] == splits['test'].features[0]).all()
-    refusal(lambda: exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
-
-
-def test_names_like_the_published_ones_mean_nothing_in_another_set():
-    name = np.array([f'S001C00{view}P008R001A00{action}' for action in (1, 2) for view in (2, 3)])
-    splits = dict.fromkeys(('train', 'test'), Features(np.eye(4), name, np.array([0, 0, 1, 1])))
-    _, asked = one_shot(splits, 2, 1, 'cosine')
-    assert asked.name.tolist() == ['S001C003P008R001A001', 'S001C003P008R001A002'], 'the first by name were shown'
-    splits = {split: held._replace(label=np.array([0, 0, 6, 6])) for split, held in splits.items()}
-    assert exemplars(splits, np.array([0]), True).name == 'S001C003P008R001A001'
-
-
-def test_too_few_novel_classes_are_refused():
-    refusal(lambda: one_shot(made(0), 4, 6, 'cosine'), '--novel_every 6', '1 of 4')
-    refusal(lambda: one_shot(made(0), 4, 0, 'cosine'), '--novel_every 0')
+    refusal(lambda: select_exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
 
 
 def test_features_come_back(tmp_path):
     splits = made(1)
     write_features(tmp_path / 'f.npz', splits, benchmark='b', stream='joint', method='MAMP')
-    back, facts = read_features(tmp_path / 'f.npz')
-    assert facts == {'benchmark': 'b', 'stream': 'joint', 'method': 'MAMP'}
+    back, record = read_features(tmp_path / 'f.npz')
+    assert record == {'benchmark': 'b', 'stream': 'joint', 'method': 'MAMP'}
     assert all((one == other).all() for split in splits for one, other in zip(splits[split], back[split], strict=True))
 
 
@@ -110,71 +91,6 @@ RUN = {'seed': 2, 'pretraining': {'benchmark': 'b', 'seed': 1, 'mask_ratio': 0.9
 def kept(path, run: dict = RUN, **facts: str):
     write_features(path, made(1), run, **{'benchmark': 'b', 'stream': 'bone', 'method': 'MAMP'} | facts)
     return path
-
-
-def recognise(path, *options: str) -> dict:
-    out = path.parent / 'out'
-    tools.retrieval.main(['--features', str(path), '--device', 'cpu', '--output_dir', str(out), *options])
-    return read_result(out)
-
-
-@pytest.mark.parametrize('options', [[], ['--benchmark', 'b', '--stream', 'bone', '--seed', '2']])
-def test_features_tell_of_the_run_that_made_them(options, tmp_path):
-    result = recognise(kept(tmp_path / 'f.npz'), *options)
-    assert {key: result[key] for key in ('benchmark', 'stream', 'seed', 'method', 'pretraining')} == {
-        'benchmark': 'b', 'stream': 'bone', 'seed': 2, 'method': 'MAMP', 'pretraining': RUN['pretraining']}
-    assert (result['config']['depth'], result['config']['mlp_ratio'], result['config']['dim_feat']) == (4, 2.5, 256)
-    assert experiment_of(result) == 'retrieval, MAMP, bone'
-
-
-def test_features_that_tell_nothing_are_what_the_options_say(tmp_path):
-    write_features(tmp_path / 'f.npz', made(1))
-    for options, told in (([], ('f', 'joint', 0)),
-                          (['--benchmark', 'a', '--stream', 'velocity', '--seed', '3'], ('a', 'velocity', 3))):
-        result = recognise(tmp_path / 'f.npz', *options)
-        assert (result['benchmark'], result['stream'], result['seed']) == told and result['method'] == 'features'
-
-
-@pytest.mark.parametrize('option, value', [('benchmark', 'other'), ('stream', 'joint'), ('seed', '0')])
-def test_an_option_that_contradicts_the_features_is_refused(option, value, tmp_path):
-    path, config = kept(tmp_path / 'f.npz'), tmp_path / 'c.yaml'
-    config.write_text(f'{option}: {value}\n')
-    for words in ([f'--{option}', value], ['--config', str(config)]):
-        refusal(lambda words=words: recognise(path, *words), f'--{option} {value}', path, f'of {option} ')
-    assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize('told', [
-    '', '[]', '{"seed": 1}', '[' * 9999, {}, {'seed': -1}, {'seed': '1'}, {'seed': 1.5}, {'pretraining': 'p'},
-    {'pretraining': {'seed': []}}, {'pretraining': {'benchmark': 3}}, {'pretraining': {'path': 'a\nb'}},
-    {'config': None}, {'config': {'depth': float('inf')}}, {'config': {'depth': float('nan')}},
-    {'config': {'depth': '8'}}], ids=lambda told: str(told)[:60])
-def test_what_a_run_cannot_have_said_is_refused(told, tmp_path):
-    run = told if isinstance(told, str) else json.dumps(RUN | told)
-    write_features(tmp_path / 'f.npz', made(1))
-    with np.load(tmp_path / 'f.npz') as held:
-        members = dict(held)
-    np.savez(tmp_path / 'f.npz', **members, run=np.array(run))
-    if told == {}:
-        assert read_features(tmp_path / 'f.npz')[1] == RUN
-        return
-    refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'run is', 'save it again')
-
-
-def test_features_lead_nowhere_they_should_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ('..', '../../up', '/abs', ''):
-        path = kept(tmp_path / 'f.npz', benchmark=name)
-        refusal(lambda path=path: tools.retrieval.main(['--features', str(path), '--device', 'cpu']), 'no name for a')
-    refusal(lambda: recognise(kept(tmp_path / 'f.npz', stream='smell')), 'smell', 'velocity')
-    assert [one.name for one in tmp_path.iterdir()] == ['f.npz']
-
-
-def test_the_result_of_the_run_that_wrote_the_features_stays(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = kept(tmp_path / 'runs' / 'b' / 'retrieval' / 'features.npz')
-    refusal(lambda: tools.retrieval.main(['--features', str(path), '--device', 'cpu']), 'another --output_dir')
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('split, field, value', [
@@ -218,7 +134,8 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
     again = read_result(tmp_path / 'b')
     told = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
     assert [again[key] for key in told] == [result[key] for key in told] and result['pretraining']['mask_ratio'] == 0.5
-    assert again['seed'] == 3 and len(group_runs([run | {'path': ''} for run in (again, result)])) == 1, 'one recipe'
+    assert again['seed'] == 3
+    assert len(group_runs([Result.from_dict(run, None) for run in (again, result)])) == 1, 'the same recipe'
     assert not (tmp_path / 'b' / 'features.npz').exists()
 
 
@@ -263,18 +180,3 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     for name in ('features', 'scores'):
         np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
         assert (one[name] != 0).any(axis=1).all()
-
-
-def test_the_head_is_evaluated_in_fp32_and_scores_agree_with_the_accuracy(tiny_npz):
-    """In bf16 logits of classes tie, and the two would break ties differently."""
-    torch.manual_seed(0)
-    model = ActionTransformer(num_classes=3, num_joints=5, num_frames=16, dim_feat=16, depth=1, num_heads=2,
-                              protocol='finetune')
-    dataset, clips_of, seen = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0), []
-    model.head.register_forward_hook(lambda _, given, made: seen.append((given[0].dtype, made.dtype)))
-    world, precision = World(0, 1, CPU), Precision('bf16', CPU)
-    loader = BatchLoader(dataset, EvalBatches(dataset.rows, 4, 0, 1), CPU, 0)
-    scored = evaluate(model, loader, clips_of, precision, world)
-    found = predict(model, loader, clips_of, precision, world, len(dataset))
-    assert set(seen) == {(torch.float32, torch.float32)}
-    assert scored['top1'] == pytest.approx(100 * (found['scores'].argmax(1) == dataset.label.numpy()).mean())

@@ -105,9 +105,10 @@ def lead_table(groups: dict[tuple[Experiment, str], list[Result]]) -> str:
     for (experiment, note), own in sorted(scores.items(), key=lambda item: (item[0][0].sort_key, item[0][1])):
         if experiment.method != 'MAMP' or len(own) < 2:
             continue
-        scratch = replace(experiment, method='scratch', source=None,
-                          kind='semi' if experiment.kind == 'semi' else 'scratch')
-        baselines = [replace(experiment, method='MAE'), replace(experiment, method='random encoder'), scratch]
+        baselines = [replace(experiment, method='MAE'), replace(experiment, method='random encoder'), None]
+        if experiment.kind in ('fine-tune', 'transfer', 'semi'):
+            kind = 'semi' if experiment.kind == 'semi' else 'scratch'
+            baselines[2] = replace(experiment, kind=kind, method='scratch', source=None)
         others = [scores.get((baseline, note), []) for baseline in baselines]
         if any(len(other) > 1 for other in others):
             rows.append([_row_name(experiment, note), *(_lead(own, other) if len(other) > 1 else None
@@ -145,7 +146,7 @@ def rewrite_tables(path: Path) -> bool:
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read ({error}); give a Markdown file') from error
     pattern = re.compile(r'^(<!-- table: (.+?) -->)\n.*?^(<!-- end -->)$', re.MULTILINE | re.DOTALL)
-    starts, ends = text.count('<!-- table: '), text.count('<!-- end -->')
+    starts, ends = (len(re.findall(rf'^<!-- {word}', text, re.MULTILINE)) for word in ('table: ', 'end -->'))
     if not starts or starts != ends or len(pattern.findall(text)) != starts:
         raise UserError(f'{path}: {starts} lines <!-- table: PLACE --> and {ends} lines <!-- end -->; give one or more '
                         'pairs, each on lines of their own')
