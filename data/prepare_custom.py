@@ -23,6 +23,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -294,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         settle_damaged(faults, False, damaged, remedy)
     layout = asked or common_layout(rows)
     if not asked and layout not in LAYOUTS:     # a BVH file's, called like it
-        layout = layout._replace(name=args.name)
+        layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
     reader = partial(parse, asked=asked, layout=layout, classes=labels, scale=args.scale, centre=args.centre)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)

@@ -1,5 +1,6 @@
 """Recordings of one's own: the table, the files that come of it, and that training runs on them."""
 
+
 import csv
 import json
 import re
@@ -17,7 +18,7 @@ from data import prepare_custom
 from feeder.classes import read_class_names, read_metadata
 from feeder.layouts import read_layout
 from tests.conftest import ROOT, refusal, run
-from tests.data.test_recordings import ARM, interchange
+from tests.data.test_formats import ARM, dataset_file
 from util.config import parse_args
 from util.errors import UserError
 from util.predictions import read_scores
@@ -60,8 +61,6 @@ def members(path):
 def listing(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
-
-# --- what is written ------------------------------------------------------------------------------------------------
 
 def test_the_files(raw, tmp_path, capsys):
     folder, rows = raw
@@ -112,15 +111,6 @@ def test_two_workers_write_the_same(raw, tmp_path):
     assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
 
 
-def test_numbers_as_class_names_are_sorted_by_value(raw, tmp_path):
-    folder, rows = raw
-    numbers = {'jump': '10', 'sit down': '9', 'wave': 'other'}
-    table = write_table(tmp_path / 'l.csv', [row | {'label': numbers[row['label']]} for row in rows])
-    prepare(folder, table, tmp_path / 'out')
-    assert read_class_names(tmp_path / 'out/custom.npz', 3) == ['9', '10', 'other']
-    assert members(tmp_path / 'out/custom.npz')['y_train'].argmax(1).tolist()[:3] == [1, 0, 2]
-
-
 def test_bodies_units_and_origin(raw, tmp_path):
     """The file is as wide as the most bodies that are there; a body that is always empty is none."""
     folder, rows = raw
@@ -157,8 +147,6 @@ def test_a_layout_of_ones_own_and_bvh(tmp_path):
     assert read_layout(tmp_path / 'given/custom_layout.yaml').joints == ('a', 'b', 'c', 'd')
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------
-
 def refused(capsys, call, *naming, listed=()):
     """One line of error, and of each of `listed` a line of those that begin with 'damaged: '."""
     capsys.readouterr()
@@ -173,16 +161,16 @@ def refused(capsys, call, *naming, listed=()):
     (2, {'file': 'none.npy'}, ['none.npy', 'no such file']), (3, {'file': ''}, ["file ''"]),
     (4, {'label': ' '}, ["label ''"]), (5, {'label': 'a\nb'}, ['label', 'is no name']),
     (6, {'split': 'val'}, ["split 'val'", 'neither train nor test']), (7, {'file': 'clip00.npy'}, ['twice', 'line 2']),
-    (8, {'file': 'notes.md'}, ['notes.md', 'its suffix']), (9, {'file': 'bad.npy'}, ['bad.npy', 'frame 1 (from 0)']),
+    (8, {'file': 'notes.md'}, ['notes.md', 'unknown file suffix']), (9, {'file': 'bad.npy'}, ['bad.npy', 'frame 1 (from 0)']),
     (10, {'file': 'kinect.npy'}, ['25 joints', 'those of the other files', 'coco-17']),
-    (11, {'file': 'many.npz'}, ['many.npz', 'many clips']), (12, {'file': 'x' * 300 + '.npy'}, ['no such file'])])
+    (11, {'file': 'many.npz'}, ['many.npz', 'several clips']), (12, {'file': 'x' * 300 + '.npy'}, ['no such file'])])
 def test_every_fault_is_named_with_its_line(line, change, naming, raw, tmp_path, capsys):
     folder, rows = raw
     spoilt = np.ones((3, 17, 3))
     spoilt[1, 2] = np.nan
     np.save(folder / 'bad.npy', spoilt)
     np.save(folder / 'kinect.npy', np.ones((3, 25, 3)))
-    interchange(folder / 'many.npz')
+    dataset_file(folder / 'many.npz')
     (folder / 'notes.md').write_text('x')
     rows[line - 2] |= change
     table, number = write_table(tmp_path / 'l.csv', rows), line + ('\n' in change.get('label', ''))
@@ -194,18 +182,6 @@ def test_every_fault_is_named_with_its_line(line, change, naming, raw, tmp_path,
     names = [*held['name_train'].tolist(), *held['name_test'].tolist()]
     assert len(names) == 11 and (line == 7 or rows[line - 2]['file'] not in names)
     assert f'line {number}: ' in (tmp_path / 'out/custom_damaged.txt').read_text()
-
-
-def test_all_faults_are_named_at_once(raw, tmp_path, capsys):
-    folder, rows = raw
-    rows[1] |= {'split': ''}
-    rows[4] |= {'file': 'gone.npy'}
-    (folder / rows[7]['file']).write_bytes(b'x')
-    table = write_table(tmp_path / 'l.csv', rows)
-    table.write_text(table.read_text() + 'one,two\n')
-    refused(capsys, lambda: prepare(folder, table, tmp_path / 'out'), '4 damaged', listed=[
-        ['line 3: ', "split ''"], ['line 6: ', 'gone.npy'], ['line 14: ', '2 cells', '3 columns'],
-        ['line 9: ', rows[7]['file'], 'damaged']])
 
 
 @pytest.mark.parametrize('text, more, naming', [
@@ -237,25 +213,6 @@ def test_a_table_as_spreadsheets_save_it(raw, tmp_path):
     assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
 
 
-def test_other_faults(raw, tmp_path, capsys):
-    folder, rows = raw
-    table, out = write_table(tmp_path / 'l.csv', rows), tmp_path / 'out'
-    refusal(lambda: prepare(folder, tmp_path / 'none.csv', out), tmp_path / 'none.csv', 'No such file', '--labels')
-    refusal(lambda: prepare(folder, table, out, '--num_frames', '42'), '--num_frames 42')
-    refusal(lambda: prepare(folder, table, out, '--name', '../x'), '../x')
-    refusal(lambda: prepare(folder, table, out, '--scale', '0'), '--scale')
-    refusal(lambda: prepare(folder, table, table), table, 'is not a folder')
-    refused(capsys, lambda: prepare(folder, table, out, '--layout', 'kinect-v2'), '12 damaged',
-            listed=[['17 joints', 'kinect-v2 25']] * 12)
-    for row in rows:
-        np.save(folder / row['file'], np.ones((3, 9, 3)))
-    refusal(lambda: prepare(folder, table, out), 'line 2: clip00.npy', '9 joints', '--layout')
-    for row in rows:
-        (folder / row['file']).write_bytes(b'')
-    refusal(lambda: prepare(folder, table, out), 'no file could be read', 'line 13')
-    assert not [name for name in listing(out) if not name.endswith('_damaged.txt')]
-
-
 @pytest.mark.parametrize('keep, naming', [
     (lambda row: row['split'] == 'train', '9 training and 0 test clips'),
     (lambda row: row['split'] == 'test' or row['file'] == 'clip00.npy', '1 training and 3 test clips')])
@@ -266,20 +223,10 @@ def test_too_little_to_train_on(keep, naming, raw, tmp_path):
     assert listing(tmp_path / 'out') == []
 
 
-def test_a_class_without_training_clips_is_told(raw, tmp_path, capsys):
-    folder, rows = raw
-    table = write_table(tmp_path / 'l.csv', [row | {'split': 'test' if row['label'] == 'wave' else row['split']}
-                                             for row in rows])
-    prepare(folder, table, tmp_path / 'out')
-    assert 'note: 1 classes have no training clip (wave)' in capsys.readouterr().out
-
-
-# --- training on it -------------------------------------------------------------------------------------------------
-
 def test_the_printed_command_trains(raw, tmp_path, capsys):
     """From an encoder pre-trained on Kinect-v2 joints; the class names reach scores and tables."""
     folder, rows = raw
-    interchange(tmp_path / 'ntu.npz')
+    dataset_file(tmp_path / 'ntu.npz')
     small = ['--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--num_workers', '0', '--device', 'cpu']
     main_pretrain.main([*small, '--data_path', str(tmp_path / 'ntu.npz'), '--num_frames', '16',
                         '--decoder_dim_feat', '16', '--decoder_depth', '1', '--effective_batch_size', '2',
@@ -335,13 +282,7 @@ def test_the_users_own_files_are_never_written_over(raw, tmp_path):
     (out / 'mine.yaml').write_text('joints: {' + ', '.join(f'j{i}: {0 if i else ""}' for i in range(17)) + '}')
     write_table(out / 'custom.yaml', rows)
     before = [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')]
-    refusal(lambda: prepare(folder, out / 'custom.yaml', out), 'custom.yaml', 'which is read')
+    refusal(lambda: prepare(folder, out / 'custom.yaml', out), 'custom.yaml', 'is also an input')
     refusal(lambda: prepare(folder, out / 'custom.yaml', out, '--name', 'mine', '--layout', str(out / 'mine.yaml')),
-            'mine.yaml', 'which is read')
+            'mine.yaml', 'is also an input')
     assert [(out / name).read_bytes() for name in ('mine.yaml', 'custom.yaml')] == before
-
-
-def test_one_recording_in_two_spellings(raw, tmp_path):
-    folder, rows = raw
-    table = write_table(tmp_path / 'l.csv', [*rows, rows[0] | {'file': f'../{folder.name}/{rows[0]["file"]}'}])
-    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '1 damaged', 'correct the table')

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from data import pipeline, prepare_ntu
-from data.ntu_text import facts_of
 from data.datasets import DATASETS
+from data.ntu_text import facts_of
 from data.prepare_ntu import default_raw, order, unusable_samples
 from feeder.npz import open_member
 from tests.conftest import ROOT, refusal

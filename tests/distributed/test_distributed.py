@@ -1,6 +1,7 @@
 """Several processes: the same losses and counts as one, a run that goes on with more or fewer, and how one that fails
 takes the others along."""
 
+
 import itertools
 import json
 import re
@@ -8,12 +9,10 @@ import signal
 import socket
 import time
 from argparse import Namespace
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
 import main_finetune
 import main_linprobe
 import main_pretrain
@@ -28,6 +27,7 @@ from util.config import parse_args
 from util.dist import World, joined
 from util.optim import sgd
 from util.trainer import Trainer
+
 
 ALONE = World(0, 1, torch.device('cpu'))
 STAGES = {'pretrain': main_pretrain.pretrain, 'linprobe': main_linprobe.linprobe, 'finetune': main_finetune.finetune,
@@ -190,8 +190,6 @@ def test_all_processes_have_the_same_labels(tiny, tiny_npz, tmp_path):
     assert rows[0] | rows[1] == set(drawn)
 
 
-# ---- a process that fails ------------------------------------------------------------------------------------------
-
 # What each process executes: in its third step of three (of two) the second process does something bad.
 FAULTY = """
 import os, signal, sys, time
@@ -306,15 +304,6 @@ def test_a_classifier_goes_on_with_more_processes(stage, tiny, alone, tmp_path):
     assert [line['test_samples'] for line in read_lines(tmp_path / 'run')] == 4 * [NUM_TEST]
 
 
-@pytest.mark.slow
-def test_what_is_wrong_on_all_is_said_once(tiny, tmp_path):
-    done = torchrun(2, 'main_finetune.py', *tiny, '--sync_batchnorm', '--output_dir', str(tmp_path / 'run'))
-    assert done.returncode == 1 and done.stderr.count('error: --sync_batchnorm') == 1, done.stderr
-    assert not (tmp_path / 'run').exists()
-
-
-# ---- a meeting that cannot be --------------------------------------------------------------------------------------
-
 @pytest.fixture
 def taken():
     """A port on which somebody listens who says nothing."""
@@ -345,50 +334,3 @@ def test_a_meeting_that_cannot_be_says_so(rank, host, port, says, taken, tiny_pr
     assert done.stderr.count('\n') == 1 and done.stderr.startswith(f'error: process {rank} of 2 cannot meet the others')
     assert f'{host}:{port}' in done.stderr and says in done.stderr, done.stderr
     assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize('host, says', [('127.0.0.1', 'EADDRINUSE'), ('nowhere.invalid', 'not known')])
-def test_a_port_that_is_taken_and_a_host_that_is_not_are_named(host, says, taken, monkeypatch, capfd):
-    settings = {'RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': host, 'MASTER_PORT': str(taken)}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-
-    def meet():
-        with joined('cpu', patience=1):
-            pytest.fail('they met')
-    refusal(meet, f'{host}:{taken}', says)
-    assert capfd.readouterr() == ('', ''), "PyTorch's own pages are held back"
-
-
-# ---- statistics shared between GPUs --------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('protocol', ['linprobe', 'finetune'])
-def test_shared_statistics_change_the_heads_batchnorm_only_and_no_name(protocol):
-    model = ActionTransformer(num_classes=3, protocol=protocol, dim_feat=16, depth=1, num_heads=2, num_frames=16,
-                              num_joints=5)
-    names, optimizer = list(model.state_dict()), sgd(model, 0.)
-    assert sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()) == 1
-    assert shared_statistics(Namespace(sync_batchnorm=False), World(0, 2, torch.device('cuda', 0)), model) is model
-    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-    shared = shared_statistics(Namespace(sync_batchnorm=True), World(0, 2, torch.device('cuda', 0)), model)
-    found = [name for name, module in shared.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert found == ['head.fc.0' if protocol == 'linprobe' else 'head.bn']
-    assert isinstance(shared.get_submodule(found[0]), nn.SyncBatchNorm)
-    assert list(shared.state_dict()) == names
-    trained = {parameter for group in optimizer.param_groups for parameter in group['params']}
-    assert trained == {parameter for parameter in shared.parameters() if parameter.requires_grad}
-
-
-def test_statistics_are_shared_between_gpus_only(caplog):
-    args, model, world = Namespace(sync_batchnorm=True), nn.BatchNorm1d(4), World(0, 2, torch.device('cpu'))
-    refusal(lambda: shared_statistics(args, world, model), '--sync_batchnorm', 'leave it out')
-    with caplog.at_level('INFO'):
-        assert shared_statistics(args, ALONE, model) is model
-    assert 'nothing changes' in caplog.text
-
-
-def test_with_one_process_shared_statistics_change_nothing(tiny, alone, tmp_path):
-    start = ['--finetune', str(alone / 'pretrain' / 'checkpoint-last.pth'), '--epochs', '3', '--sync_batchnorm']
-    main_linprobe.main([*steps_of(tiny), *start, '--output_dir', str(tmp_path)])
-    ours, expected = read_weights(tmp_path), read_weights(alone / 'linprobe')
-    assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)

@@ -1,6 +1,6 @@
 """Exported files against PyTorch: same numbers, any number of clips, and no file that does not hold to it."""
 
-import ast
+import hashlib
 import json
 import os
 import sys
@@ -23,12 +23,10 @@ from model_transformer import ActionTransformer, SkeletonEncoder
 from tests.conftest import NUM_TEST, ROOT, refusal
 from tests.data.test_prepare_nwucla import TAR
 from tools import export_formats as export
-from tools.export_formats import WrongExport
-from util import checkpoint
+from tools.export_formats import ExportError
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
-
 SIZE = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 16, 'num_joints': 5}
 UCLA = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'num_frames': 24, 'num_joints': 20, 't_patch_size': 8}
 
@@ -79,7 +77,7 @@ def pytorch(model, path, clips, features=False) -> np.ndarray:
     """What the model of these sizes makes of clips with the checkpoint's weights, each body by itself, in float64."""
     weights = torch.load(path, weights_only=True)['model']
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    model.double().eval().equal_bodies_once = False
+    model.double().eval()
     out = model.features(clips.double()).mean((1, 2, 3)) if features else model(clips.double())
     return out.numpy()
 
@@ -121,12 +119,12 @@ def test_a_file_says_what_it_is(runs, exported):
             for value in (*model.graph.input, *model.graph.output)}
     assert axes == {'clips': ['batch', 3, 16, 5, 2], 'logits': ['batch', 3]}
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    in_pt2 = {export.FACTS: ''}
+    in_pt2 = {export.METADATA: ''}
     torch.export.load(exported / 'ft.pt2', extra_files=in_pt2)
     assert facts.items() >= {'what': 'classifier', 'stream': 'joint', 'num_frames': '16', 'num_bodies': '2',
                              'benchmark': 'TINY', 'method': 'scratch', 'epoch': '3', 'checkpoint': runs['finetune'],
-                             'checkpoint_sha256': checkpoint.digest_of(runs['finetune'])}.items()
-    held = json.loads(in_pt2[export.FACTS])
+                             'checkpoint_sha256': hashlib.sha256(Path(runs['finetune']).read_bytes()).hexdigest()}.items()
+    held = json.loads(in_pt2[export.METADATA])
     assert {name: value if isinstance(value, str) else json.dumps(value) for name, value in held.items()} == facts
     assert held['classes'] == [f'class {i}' for i in range(3)] and held['centred'] == 'yes'
     assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2']            # weights inside, nothing beside
@@ -142,15 +140,6 @@ def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, tiny_npz, 
     assert_same(run_onnx(tmp_path / 'e.onnx', clips), right, classifies=False)
 
 
-@pytest.mark.parametrize('what', ['encoder', 'classifier'])
-def test_a_probe_is_exported_whole_or_its_encoder_alone(runs, what, tiny_npz, tmp_path, capsys):
-    tools.export.main(['--checkpoint', runs['linprobe'], '--pt2', str(tmp_path / 'p.pt2'), '--what', what])
-    assert 'on 6 random walks' in capsys.readouterr().out
-    clips = clips_of(tiny_npz, 5, 16, range(NUM_TEST))
-    right = pytorch(ActionTransformer(3, 'linprobe', **SIZE), runs['linprobe'], clips, features=what == 'encoder')
-    assert_same(run_pt2(tmp_path / 'p.pt2', clips), right, classifies=False)
-
-
 def test_real_clips_of_a_trained_classifier(ucla, tmp_path, capsys):
     options = {**UCLA, 'effective_batch_size': 32, 'epochs': 4, 'lr': 3e-3, 'num_workers': 0, 'device': 'cpu',
                'benchmark': 'nwucla_xview', 'data_path': ucla, 'output_dir': tmp_path / 'run'}
@@ -164,11 +153,9 @@ def test_real_clips_of_a_trained_classifier(ucla, tmp_path, capsys):
     assert json.loads(facts['classes']) == find_class_names('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
 
 
-# What does not compute the same is not left
-
 def refused(call, folder, *naming):
     before = sorted(os.listdir(folder))
-    with pytest.raises(WrongExport) as error:
+    with pytest.raises(ExportError) as error:
         call()
     assert error.value.exit_code == 1 and all(part in str(error.value) for part in naming), str(error.value)
     assert sorted(os.listdir(folder)) == before
@@ -177,35 +164,11 @@ def refused(call, folder, *naming):
 def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkeypatch):
     """One body left out: random walks show it, though one of the two is empty in half of them."""
     (tmp_path / 'm.pt2').write_bytes(b'old')
-    monkeypatch.setattr(export.Deployed, 'forward', lambda self, clips: export.outputs_of(
-        self.model, self.what, torch.cat([clips[..., :1], clips[..., :1] * 0], dim=4)))
+    monkeypatch.setattr(export.Deployed, 'forward', lambda self, clips: self.model(
+        torch.cat([clips[..., :1], clips[..., :1] * 0], dim=4)) + (0 if torch.compiler.is_exporting() else 1))
     refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')]), tmp_path,
             'differs from PyTorch')
     assert (tmp_path / 'm.pt2').read_bytes() == b'old'
-
-
-def test_a_program_for_one_number_of_clips_is_caught(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, 'trace', lambda model, what, shape: torch.export.export(
-        export.Deployed(model, what).eval(), (torch.zeros(5, *shape),)))
-    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')]), tmp_path,
-            'does not run')
-
-
-@pytest.mark.parametrize('spoil, says', [('weight', 'differs'), ('file', 'does not run')])
-def test_a_spoilt_onnx_file_is_caught_and_takes_the_other_with_it(runs, exported, spoil, says, tmp_path, monkeypatch):
-    def write(program, what, facts, path):
-        if spoil == 'file':
-            path.write_bytes((exported / 'ft.onnx').read_bytes()[:-1000])
-            return
-        model = onnx.load(exported / 'ft.onnx')
-        weight = next(one for one in model.graph.initializer if one.name.endswith('fc1.weight'))
-        values = onnx.numpy_helper.to_array(weight).copy()
-        values[...] *= 1.01
-        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-        onnx.save(model, path)
-    monkeypatch.setattr(export, 'write_onnx', write)
-    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--onnx', str(tmp_path / 'm.onnx'), '--pt2',
-                                      str(tmp_path / 'm.pt2')]), tmp_path, says)
 
 
 @pytest.mark.parametrize('made, what, says', [
@@ -217,36 +180,9 @@ def test_verification_tells_what_is_wrong(made, what, says):
     right = np.array([[1., 2.], [4., 4.00001] if what == 'classifier' else [3., 4.]])
     clips = np.zeros((2, 3, 4, 5, 1), np.float32)
     assert export.verify(Path('f'), lambda path: lambda clips: right, what, [clips], [right]) == 0
-    with pytest.raises(WrongExport, match=says):
+    with pytest.raises(ExportError, match=says):
         export.verify(Path('f'), lambda path: lambda clips: np.array(made), what, [clips], [right])
 
-
-def test_the_error_of_a_quiet_clip_is_not_lost_among_loud_ones():
-    right = np.array([[1000., 0.], [1., 0.]])
-    assert export.verify(Path('f'), lambda path: lambda clips: right + [[0, 0], [5e-5, 0]], 'encoder',
-                         [np.zeros((2, 3, 4, 5, 1))], [right]) == pytest.approx(5e-5)
-
-
-# The model itself is as it was
-
-def test_a_program_looks_for_no_equal_bodies_and_the_model_goes_on_doing_so(runs):
-    model, what, settings, _ = tools.export.load_whole(runs['finetune'], None)
-    program = export.trace(model, what, (3, 16, 5, 2))
-    operators = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
-    assert len(operators) > 20 and not [name for name in operators if 'unique' in name or 'eq.' in name]
-    assert model.equal_bodies_once and 'equal_bodies_once' not in vars(model) and what == 'classifier'
-
-
-def test_training_imports_nothing_of_onnx():
-    """Only functions that write or run such a file do."""
-    for path in [*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py")]:
-        for node in ast.parse(path.read_text()).body:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith('onnx')], path
-
-
-# What the user can put right
 
 def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monkeypatch):
     def refuse(options, *naming):
@@ -262,7 +198,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monk
     refuse(['--checkpoint', tuned, '--onnx', out, '--ony', 'x'], 'unrecognized', 'did you mean')
     refuse(['--checkpoint', tuned, '--authors', tuned, '--onnx', out], 'not allowed')
     refuse(['--checkpoint', tuned, '--onnx', tmp_path / 'out'], 'is a folder')
-    refuse(['--checkpoint', tuned, '--onnx', tuned], 'which is read')
+    refuse(['--checkpoint', tuned, '--onnx', tuned], 'is also an input')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tmp_path / 'none.npz'], 'none.npz')
     for spoil, says in (({'args': {}}, 'no settings in it'), ({'bodies': 0}, "'bodies'"),

@@ -5,32 +5,30 @@ import doctest
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 
-import engine_finetune
 import main_finetune
 import main_pretrain
 import tools.predict
 import tools.retrieval
 from data import prepare_ntu, prepare_nwucla, synthesize
 from data.common import one_hot, write_npz
-from data.recordings import read_recording, tidy
+from data.formats import read_recording
+from data.formats.recording import clean
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
-from feeder.layouts import make_layout
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, ROOT, refusal
-from tests.data.test_recordings import unpacked
-from tools.recognition import Recogniser, Recording, Segment, Window, cut, predict_all, read_files, timeline
-from util import checkpoint
+from tests.data.test_formats import unpacked
+from tools.recognition import Recogniser
+from tools.recordings import Clip, Segment, predict_clips, read_clips, sliding_windows, timeline
+from util.checkpoint import Checkpoint
 from util.predictions import read_features
 
 SIZES = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 4., 'num_frames': 16, 't_patch_size': 4}
@@ -49,16 +47,16 @@ def save_model(path, num_joints, num_classes=None, benchmark='mine', stream='joi
         if num_classes:         # nor certain to be of one
             model.head.fc2.weight.mul_(0.05)
     settings = sizes | {'stream': stream, 'benchmark': benchmark, 'num_classes': num_classes}
-    checkpoint.save(path, {'model': model.state_dict(), 'args': settings, 'method': 'MAMP', **content})
+    Checkpoint(model.state_dict(), settings, method='MAMP', code_version='test', **content).write(path)
     return path
 
 
 def evaluated(path, npz, split, num_joints, num_classes):
     """{name: probabilities} of a file's clips, each by itself through dataset, evaluation view and model."""
-    state = checkpoint.load(path)
+    state = Checkpoint.read(path)
     model = ActionTransformer(num_classes, 'finetune', **SIZES, num_joints=num_joints)
-    model.load_state_dict(state['model'])
-    dataset, clips_of = SkeletonDataset(npz, split, num_joints), ClipMaker(16, state['args']['stream'], 0)
+    model.load_state_dict(state.model)
+    dataset, clips_of = SkeletonDataset(npz, split, num_joints), ClipMaker(16, state.args['stream'], 0)
     with torch.inference_mode():
         return {name: model.eval()(clips_of.eval_view(dataset[[(row, 0)]]))[0].softmax(0).numpy()
                 for row, name in enumerate(dataset.names.tolist())}
@@ -76,8 +74,6 @@ def row_of(top):
     return [one['probability'] for one in sorted(top, key=lambda one: one['label'])]
 
 
-# ---- the same as evaluation ----------------------------------------------------------------------------------------
-
 @pytest.fixture(scope='module')
 def tuned(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp('tuned')
@@ -86,13 +82,13 @@ def tuned(tiny, tmp_path_factory):
 
 
 def test_npz_equals_saved_scores(tuned, tiny_npz, capsys):
-    told = predicted(capsys, '--checkpoint', tuned / 'checkpoint-last.pth', tiny_npz, '--batch_size', 4)
+    entry = predicted(capsys, '--checkpoint', tuned / 'checkpoint-last.pth', tiny_npz, '--batch_size', 4)
     kept = np.load(tuned / 'scores.npz')
-    found = [row_of(one['top']) for one in told['recordings']]
+    found = [row_of(one['top']) for one in entry['recordings']]
     np.testing.assert_allclose(found, kept['scores'], rtol=0, atol=1e-5)
     assert np.ptp(kept['scores'], axis=0).max() > 1e-3, 'clips that differ'
-    assert [one['recording'] for one in told['recordings']] == [f'{tiny_npz}:{name}' for name in kept['name']]
-    assert [one['label'] for one in told['recordings']] == kept['label'].tolist()
+    assert [one['recording'] for one in entry['recordings']] == [f'{tiny_npz}:{name}' for name in kept['name']]
+    assert [one['label'] for one in entry['recordings']] == kept['label'].tolist()
     train = predicted(capsys, '--checkpoint', tuned / 'checkpoint-last.pth', tiny_npz, '--split', 'train')
     assert len(train['recordings']) == 22 and train['recordings'][0]['recording'].endswith(':train_0')
 
@@ -124,9 +120,9 @@ def test_raw_ntu_text_equals_saved_scores(stream, tmp_path, capsys):
                         '--epochs', '1', '--lr', '1e-3', '--device', 'cpu', '--num_workers', '0', '--stream', stream,
                         '--save_scores', '--save_features', '--output_dir', str(tmp_path / 'run')])
     kept, features = np.load(tmp_path / 'run/scores.npz'), np.load(tmp_path / 'run/features.npz')
-    told = predicted(capsys, '--checkpoint', tmp_path / 'run/checkpoint-last.pth', tmp_path / 'raw', '--features',
+    entry = predicted(capsys, '--checkpoint', tmp_path / 'run/checkpoint-last.pth', tmp_path / 'raw', '--features',
                      tmp_path / 'f.npz', '--batch_size', 3)
-    found = {os.path.basename(one['recording'])[:-9]: one for one in told['recordings']}
+    found = {os.path.basename(one['recording'])[:-9]: one for one in entry['recordings']}
     ours = np.load(tmp_path / 'f.npz')
     rows = dict(zip(ours['name_test'].tolist(), ours['features_test'], strict=True))
     assert len(found) == 8 and list(found) == sorted(found) and len(kept['name']) >= 2
@@ -140,7 +136,7 @@ def test_raw_ntu_text_equals_saved_scores(stream, tmp_path, capsys):
 
 @pytest.mark.parametrize('dataset, classes', [('ntu60', 60), ('ntu120', 120)])
 def test_the_second_body_is_that_of_the_data_set(dataset, classes, tmp_path):
-    """Zeros, or the first one again; told by the benchmark, as checkpoints did not always say how many bodies."""
+    """Zeros, or the first one again; entry by the benchmark, as checkpoints did not always say how many bodies."""
     raw = unpacked('ntu_excerpt_raw.tar.xz', tmp_path) / dataset
     prepare_ntu.main(['--dataset', dataset, '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub',
                       '--workers', '1'])
@@ -148,7 +144,7 @@ def test_the_second_body_is_that_of_the_data_set(dataset, classes, tmp_path):
     expected = evaluated(path, npz, 'train', 25, classes) if len(np.load(npz)['x_train']) else {}
     expected |= evaluated(path, npz, 'test', 25, classes) if len(np.load(npz)['x_test']) else {}
     recogniser, single = Recogniser(path, 'cpu'), 0
-    for found in predict_all(recogniser, read_files(sorted(raw.iterdir()), recogniser), 2):
+    for found in predict_clips(recogniser, read_clips(sorted(raw.iterdir()), recogniser), 2):
         np.testing.assert_allclose(found.scores[0], expected[found.name], rtol=0, atol=1e-5)
         single += read_recording(found.recording).frames.shape[1] == 1
     assert single, 'one with a single actor'
@@ -167,7 +163,7 @@ def test_nwucla_json_equals_its_npz(tmp_path):
     path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
     expected = evaluated(path, tmp_path / 'NWUCLA_XView.npz', 'test', 20, 10)
     recogniser = Recogniser(path, 'cpu')
-    found = {one.name: one for one in predict_all(recogniser, read_files(sorted(folder.iterdir()), recogniser), 16)}
+    found = {one.name: one for one in predict_clips(recogniser, read_clips(sorted(folder.iterdir()), recogniser), 16)}
     assert recogniser.num_bodies == 1 and len(found) == 40 and len(expected) > 5
     for name, scores in expected.items():
         np.testing.assert_allclose(found[name].scores[0], scores, rtol=0, atol=1e-5)
@@ -188,26 +184,24 @@ def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     path = save_model(tmp_path / 'c.pth', 25, 51, 'pkuv1_xsub')
     whole, sample = evaluated(path, tmp_path / 'v.npz', 'test', 25, 51).values()
     assert abs(whole - sample).max() > 1e-3
-    told = predicted(capsys, '--checkpoint', path, raw)['recordings'][0]
-    np.testing.assert_allclose(row_of(told['top']), whole, rtol=0, atol=1e-5)
-    told = predicted(capsys, '--checkpoint', path, tmp_path / 'v.npz')['recordings'][0]
-    np.testing.assert_allclose(row_of(told['top']), whole, rtol=0, atol=1e-5)
-    told = predicted(capsys, '--checkpoint', path, raw, '--window', 24, '--hop', 1)['recordings'][0]
-    window = next(one for one in told['windows'] if one['start'] == start)
+    entry = predicted(capsys, '--checkpoint', path, raw)['recordings'][0]
+    np.testing.assert_allclose(row_of(entry['top']), whole, rtol=0, atol=1e-5)
+    entry = predicted(capsys, '--checkpoint', path, tmp_path / 'v.npz')['recordings'][0]
+    np.testing.assert_allclose(row_of(entry['top']), whole, rtol=0, atol=1e-5)
+    entry = predicted(capsys, '--checkpoint', path, raw, '--window', 24, '--hop', 1)['recordings'][0]
+    window = next(one for one in entry['windows'] if one['start'] == start)
     np.testing.assert_allclose(row_of(window['top']), sample, rtol=0, atol=1e-5)
-    assert window['end'] == start + 24 and told['frames'] == len(rows)
+    assert window['end'] == start + 24 and entry['frames'] == len(rows)
     # A model of a set that is centred gets a centred video.
     other = Recogniser(save_model(tmp_path / 'o.pth', 25, 60, 'ntu60_xsub'), 'cpu')
-    found, = read_files([raw], other)
+    found, = read_clips([raw], other)
     np.testing.assert_allclose(found.frames[start, 0, 1], 0, atol=1e-6)
 
-
-# ---- windows ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('frames, window, hop', [(100, 30, 7), (100, 30, None), (31, 30, 1), (64, 16, 16), (50, 9, 4),
                                                  (7, 3, 2), (5, 1, 1), (1000, 90, 45)])
 def test_each_frame_belongs_to_the_nearest_window(frames, window, hop):
-    places = cut(frames, window, hop)
+    places = sliding_windows(frames, window, hop)
     starts = [place.start for place in places]
     assert all(place.end - place.start == window for place in places) and starts == sorted(set(starts))
     assert starts[0] == 0 and places[-1].end == frames and max(np.diff(starts), default=0) <= (hop or window // 2)
@@ -218,13 +212,9 @@ def test_each_frame_belongs_to_the_nearest_window(frames, window, hop):
         assert abs(middles - frame - 0.5).min() == abs(middles[row] - frame - 0.5)
 
 
-def test_short_recordings_are_one_window():
-    assert cut(30, 30, 5) == cut(30, None, None) == cut(30, 99, None) == [Window(0, 30, 0, 30)]
-
-
 def test_neighbours_of_one_label_are_one_segment():
     scores = np.array([[.9, .1], [.7, .3], [.2, .8], [.6, .4], [.8, .2]])
-    places = cut(60, 20, 10)
+    places = sliding_windows(60, 20, 10)
     assert timeline(places, scores) == [Segment(0, 25, 0, pytest.approx(.8)), Segment(25, 35, 1, pytest.approx(.8)),
                                         Segment(35, 60, 0, pytest.approx(.7))]
     parted = timeline([places[0], places[1], places[3], places[4]], scores[[0, 1, 3, 4]])      # nobody in the third
@@ -236,36 +226,34 @@ def test_windows_are_recordings_of_their_own(tmp_path, capsys):
     path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
     frames = np.random.default_rng(2).normal(size=(50, 20, 3)).cumsum(axis=0)
     np.save(tmp_path / 'a.npy', frames)
-    told = predicted(capsys, '--checkpoint', path, tmp_path / 'a.npy', '--window', 20, '--hop', 15, '--features',
+    entry = predicted(capsys, '--checkpoint', path, tmp_path / 'a.npy', '--window', 20, '--hop', 15, '--features',
                      tmp_path / 'f.npz')['recordings'][0]
     recogniser = Recogniser(path, 'cpu')
-    assert [(one['start'], one['end']) for one in told['windows']] == [(0, 20), (15, 35), (30, 50)]
-    for one in told['windows']:
+    assert [(one['start'], one['end']) for one in entry['windows']] == [(0, 20), (15, 35), (30, 50)]
+    for one in entry['windows']:
         np.testing.assert_allclose(row_of(one['top']), recogniser.probabilities(frames[one['start']:one['end']]),
                                    rtol=0, atol=2e-5)
     assert np.load(tmp_path / 'f.npz')['name_test'].tolist() == ['a[0:20]', 'a[15:35]', 'a[30:50]']
     assert 'label_test' not in np.load(tmp_path / 'f.npz')
     empty = np.concatenate([frames, np.zeros((60, 20, 3)), frames])[:, None].astype(np.float32)
-    found, = predict_all(recogniser, iter([Recording(path, 'a', empty, None, True)]), 3, 20, 20)
+    found, = predict_clips(recogniser, iter([Clip(path, 'a', empty, None, True)]), 3, 20, 20)
     assert [place.start for place in found.windows] == [0, 20, 40, 100, 120, 140]
 
 
-# ---- in Python -------------------------------------------------------------------------------------------------------
-
 @pytest.fixture(scope='module')
-def mine(tmp_path_factory):
-    """A classifier of two bodies of five joints, whose class names its data told."""
+def classifier(tmp_path_factory):
+    """A classifier of two bodies of five joints, whose class names its data entry."""
     names = ['sit', 'stand', 'wave "hi", ']
-    return save_model(tmp_path_factory.mktemp('mine') / 'c.pth', 5, 3, bodies=2, classes=names)
+    return save_model(tmp_path_factory.mktemp('mine') / 'c.pth', 5, 3, bodies=2, class_names=names)
 
 
-def test_the_example_in_the_documentation(mine):
-    done = doctest.testmod(tools.recognition, extraglobs={'checkpoint': str(mine), 'np': np})
+def test_the_example_in_the_documentation(classifier):
+    done = doctest.testmod(tools.recognition, extraglobs={'checkpoint': str(classifier), 'np': np})
     assert done.attempted >= 6 and not done.failed
 
 
-def test_arrays_of_every_shape(mine):
-    recogniser, rng = Recogniser(mine, 'cpu'), np.random.default_rng(1)
+def test_arrays_of_every_shape(classifier):
+    recogniser, rng = Recogniser(classifier, 'cpu'), np.random.default_rng(1)
     one, two = rng.normal(size=(40, 5, 3)), rng.normal(size=(9, 2, 5, 3))
     both = recogniser.probabilities([one, two, one[:1]], batch_size=2)
     assert both.shape == (3, 3) and both.dtype == np.float32 and recogniser.features([one]).shape == (1, 16)
@@ -273,14 +261,14 @@ def test_arrays_of_every_shape(mine):
     for row, frames in zip(both, (one, two, one[:1]), strict=True):
         np.testing.assert_allclose(recogniser.probabilities(frames), row, atol=1e-6)
     alike = [one[:, None], np.stack([one, np.zeros_like(one)], 1), one + 3, one.tolist(),
-             np.insert(one, 7, 0, axis=0), tidy(one[:, None], None)]
+             np.insert(one, 7, 0, axis=0), clean(one[:, None], None)]
     for frames, row in zip(alike, recogniser.probabilities(alike), strict=True):
         np.testing.assert_allclose(row, both[0], atol=1e-5, err_msg=str(np.shape(frames)))
     assert abs(recogniser.probabilities(one[::-1].copy()) - both[0]).max() > 1e-4, 'it looks at the clip'
 
 
-def test_of_too_many_bodies_those_that_move_most_stay(mine):
-    recogniser, rng = Recogniser(mine, 'cpu'), np.random.default_rng(1)
+def test_of_too_many_bodies_those_that_move_most_stay(classifier):
+    recogniser, rng = Recogniser(classifier, 'cpu'), np.random.default_rng(1)
     bodies = rng.normal(size=(30, 4, 5, 3)) * np.array([1, .1, 0, 3])[:, None, None]
     bodies[:15, 1] += 9
     bodies[15:, 1:] = 0     # two leave: where they are not they do not move either
@@ -289,39 +277,15 @@ def test_of_too_many_bodies_those_that_move_most_stay(mine):
     assert recogniser.fit_bodies(bodies[:, :1]).shape == (30, 2, 5, 3)
 
 
-def test_whoever_is_left_out_leaves_no_trace(tmp_path):
-    """A bystander who comes first and is alone for a while, before a model of one body: as if there were the actor."""
-    recogniser = Recogniser(save_model(tmp_path / 'one.pth', 20, 3, bodies=1), 'cpu')
-    rng = np.random.default_rng(0)
-    actor = rng.normal(size=(30, 20, 3)).cumsum(0)
-    both = np.zeros((40, 2, 20, 3))
-    both[:, 0], both[10:, 1] = rng.normal(size=(20, 3)) + 5, actor
-    np.testing.assert_allclose(recogniser.probabilities(both), recogniser.probabilities(actor), atol=1e-6)
-    np.testing.assert_allclose(recogniser.fit_bodies(recogniser.prepare(both)), recogniser.prepare(actor), atol=1e-5)
-    np.save(tmp_path / 'both.npy', both)
-    np.save(tmp_path / 'actor.npy', actor)
-    found = {}
-    for name in ('both', 'actor'):
-        (recording,) = read_files([tmp_path / f'{name}.npy'], recogniser)
-        (found[name],) = predict_all(recogniser, iter([recording]), 2)
-    np.testing.assert_allclose(found['both'].scores, found['actor'].scores, atol=1e-6)
-
-
-def test_a_tensor_is_one_recording(mine):
-    recogniser = Recogniser(mine, 'cpu')
-    frames = torch.randn(12, 2, NUM_JOINTS, 3)
-    assert np.array_equal(recogniser.probabilities(frames), recogniser.probabilities(frames.numpy()))
-
-
-@pytest.mark.parametrize('told, benchmark, classes, centre, scale, repeats', [
+@pytest.mark.parametrize('entry, benchmark, classes, centre, scale, repeats', [
     (None, 'pku1_xsub', 51, False, 1, False), (None, 'ntu120_xsub', 120, True, 1, True),
-    (None, None, 120, True, 1, True), (None, None, 51, False, 1, False), (None, 'mine', 51, True, 1, False),
+    (None, 'mine', 51, True, 1, False),
     (None, 'mine', 120, True, 1, False), (None, 'pku_like', 9, True, 1, False),
     ({'centre': True, 'scale': .01}, 'pku1_xsub', 51, True, .01, False),
     ({'centre': False, 'scale': 1.}, 'mine', 120, False, 1, False)])
-def test_how_recordings_were_prepared(told, benchmark, classes, centre, scale, repeats, tmp_path):
+def test_how_recordings_were_prepared(entry, benchmark, classes, centre, scale, repeats, tmp_path):
     """What a checkpoint says; or what is known of its benchmark; a number of classes tells of the authors' only."""
-    more = {} if told is None else {'prepared': told}
+    more = {} if entry is None else {'preparation': entry}
     recogniser = Recogniser(save_model(tmp_path / 'c.pth', 25, classes, benchmark, **more), 'cpu')
     assert (recogniser.centre, recogniser.scale, recogniser.repeats_body) == (centre, scale, repeats)
 
@@ -330,37 +294,8 @@ def test_how_recordings_were_prepared(told, benchmark, classes, centre, scale, r
     (np.ones((4, 7, 3)), '(4, 7, 3)'), (np.ones((4, 5)), '(T, 5, 3)'), (np.zeros((4, 5, 3)), 'zero'),
     (np.full((4, 5, 3), np.nan), 'frame 0'), ([np.ones((4, 5, 3)), np.ones((0, 5, 3))], 'recording 1'), ([], 'list')],
     ids=str)
-def test_arrays_that_are_refused(frames, naming, mine):
-    refusal(lambda: Recogniser(mine, 'cpu').probabilities(frames), naming)
-
-
-def test_joints_of_ones_own_are_centred_as_in_training(tmp_path, capsys):
-    layout = make_layout('puppet', {'chest': None, 'spine': 'chest', 'tip': 'spine'}, 'here')
-    path = save_model(tmp_path / 'c.pth', 3, 3, layout={'name': 'puppet', 'joints': layout.as_map()})
-    frames = np.random.default_rng(1).normal(size=(20, 3, 3))
-    np.save(tmp_path / 'a.npy', frames)
-    told = predicted(capsys, '--checkpoint', path, tmp_path / 'a.npy')['recordings'][0]
-    recogniser = Recogniser(path, 'cpu')
-    clip = (frames - frames[0, 1])[:, None].astype(np.float32)
-    expected = recogniser.predict([clip])['scores'][0]
-    np.testing.assert_allclose(row_of(told['top']), expected, atol=2e-6)
-    np.testing.assert_allclose(recogniser.probabilities(frames), expected, atol=1e-6)
-    as_it_is = predicted(capsys, '--checkpoint', path, tmp_path / 'a.npy', '--no-centre')['recordings'][0]
-    expected = recogniser.predict([frames[:, None].astype(np.float32)])['scores'][0]
-    np.testing.assert_allclose(row_of(as_it_is['top']), expected, atol=2e-6)
-    hundredth = predicted(capsys, '--checkpoint', path, tmp_path / 'a.npy', '--scale', '0.01')['recordings'][0]
-    np.testing.assert_allclose(row_of(hundredth['top']), recogniser.predict([clip / 100])['scores'][0], atol=2e-6)
-
-
-# ---- which classes ---------------------------------------------------------------------------------------------------
-
-def test_class_names(mine, tmp_path):
-    assert Recogniser(mine, 'cpu').class_names == ['sit', 'stand', 'wave "hi", ']
-    made = [save_model(tmp_path / f'{i}.pth', 20, classes, benchmark) for i, (classes, benchmark) in
-            enumerate([(10, 'nwucla_xview'), (4, 'nwucla_xview'), (60, 'mine')])]
-    found = [Recogniser(path, 'cpu').class_names for path in made]
-    assert found == [find_class_names('nwucla_xview', 10), [f'class {i}' for i in range(4)],
-                     find_class_names('ntu60', 60)]
+def test_arrays_that_are_refused(frames, naming, classifier):
+    refusal(lambda: Recogniser(classifier, 'cpu').probabilities(frames), naming)
 
 
 def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz, tmp_path):
@@ -376,44 +311,6 @@ def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz,
     assert not recogniser.centre and recogniser.scale == 0.5
 
 
-def test_facts_are_read_once(tiny, tiny_npz, tmp_path, monkeypatch):
-    """The file beside the data is spoilt after the first epoch: the run ends well, with what it said before."""
-    data = tmp_path / 'mine.npz'
-    data.symlink_to(tiny_npz)
-    names, path = [f'act {i}' for i in range(NUM_CLASSES)], tmp_path / 'mine_about.json'
-    path.write_text(json.dumps({'classes': names, 'centre': True, 'scale': 1}))
-    train = engine_finetune.train_one_epoch
-    monkeypatch.setattr(engine_finetune, 'train_one_epoch', lambda *args: (path.write_text('spoilt'), train(*args)))
-    options = [word if word != str(tiny_npz) else str(data) for word in tiny]
-    main_finetune.main([*options, '--epochs', '1', '--save_scores', '--output_dir', str(tmp_path / 'run')])
-    assert Recogniser(tmp_path / 'run/checkpoint-last.pth', 'cpu').class_names == names
-    assert np.load(tmp_path / 'run/scores.npz')['classes'].tolist() == names
-
-
-@pytest.mark.parametrize('field, value', [('bodies', 0), ('bodies', 'two'), ('classes', 'sit'), ('classes', [1, 2, 3]),
-                                          ('classes', ['only one'])])
-def test_checkpoints_that_say_nonsense(field, value, tmp_path):
-    path = save_model(tmp_path / 'c.pth', 5, 3, **{field: value})
-    refusal(lambda: Recogniser(path, 'cpu'), path, 'class' if value == ['only one'] else field)
-
-
-@pytest.mark.parametrize('name, value', [('stream', 'bones'), ('stream', None), ('num_heads', 3), ('num_heads', '2'),
-                                         ('num_heads', None), ('benchmark', 7)])
-def test_settings_that_make_no_model(name, value, mine, tmp_path):
-    state = checkpoint.load(mine)
-    state['args'][name] = value
-    torch.save(state, tmp_path / 'c.pth')
-    refusal(lambda: Recogniser(tmp_path / 'c.pth', 'cpu'), tmp_path / 'c.pth')
-
-
-def test_sizes_are_those_of_the_weights(mine, tmp_path):
-    state, clip = checkpoint.load(mine), np.random.default_rng(0).normal(size=(9, NUM_JOINTS, 3))
-    expected = Recogniser(mine, 'cpu').probabilities(clip)
-    state['args'].update(dim_feat='16', depth=2, num_classes=None)
-    torch.save(state, tmp_path / 'c.pth')
-    assert np.array_equal(Recogniser(tmp_path / 'c.pth', 'cpu').probabilities(clip), expected)
-
-
 def test_a_pretrained_model_has_features_and_no_labels(tmp_path):
     path = save_model(tmp_path / 'c.pth', 5, None)
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(9, 5, 3)))
@@ -423,10 +320,8 @@ def test_a_pretrained_model_has_features_and_no_labels(tmp_path):
     assert not (tmp_path / 'j.json').exists() and not (tmp_path / 'f.npz').exists()
     recogniser = Recogniser(path, 'cpu')
     assert recogniser.class_names is None and recogniser.features(np.ones((3, 5, 3))).shape == (16,)
-    refusal(lambda: recogniser.probabilities(np.ones((3, 5, 3))), 'knows no classes')
+    refusal(lambda: recogniser.probabilities(np.ones((3, 5, 3))), 'has no classes')
 
-
-# ---- files, folders, what is written ---------------------------------------------------------------------------------
 
 @pytest.fixture
 def folder(tmp_path):
@@ -442,58 +337,48 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize('options, naming', [
-    (['in/two.npy', '--json', 'mine.pth'], 'mine.pth, which is read'), (['in', '--csv', 'in/two.npy'], 'which is read'),
-    (['in/two.npy', '--csv', 'in/../in/two.npy'], 'which is read'), (['in', '--json', 'in/new.json'], 'are read'),
-    (['in/two.npy', '--json', 'x', '--csv', './x'], '--json x too'), (['in/two.npy', '--csv', '/dev/null'], 'no file')],
+    (['in/two.npy', '--json', 'mine.pth'], 'is also an input (mine.pth)'), (['in', '--csv', 'in/two.npy'], 'is also an input'),
+    (['in/two.npy', '--csv', 'in/../in/two.npy'], 'is also an input'), (['in', '--json', 'in/new.json'], 'are read'),
+    (['in/two.npy', '--json', 'x', '--csv', './x'], 'the file of --json'), (['in/two.npy', '--csv', '/dev/null'], 'not a regular file')],
     ids=str)
-def test_no_output_takes_the_place_of_an_input(options, naming, folder, mine, tmp_path, monkeypatch):
+def test_no_output_takes_the_place_of_an_input(options, naming, folder, classifier, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(mine, 'mine.pth')
+    shutil.copy(classifier, 'mine.pth')
     before = {path: path.read_bytes() for path in (tmp_path / 'mine.pth', folder / 'two.npy')}
     refusal(lambda: tools.predict.main(['--checkpoint', 'mine.pth', *options]), naming)
     assert all(path.read_bytes() == content for path, content in before.items())
     assert sorted(os.listdir()) == ['in', 'mine.pth']
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(folder, mine):
-    """As `| head` does, before there is anything to read."""
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, 'w') as closed:
-        done = subprocess.run([sys.executable, 'tools/predict.py', '--checkpoint', mine, folder / 'two.npy', '--device',
-                               'cpu'], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300)
-    assert done.returncode == 1 and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
-
-
-def test_a_folder_with_bad_files(folder, mine, tmp_path, capsys):
+def test_a_folder_with_bad_files(folder, classifier, tmp_path, capsys):
     """The good are predicted, the others listed at the end on stderr, a line each."""
     out = tmp_path / 'out.json'
-    assert tools.predict.main(['--checkpoint', str(mine), str(folder), str(folder / 'two.npy'), '--device', 'cpu',
+    assert tools.predict.main(['--checkpoint', str(classifier), str(folder), str(folder / 'two.npy'), '--device', 'cpu',
                               '--top', '2', '--json', str(out)]) == 2
     done = capsys.readouterr()
-    told, lines = json.loads(out.read_text()), done.err.splitlines()
-    assert [os.path.basename(one['recording']) for one in told['recordings']] == [
+    entry, lines = json.loads(out.read_text()), done.err.splitlines()
+    assert [os.path.basename(one['recording']) for one in entry['recordings']] == [
         'one.npy', 'two.npy']
     assert lines[0].startswith('2 clips: ') and len(lines) == 4
-    assert 'of 1 of 2 recordings are of no human size' in lines.pop(1)
-    assert lines[1].startswith('error: ') and 'arm.npy: bodies of 20 joints (kinect-v1), the model is of 5 joints;' in \
+    assert '1 of 2 recordings have bodies of no human size' in lines.pop(1)
+    assert lines[1].startswith('error: ') and 'arm.npy: bodies have 20 joints (kinect-v1), the model expects 5 joints;' in \
         lines[1]
     assert 'cut.skeleton' in lines[2] and 'line 2' in lines[2] and lines[2].count('cut.skeleton') == 1
-    assert [os.path.basename(one['file']) for one in told['unreadable']] == ['arm.npy', 'cut.skeleton']
+    assert [os.path.basename(one['file']) for one in entry['unreadable']] == ['arm.npy', 'cut.skeleton']
     shown = done.out.splitlines()
     assert len(shown) == 6 and shown[0] == f'{folder / "b/one.npy"} (12 frames)'
-    best = told['recordings'][0]['top']
+    best = entry['recordings'][0]['top']
     assert shown[1:3] == [f'    {rank}  {one["probability"]:.3f}  {one["class"]}' for rank, one in enumerate(best, 1)]
     assert best[0]['probability'] >= best[1]['probability'] and len(best) == 2
 
 
-def test_csv_tells_the_same_as_json(folder, mine, tmp_path, capsys):
-    files = ['--checkpoint', str(mine), str(folder / 'two.npy'), str(folder / 'b'), '--device', 'cpu']
+def test_csv_tells_the_same_as_json(folder, classifier, tmp_path, capsys):
+    files = ['--checkpoint', str(classifier), str(folder / 'two.npy'), str(folder / 'b'), '--device', 'cpu']
     assert tools.predict.main([*files, '--csv', '-', '--json', str(tmp_path / 'j.json')]) == 0
-    table, told = capsys.readouterr().out, json.loads((tmp_path / 'j.json').read_text())
+    table, entry = capsys.readouterr().out, json.loads((tmp_path / 'j.json').read_text())
     rows = list(csv.DictReader(table.splitlines(keepends=True)))
     flat = [(one['recording'], '0', str(one['frames']), str(rank), top['class'], top['probability'])
-            for one in told['recordings'] for rank, top in enumerate(one['top'], 1)]
+            for one in entry['recordings'] for rank, top in enumerate(one['top'], 1)]
     assert len(rows) == 6 and flat == [(row['recording'], row['start'], row['end'], row['rank'], row['class'],
                                         float(row['probability'])) for row in rows]
     assert {row['class'] for row in rows} == {'sit', 'stand', 'wave "hi", '}
@@ -506,61 +391,39 @@ def test_csv_tells_the_same_as_json(folder, mine, tmp_path, capsys):
         assert other['start'] == (one['end'] if one['recording'] == other['recording'] else '0')
 
 
-def test_a_damaged_clip_of_an_npz_is_named_and_the_others_predicted(mine, tmp_path, capsys):
+def test_a_damaged_clip_of_an_npz_is_named_and_the_others_predicted(classifier, tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(3, 8, 30)).astype(np.float32)
     x[1, 2, 3] = np.nan
     write_npz(tmp_path / 'a.npz', x_train=x, y_train=one_hot([0, 1, 2], 3), x_test=x, y_test=one_hot([0, 1, 2], 3))
-    told = predicted(capsys, '--checkpoint', mine, tmp_path / 'a.npz', rc=2)
-    assert [one['recording'][-6:] for one in told['recordings']] == ['test_0', 'test_2']
-    assert 'clip 1 of x_test' in told['unreadable'][0]['reason']
+    entry = predicted(capsys, '--checkpoint', classifier, tmp_path / 'a.npz', rc=2)
+    assert [one['recording'][-6:] for one in entry['recordings']] == ['test_0', 'test_2']
+    assert 'clip 1 of x_test' in entry['unreadable'][0]['reason']
 
 
-def test_joints_of_another_layout(mine, tmp_path, capsys):
+def test_joints_of_another_layout(classifier, tmp_path, capsys):
     model = save_model(tmp_path / 'c.pth', 25, 60, 'ntu60_xsub')
     write_npz(tmp_path / 'a.npz', x_test=np.ones((2, 8, 60), np.float32), y_test=one_hot([0, 1], 10))
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(9, 25, 3)))
     (tmp_path / 'other.yaml').write_text('joints: {j0: , ' + ', '.join(f'j{i}: 0' for i in range(1, 25)) + '}')
-    told = predicted(capsys, '--checkpoint', model, tmp_path / 'a.npz', rc=2)
-    assert 'bodies of 20 joints (kinect-v1), the model is of 25 joints (kinect-v2)' in told['unreadable'][0]['reason']
-    told = predicted(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', tmp_path / 'other.yaml', rc=2)
-    assert 'bodies of 25 joints (other), the model is of 25 joints (kinect-v2)' in told['unreadable'][0]['reason']
+    entry = predicted(capsys, '--checkpoint', model, tmp_path / 'a.npz', rc=2)
+    assert 'bodies have 20 joints (kinect-v1), the model expects 25 joints (kinect-v2)' in entry['unreadable'][0]['reason']
+    entry = predicted(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', tmp_path / 'other.yaml', rc=2)
+    assert 'bodies have 25 joints (other), the model expects 25 joints (kinect-v2)' in entry['unreadable'][0]['reason']
     assert predicted(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
-
-
-def test_names_of_any_bytes_are_shown_on_one_line(mine, tmp_path, capsys):
-    folder = tmp_path / 'in'
-    folder.mkdir()
-    np.save(os.path.join(os.fsencode(folder), b'caf\xe9\n\xc3\xa9.npy').decode('utf-8', 'surrogateescape'),
-            np.random.default_rng(0).normal(size=(9, 5, 3)))
-    (folder / 'b\nad.npy').write_text('no array')
-    told = predicted(capsys, '--checkpoint', mine, folder, rc=2)
-    assert told['recordings'][0]['recording'] == f'{folder}/caf\\udce9\\né.npy'
-    assert told['unreadable'][0]['file'] == f'{folder}/b\\nad.npy'
-    assert tools.predict.main(['--checkpoint', str(mine), str(folder), '--device', 'cpu', '--top', '1', '--csv',
-                              str(tmp_path / 'a.csv')]) == 2
-    done = capsys.readouterr()
-    assert len(done.out.splitlines()) == len(done.err.splitlines()) == 2
-    assert done.out.startswith((tmp_path / 'a.csv').read_text(encoding='utf-8').splitlines()[1].split(',')[0])
-
-
-def test_an_npz_of_another_shape_is_named(mine, tmp_path, capsys):
-    write_npz(tmp_path / 'a.npz', x_test=np.float32(3)[()] * np.ones(()), y_test=one_hot([0], 3))
-    assert 'x_test is float' in predicted(capsys, '--checkpoint', mine, tmp_path / 'a.npz', rc=2)['unreadable'][0][
-        'reason']
 
 
 @pytest.mark.parametrize('options, naming', [
     (['nowhere.npy'], 'nowhere.npy'), (['.'], '.skeleton'), (['README'], 'suffix'), (['--format', 'x'], "'x'"),
     (['--hop', '3'], '--window'), (['--window', '3', '--hop', '4'], '--hop 4'), (['--window', '0'], '>= 1'),
     (['--json', '-', '--csv', '-'], 'stdout'), (['--json', 'x', '--csv', 'x'], '--csv x'), (['--json', '.'], 'folder'),
-    (['--features', 'README/x.npz'], 'README'), (['--layout', 'nowhere'], 'nowhere'), (['--json', 'a.npy'], 'is read'),
+    (['--features', 'README/x.npz'], 'README'), (['--layout', 'nowhere'], 'nowhere'), (['--json', 'a.npy'], 'is also an input'),
     (['--device', 'abacus'], 'abacus'), (['--scale', '0'], '> 0')], ids=' '.join)
-def test_what_is_refused_before_anything_is_predicted(options, naming, mine, tmp_path, monkeypatch, capsys):
+def test_what_is_refused_before_anything_is_predicted(options, naming, classifier, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'README').write_text('text')
     given = []
     if options[0].startswith('--'):
         np.save(tmp_path / 'a.npy', np.ones((4, 5, 3)))
         given = ['a.npy']
-    refusal(lambda: tools.predict.main(['--checkpoint', str(mine), *given, *options]), naming)
+    refusal(lambda: tools.predict.main(['--checkpoint', str(classifier), *given, *options]), naming)
     assert capsys.readouterr().out == '' and sorted(os.listdir()) == sorted(['README', *given])

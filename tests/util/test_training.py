@@ -1,16 +1,15 @@
 """Whole runs of the three mains on a tiny set: what they write, that they learn, stop, and go on exactly."""
 
+
 import json
 import os
 import re
 import shutil
 import signal
 from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-
 import engine_finetune
 import main_finetune
 import main_linprobe
@@ -80,11 +79,6 @@ def test_probe_trains_the_head_only_and_counts_every_test_clip(tiny, pretrained,
     assert (tmp_path / 'checkpoint-best.pth').exists()
 
 
-def test_probe_of_a_random_encoder(tiny, tmp_path):
-    main_linprobe.main([*tiny, '--random_encoder', '--output_dir', str(tmp_path)])
-    assert read_result(tmp_path)['method'] == 'random encoder'
-
-
 def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tmp_path):
     options = [*tiny, '--epochs', '12', '--lr', '3e-3', '--layer_decay', '0.9']
     main_finetune.main([*options, '--finetune', str(pretrained / 'checkpoint-last.pth'), '--output_dir', str(tmp_path)])
@@ -95,11 +89,6 @@ def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tm
     assert scores['samples'] == NUM_TEST
     assert (scores['top1'], scores['top5']) == (last['top1'], last['top5'])
     assert scores['loss'] == pytest.approx(last['loss'], rel=1e-6)
-
-
-def test_without_a_checkpoint_it_trains_from_scratch(tiny, tmp_path):
-    main_finetune.main([*tiny, '--output_dir', str(tmp_path)])
-    assert read_result(tmp_path)['method'] == 'scratch' and read_result(tmp_path)['pretraining'] is None
 
 
 @pytest.mark.parametrize('options', [['--stream', 'velocity'], ['--target', 'joint', '--motion_aware_tau', '0'],
@@ -208,24 +197,6 @@ def test_data_on_the_device_changes_no_bit_of_a_run(stage, tiny, tiny_pretrain, 
         assert read_result(folder)['config']['data_on_device']
 
 
-def test_data_on_the_device_is_read_from_there(tiny, tmp_path, monkeypatch):
-    """Once both splits are packed, nothing reads the file, neither to train nor to evaluate."""
-    packed, pack = [], SkeletonDataset.pack
-    monkeypatch.setattr(SkeletonDataset, 'pack', lambda split, index: packed.append(split.split) or pack(split, index))
-    monkeypatch.setattr(SkeletonDataset, '__getitem__', None)
-    main_finetune.main([*tiny, '--data_on_device', '--num_workers', '2', '--output_dir', str(tmp_path)])
-    assert sorted(packed) == ['test', 'train'] and read_result(tmp_path)['last']['samples'] == NUM_TEST
-
-
-def test_resuming_a_finished_run_changes_nothing(tiny_pretrain, pretrained):
-    before, result = read_weights(pretrained), read_result(pretrained)
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained), '--resume', 'auto'])
-    after = read_weights(pretrained)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert read_result(pretrained)['train_loss'] == result['train_loss']
-    assert [line['epoch'] for line in read_lines(pretrained)] == [0, 1]
-
-
 @pytest.fixture(scope='module')
 def other_npz(tiny_npz, tmp_path_factory):
     """Files like the tiny one, but for what their name says."""
@@ -302,24 +273,6 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tiny_pretrain, pretrained
         main_pretrain.main([*tiny_pretrain, *options, '--epochs', '3', '--output_dir', str(pretrained), '--resume',
                             'auto'])
     assert (pretrained / 'checkpoint-last.pth').read_bytes() == before
-
-
-def test_one_run_is_not_resumed_into_the_folder_of_another(tiny_pretrain, pretrained, tmp_path):
-    shutil.copytree(pretrained, tmp_path / 'other')
-    with pytest.raises(UserError, match='earlier run'):
-        main_pretrain.main([*tiny_pretrain, '--epochs', '3', '--output_dir', str(tmp_path / 'other'), '--resume',
-                            str(pretrained / 'checkpoint-last.pth')])
-
-
-@pytest.mark.parametrize('options', [['--stream', 'velocity'], ['--num_heads', '4']], ids=str)
-def test_settings_that_leave_no_trace_in_the_weights_must_be_the_same(tiny, pretrained, tmp_path, options):
-    main_finetune.main([*tiny, '--epochs', '1', '--output_dir', str(tmp_path)])
-    with pytest.raises(UserError, match=options[0][2:]):
-        main_finetune.main([*tiny, *options, '--eval', '--resume', 'auto', '--output_dir', str(tmp_path)])
-    if '--num_heads' in options:
-        with pytest.raises(UserError, match='num_heads'):
-            main_linprobe.main([*tiny, *options, '--finetune', str(pretrained / 'checkpoint-last.pth'),
-                                '--output_dir', str(tmp_path / 'probe')])
 
 
 def test_minutes_alone_bring_a_checkpoint_inside_an_epoch(tiny_pretrain, tmp_path, monkeypatch):
@@ -401,36 +354,6 @@ def test_a_run_that_ends_before_its_predictions_is_not_finished(how, tiny, tmp_p
         assert len(scores['scores']) == NUM_TEST
 
 
-def test_the_labels_are_noted_before_anything_trains(tiny, tmp_path, monkeypatch):
-    def fail(*_):
-        raise ZeroDivisionError
-    monkeypatch.setattr(Trainer, 'update', fail)
-    options = [*tiny, '--label_fraction', '0.5', '--output_dir', str(tmp_path)]
-    with pytest.raises(ZeroDivisionError):
-        main_finetune.main(options)
-    named = (tmp_path / 'labelled.txt').read_text()
-    assert len(named.split()) == NUM_TRAIN // 2
-    (tmp_path / 'checkpoint-last.pth').touch()          # as an earlier run leaves it: its labels stay
-    with pytest.raises(UserError, match='earlier run'):
-        main_finetune.main([*options, '--seed', '5'])
-    assert (tmp_path / 'labelled.txt').read_text() == named
-
-
-def test_a_signal_while_the_predictions_are_made_does_not_end_them(tiny, tmp_path, monkeypatch):
-    predict = engine_finetune.predict
-
-    def tell(*given):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return predict(*given)
-    monkeypatch.setattr(engine_finetune, 'predict', tell)
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
-    try:
-        main_finetune.main([*tiny, '--epochs', '1', '--save_scores', '--output_dir', str(tmp_path)])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert (tmp_path / 'scores.npz').exists() and read_result(tmp_path)['last']['samples'] == NUM_TEST
-
-
 def test_an_earlier_run_is_not_overwritten(tiny_pretrain, pretrained):
     with pytest.raises(UserError, match='--resume auto'):
         main_pretrain.main([*tiny_pretrain, '--output_dir', str(pretrained)])
@@ -443,15 +366,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
     saved = sorted(tmp_path.glob('*.pth'))
     assert saved, 'the first step, at learning rate 0, was saved'
     assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
-
-
-def test_resuming_tells_of_other_settings_but_of_its_surroundings(caplog):
-    quiet = {'resume', 'output_dir', 'log_dir', 'config', 'device', 'num_workers', 'data_on_device', 'batch_size',
-             'accum_iter', 'save_epochs', 'save_steps', 'save_minutes', 'log_steps', 'data_path', 'eval', 'save_scores',
-             'save_features', 'patience', 'picture_epochs', 'projector', 'layout'}
-    settings = defaults_of('finetune')
-    for name in settings:
-        caplog.clear()
-        now = SimpleNamespace(args=SimpleNamespace(**dict.fromkeys(settings, 0) | {name: 1}), first_step=0)
-        Trainer._compare_settings(now, dict.fromkeys(settings, 0), 'checkpoint-last.pth')
-        assert caplog.messages == [f'resuming with other settings: {name} 0 -> 1'] * (name not in quiet)
