@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests import golden_numbers
-from util import checkpoint, files
+from util import files
+from util.checkpoint import Checkpoint
 from util.errors import UserError
+from util.weights import load_checkpoint, load_encoder, resize_temp_embed
 
 SIZE = {'dim_feat': 32, 'depth': 2, 'num_heads': 4, 'num_frames': 24}          # as in the golden file mamp_small
 DECODER = {'decoder_dim_feat': 32, 'decoder_depth': 1}
@@ -48,19 +50,17 @@ def refusal(call, *args):
     return message
 
 
-# The authors' files
-
 @pytest.mark.parametrize('zipped', [True, False], ids=['today', 'before torch 1.6'])
 def test_authors_file_loads_strictly_for_pretraining(tmp_path, authors, zipped):
     path = tmp_path / 'checkpoint-399.pth'
     torch.save(authors, path, _use_new_zipfile_serialization=zipped)
-    content = checkpoint.load(path)
-    assert content['epoch'] == 399 and content['optimizer']['param_groups'][0]['betas'] == (0.9, 0.95)
-    assert content['args'] == vars(authors['args']) and type(content['args']) is dict
+    checkpoint = Checkpoint.read(path)
+    assert checkpoint.epoch == 399 and checkpoint.optimizer['param_groups'][0]['betas'] == (0.9, 0.95)
+    assert checkpoint.args == vars(authors['args']) and type(checkpoint.args) is dict and checkpoint.is_authors
 
     model = MAMP(**SIZE, **DECODER)
     assert set(model.state_dict()) == set(authors['model'])
-    checkpoint.load_model(model, content['model'], path)
+    load_checkpoint(model, checkpoint, path)
     assert all(torch.equal(value, authors['model'][key]) for key, value in model.state_dict().items())
 
 
@@ -71,27 +71,36 @@ def test_authors_file_loads_into_the_encoder_alone(tmp_path, authors, protocol):
     torch.save(authors, path)
     model = ActionTransformer(7, protocol, **SIZE)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    checkpoint.load_encoder(model, checkpoint.load(path)['model'], path)
+    load_encoder(model, Checkpoint.read(path), options(path))
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key.startswith('head.') else authors['model'][key]), key
 
 
-def test_ours_comes_back_as_it_was_saved(tmp_path, golden_weights):
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path, golden_weights):
     path = tmp_path / 'new/folder/checkpoint.pth'
-    checkpoint.save(path, {'model': golden_weights, 'epoch': 3, 'args': {'lr': 0.1}})
-    content = checkpoint.load(path)
-    assert (content['epoch'], content['args']) == (3, {'lr': 0.1})
-    assert content['model'].keys() == golden_weights.keys()
-    assert all(torch.equal(value, golden_weights[key]) for key, value in content['model'].items())
-    assert sorted(os.listdir(path.parent)) == ['checkpoint.pth', 'checkpoint.pth.sha256']
+    Checkpoint(golden_weights, {'lr': 0.1}, 3, class_names=['a'], progress={'loss_sum': 0.}).write(path)
+    checkpoint = Checkpoint.read(path)
+    assert (checkpoint.epoch, checkpoint.args, checkpoint.class_names) == (3, {'lr': 0.1}, ['a'])
+    assert checkpoint.model.keys() == golden_weights.keys() and not checkpoint.is_authors
+    assert all(torch.equal(value, golden_weights[key]) for key, value in checkpoint.model.items())
+    assert os.listdir(path.parent) == ['checkpoint.pth']
+
+
+def test_files_of_the_first_format_and_of_ddp_models_are_read(tmp_path, golden_weights):
+    torch.save({'model': {f'module.{name}': value for name, value in golden_weights.items()}, 'epoch': 1, 'step': 2,
+                'args': {'lr': 0.1}, 'record': {'loss_sum': 1.}, 'classes': ['a'], 'version': 'abc',
+                'prepared': {'centre': True, 'scale': 1.}}, tmp_path / 'old.pth')
+    checkpoint = Checkpoint.read(tmp_path / 'old.pth')
+    assert (checkpoint.progress, checkpoint.class_names, checkpoint.code_version) == ({'loss_sum': 1.}, ['a'], 'abc')
+    assert checkpoint.preparation == {'centre': True, 'scale': 1.} and checkpoint.model.keys() == golden_weights.keys()
+    torch.save({'model': golden_weights, 'format_version': 99}, tmp_path / 'new.pth')
+    assert 'newer version' in refusal(Checkpoint.read, tmp_path / 'new.pth')
 
 
 def test_bare_state_dict_is_taken_for_the_model(tmp_path, golden_weights):
     torch.save(golden_weights, tmp_path / 'weights.pth')
-    assert checkpoint.load(tmp_path / 'weights.pth')['model'].keys() == golden_weights.keys()
+    assert Checkpoint.read(tmp_path / 'weights.pth').model.keys() == golden_weights.keys()
 
-
-# Files that are refused
 
 class Saboteur:
     """Unpickled without care, it makes a folder."""
@@ -116,7 +125,7 @@ def test_nothing_in_a_file_is_run(tmp_path, authors, place):
         authors[place] = {'blocks.0.norm1.weight': Saboteur(trace)}
     torch.save(authors, path)
     assert not trace.exists()
-    message = refusal(checkpoint.load, path)
+    message = refusal(Checkpoint.read, path)
     assert not trace.exists()
     assert message.startswith(str(path))
 
@@ -129,22 +138,7 @@ def test_other_classes_are_refused(tmp_path, authors, thing):
     path = tmp_path / 'other.pth'
     authors['args'].thing = thing
     torch.save(authors, path)
-    assert refusal(checkpoint.load, path).startswith(str(path))
-
-
-def test_refusal_names_the_class_and_does_not_advise_to_run_it(tmp_path, authors):
-    path = tmp_path / 'other.pth'
-    authors['args'].thing = Plain()
-    torch.save(authors, path)
-    message = refusal(checkpoint.load, path)
-    assert 'Plain' in message and 'weights_only' not in message and message.isprintable()
-
-
-def test_namespace_is_allowed_only_while_loading(tmp_path, authors):
-    before = set(torch.serialization.get_safe_globals())
-    torch.save(authors, tmp_path / 'checkpoint.pth')
-    checkpoint.load(tmp_path / 'checkpoint.pth')
-    assert set(torch.serialization.get_safe_globals()) == before and argparse.Namespace not in before
+    assert refusal(Checkpoint.read, path).startswith(str(path))
 
 
 @pytest.mark.parametrize('share', [0.001, 0.01, 0.3, 0.6, 0.9, 0.99, 0.9999])
@@ -153,15 +147,7 @@ def test_truncated_file(tmp_path, authors, share):
     torch.save(authors, path)
     with open(path, 'rb+') as file:
         file.truncate(int(path.stat().st_size * share))
-    assert refusal(checkpoint.load, path).startswith(str(path))
-
-
-def test_truncated_file_from_before_torch_1_6(tmp_path):
-    whole, path = tmp_path / 'whole.pth', tmp_path / 'cut.pth'
-    torch.save({'model': {'a': torch.ones(3)}}, whole, _use_new_zipfile_serialization=False)
-    for length in range(whole.stat().st_size):
-        path.write_bytes(whole.read_bytes()[:length])
-        assert refusal(checkpoint.load, path).startswith(str(path))
+    assert refusal(Checkpoint.read, path).startswith(str(path))
 
 
 @pytest.mark.parametrize('content', [
@@ -171,32 +157,22 @@ def test_truncated_file_from_before_torch_1_6(tmp_path):
 def test_empty_and_text_files(tmp_path, content):
     path = tmp_path / 'notes.pth'
     path.write_text(content)
-    assert refusal(checkpoint.load, path).startswith(str(path))
+    assert refusal(Checkpoint.read, path).startswith(str(path))
 
 
-def test_missing_file_and_folder(tmp_path):
-    assert refusal(checkpoint.load, tmp_path / 'none.pth').startswith(f'{tmp_path / "none.pth"}: no such checkpoint')
-    assert refusal(checkpoint.load, tmp_path).startswith(str(tmp_path))
+def options(path):
+    return argparse.Namespace(finetune=path, layout=None, num_joints=25, num_heads=4, stream='joint', num_frames=24)
 
-
-@pytest.mark.parametrize('content', [{'epoch': 3}, {'model': None}, {'model': {'a': 1}}, {'model': [torch.ones(1)]},
-                                     torch.ones(2), [1], argparse.Namespace(model=1)])
-def test_file_without_weights(tmp_path, content):
-    path = tmp_path / 'weightless.pth'
-    torch.save(content, path)
-    assert refusal(checkpoint.load, path).startswith(f'{path}: not a checkpoint')
-
-
-# Weights that do not fit
 
 @pytest.mark.parametrize('load, make', [
-    (checkpoint.load_model, lambda **size: MAMP(**size, **DECODER)),
-    (checkpoint.load_encoder, lambda **size: ActionTransformer(7, 'finetune', **size))], ids=['model', 'encoder'])
+    (load_checkpoint, lambda **size: MAMP(**size, **DECODER)),
+    (lambda model, checkpoint, path: load_encoder(model, checkpoint, options(path)),
+     lambda **size: ActionTransformer(7, 'finetune', **size))], ids=['model', 'encoder'])
 def test_weights_that_do_not_fit(golden_weights, load, make):
     def message(weights, **size):
         model = make(**SIZE | size)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        text = refusal(load, model, weights, 'some/file.pth')
+        text = refusal(load, model, Checkpoint(weights), 'some/file.pth')
         assert text.startswith('some/file.pth: ')
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())    # nothing half done
         return text
@@ -211,14 +187,6 @@ def test_weights_that_do_not_fit(golden_weights, load, make):
     assert 'norm.bias is missing' in message(without)
     assert 'cls_token is not a weight' in message(golden_weights | {'cls_token': torch.ones(1)})
 
-
-def test_decoder_keys_are_an_error_where_they_are_needed(golden_weights):
-    encoder = {key: value for key, value in golden_weights.items() if not key.startswith('decoder_')}
-    assert 'decoder_' in refusal(checkpoint.load_model, MAMP(**SIZE, **DECODER), encoder, 'file')
-    refusal(checkpoint.load_model, ActionTransformer(7, 'finetune', **SIZE), golden_weights, 'file')
-
-
-# Other lengths
 
 def cubic(distance):
     """Keys' convolution kernel with a = −0.75."""
@@ -240,35 +208,13 @@ def loop_resized(rows, length):
 
 @pytest.mark.parametrize('segments', [3, 5, 10, 30])
 def test_segment_embeddings_are_resized_bicubically(golden_weights, segments):
-    model = MAMP(**SIZE | {'num_frames': 4 * segments}, **DECODER)
-    checkpoint.load_model(model, golden_weights, 'file')
-    for name in ('temp_embed', 'decoder_temp_embed'):
-        given, resized = golden_weights[name], model.state_dict()[name]
-        assert (given.shape[1], resized.shape[1]) == (6, segments)
-        wanted = F.interpolate(given.permute(0, 3, 1, 2), (segments, 1), mode='bicubic', align_corners=False)
-        assert torch.equal(resized, wanted.permute(0, 2, 3, 1))
-        np.testing.assert_allclose(resized[0, :, 0], loop_resized(given[0, :, 0].double().numpy(), segments), atol=1e-6)
-    others = [key for key in golden_weights if not key.endswith('temp_embed')]
-    assert all(torch.equal(model.state_dict()[key], golden_weights[key]) for key in others)
+    model = ActionTransformer(7, 'finetune', **SIZE | {'num_frames': 4 * segments})
+    embedding, resized = golden_weights['temp_embed'], resize_temp_embed(golden_weights, model)['temp_embed']
+    assert (embedding.shape[1], resized.shape[1]) == (6, segments)
+    expected = F.interpolate(embedding.permute(0, 3, 1, 2), (segments, 1), mode='bicubic', align_corners=False)
+    assert torch.equal(resized, expected.permute(0, 2, 3, 1))
+    np.testing.assert_allclose(resized[0, :, 0], loop_resized(embedding[0, :, 0].double().numpy(), segments), atol=1e-6)
 
-
-@pytest.mark.parametrize('segments', [3, 10])
-def test_a_constant_segment_embedding_stays_constant(golden_weights, segments):
-    level = torch.linspace(-1, 1, 32)
-    weights = golden_weights | {'temp_embed': level.expand(1, 6, 1, 32)}
-    model = ActionTransformer(7, 'linprobe', **SIZE | {'num_frames': 4 * segments})
-    checkpoint.load_encoder(model, weights, 'file')
-    torch.testing.assert_close(model.temp_embed, level.expand(1, segments, 1, 32), rtol=0, atol=1e-6)
-
-
-def test_segment_embeddings_of_the_same_length_are_untouched(golden_weights):
-    model = MAMP(**SIZE, **DECODER)
-    resized = checkpoint.resize_temp_embed(golden_weights, model)
-    assert resized.keys() == golden_weights.keys()
-    assert all(resized[key] is golden_weights[key] for key in golden_weights)
-
-
-# Replacing files
 
 @pytest.fixture
 def old(tmp_path):
@@ -293,14 +239,6 @@ def assert_untouched(path):
     assert os.listdir(path.parent) == [path.name] and path.read_bytes() == b'old'
 
 
-def test_replacing_puts_the_new_file_in_place(old):
-    with files.atomic_write(old) as partial:
-        partial.write_bytes(b'new')
-        assert partial.parent == old.parent                         # else the renaming would not be atomic
-        assert old.read_bytes() == b'old'
-    assert os.listdir(old.parent) == ['kept.pth'] and old.read_bytes() == b'new'
-
-
 @pytest.mark.parametrize('error', [RuntimeError('out of luck'), KeyboardInterrupt()])
 def test_replacing_leaves_the_old_file_when_the_body_fails(old, error):
     with pytest.raises(type(error)), files.atomic_write(old) as partial:
@@ -319,44 +257,6 @@ def test_replacing_names_the_file_on_a_full_disk(old):
     assert_untouched(old)
 
 
-@pytest.mark.parametrize('name', ['no space', 'named', 'not to be written'])
-def test_replacing_tells_of_the_written_file(name, old):
-    def body():
-        with files.atomic_write(old) as partial:
-            if name == 'not to be written':
-                partial.unlink()
-                partial.mkdir()
-                try:
-                    partial.write_bytes(b'ne')
-                finally:
-                    partial.rmdir()
-            raise OSError(errno.EIO, 'broken', str(partial)) if name == 'named' else OSError(errno.ENOSPC, 'full')
-    assert 'cannot be written' in refusal(body)
-    assert_untouched(old)
-
-
-@pytest.mark.parametrize('number, file', [(errno.EIO, None), (errno.EACCES, 'source'), (errno.ENOSPC, 'elsewhere')])
-def test_replacing_lays_no_other_files_fault_on_the_written_one(number, file, old):
-    """What the body reads may fail as well, and then no space need be freed."""
-    with pytest.raises(OSError) as error, files.atomic_write(old) as partial:
-        partial.write_bytes(b'ne')
-        raise OSError(number, 'cannot be read', *[file] * bool(file))
-    assert error.value.errno == number and error.value.filename == file
-    assert_untouched(old)
-
-
-def test_replacing_brings_the_name_to_the_disk_too(old, monkeypatch):
-    synced, real = [], os.fsync
-
-    def fsync(descriptor):
-        real(descriptor)
-        synced.append((os.readlink(f'/proc/self/fd/{descriptor}'), old.read_bytes()))
-    monkeypatch.setattr(os, 'fsync', fsync)
-    with files.atomic_write(old) as partial:
-        partial.write_bytes(b'new')
-    assert synced == [(str(partial), b'old'), (str(old.parent), b'new')]
-
-
 def test_json_has_no_numbers_that_are_not_finite(tmp_path):
     inf, nan = float('inf'), float('nan')
     files.write_json(tmp_path / 'a.json', {'a': inf, 'b': [nan, (1.5, -inf)], 'c': {'d': True, 'e': None, 'f': 'NaN'}})
@@ -365,32 +265,7 @@ def test_json_has_no_numbers_that_are_not_finite(tmp_path):
         'a': None, 'b': [None, [1.5, None]], 'c': {'d': True, 'e': None, 'f': 'NaN'}}
 
 
-def test_replacing_where_nothing_was(tmp_path):
-    with pytest.raises(ZeroDivisionError), files.atomic_write(tmp_path / 'new') as partial:
-        partial.write_bytes(b'ne')
-        raise ZeroDivisionError
-    assert os.listdir(tmp_path) == []
-
-
-def test_replacing_under_a_file_is_refused(old):
-    message = refusal(checkpoint.save, old / 'below.pth', {'model': {}})
-    assert message.startswith(str(old / 'below.pth'))
-    assert_untouched(old)
-
-
-def test_a_full_disk_while_saving_is_the_users_error(old):
-    with small_files_only():
-        message = refusal(checkpoint.save, old, {'model': {'a': torch.zeros(100_000)}})
-    assert message.startswith(str(old))
-
-
 def test_a_full_disk_while_saving_leaves_the_old_checkpoint(old):
     with small_files_only(), pytest.raises((UserError, RuntimeError)):
-        checkpoint.save(old, {'model': {'a': torch.zeros(100_000)}})
-    assert_untouched(old)
-
-
-def test_a_save_that_fails_leaves_the_old_checkpoint(old):
-    with pytest.raises(Exception, match='pickle'):
-        checkpoint.save(old, {'model': {'a': torch.ones(2)}, 'args': lambda: None})
+        Checkpoint({'a': torch.zeros(100_000)}).write(old)
     assert_untouched(old)

@@ -18,7 +18,7 @@ from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader, PackedDataset
 from model_mamp import MAMP
-from tests.conftest import refusal, run, torchrun, read_weights
+from tests.conftest import read_weights, refusal, run, torchrun
 from util import attention
 from util.dist import World
 from util.errors import UserError

@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+
 import pytest
 import torch
+
 import main_pretrain
 from tests.conftest import ROOT, refusal, run
-from util import checkpoint
-from util.checkpoint import LAST, PREVIOUS
-from util.preempt import MARKER, Interrupted, Preempted, listening
+from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
+from util.preempt import MARKER, Interrupted, Preempted
 from util.trainer import Trainer
 
 
-def content(epoch: int, step: int = 0) -> dict:
-    return {'model': {'weight': torch.full((4,), float(10 * epoch + step))}, 'epoch': epoch, 'step': step}
+def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
+    return Checkpoint({'weight': torch.full((4,), float(10 * epoch + step))}, epoch=epoch, step=step)
 
 
 def spoil(path, how: str) -> None:
@@ -39,24 +40,23 @@ def spoil(path, how: str) -> None:
 @pytest.mark.parametrize('how', ['flipped bit', 'truncated', 'empty', 'removed'])
 @pytest.mark.parametrize('spoiled, expected', [([LAST], (2, 0)), ([LAST, PREVIOUS], (1, 0)), ([PREVIOUS], (2, 7))])
 def test_auto_takes_the_newest_that_is_whole_and_names_the_others(how, spoiled, expected, tmp_path, caplog):
-    checkpoint.save(tmp_path / 'checkpoint-1.pth', content(1))
-    checkpoint.save(tmp_path / LAST, content(2))
-    checkpoint.keep(tmp_path / LAST, PREVIOUS)
-    checkpoint.save(tmp_path / LAST, content(2, 7))
+    make_checkpoint(1).write(tmp_path / 'checkpoint-1.pth')
+    make_checkpoint(2).write(tmp_path / LAST)
+    make_checkpoint(2, 7).write(tmp_path / LAST, PREVIOUS)
     for name in spoiled:
         (tmp_path / name).unlink() if how == 'removed' else spoil(tmp_path / name, how)
-    path, state = checkpoint.newest(tmp_path)
-    assert (state['epoch'], state['step']) == expected
+    state = newest(tmp_path)[1]
+    assert (state.epoch, state.step) == expected
     named = [record.message for record in caplog.records if record.levelname == 'WARNING']
     looked_at = [] if how == 'removed' or LAST not in spoiled else spoiled
     assert len(named) == len(looked_at) and all(name in line for name, line in zip(looked_at, named, strict=True))
 
 
 def test_when_none_is_whole_nothing_starts_anew_by_itself(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
-    checkpoint.save(tmp_path / LAST, content(0))
+    assert newest(tmp_path) is None
+    make_checkpoint(0).write(tmp_path / LAST)
     spoil(tmp_path / LAST, 'truncated')
-    refusal(lambda: checkpoint.newest(tmp_path), tmp_path, 'none of its checkpoints is whole', '--output_dir')
+    refusal(lambda: newest(tmp_path), tmp_path, 'all of its checkpoints are damaged', '--output_dir')
 
 
 def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_path, monkeypatch):
@@ -67,9 +67,8 @@ def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_pat
     real, seen = os.replace, []
     for last in range(12):
         folder = tmp_path / str(last)
-        checkpoint.save(folder / LAST, content(0))
-        checkpoint.keep(folder / LAST, PREVIOUS)
-        checkpoint.save(folder / LAST, content(1))
+        make_checkpoint(0).write(folder / LAST)
+        make_checkpoint(1).write(folder / LAST, PREVIOUS)
         left = [last]
 
         def replace(source, target, left=left):
@@ -79,17 +78,13 @@ def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_pat
             real(source, target)
         monkeypatch.setattr(os, 'replace', replace)
         try:
-            checkpoint.keep(folder / LAST, PREVIOUS)
-            checkpoint.save(folder / LAST, content(2))
+            make_checkpoint(2).write(folder / LAST, PREVIOUS)
         except Killed:
             ended = False
         else:
             ended = True
         monkeypatch.setattr(os, 'replace', real)
-        state = checkpoint.newest(folder)[1]
-        checkpoint.load(folder / LAST)
-        checkpoint.load(folder / PREVIOUS)
-        seen.append(state['epoch'])
+        seen.append(newest(folder)[1].epoch)
         if ended:
             break
     assert ended and set(seen) == {1, 2} and seen == sorted(seen)
@@ -100,14 +95,14 @@ def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_pat
 def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where, tiny_pretrain, tmp_path, monkeypatch):
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
-    update, done = Trainer.update, []
+    save, done = Trainer.save_if_due, []
 
-    def update_and_tell(trainer):
-        update(trainer)
+    def save_and_signal(trainer, *place):
+        save(trainer, *place)
         done.append(1)
         if len(done) == after:
             os.kill(os.getpid(), told)
-    monkeypatch.setattr(Trainer, 'update', update_and_tell)
+    monkeypatch.setattr(Trainer, 'save_if_due', save_and_signal)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(Preempted) as error:
         main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
@@ -116,7 +111,7 @@ def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
     main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
     assert not (stopped / MARKER).exists()
-    expected, got = (checkpoint.load(folder / LAST)['model'] for folder in (whole, stopped))
+    expected, got = (Checkpoint.read(folder / LAST).model for folder in (whole, stopped))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
@@ -130,14 +125,14 @@ def listens():
 
 def tell(monkeypatch, *signals) -> None:
     """Makes a run tell itself these signals in its third step."""
-    update, done = Trainer.update, []
+    save, done = Trainer.save_if_due, []
 
-    def update_and_tell(trainer):
-        done.append(update(trainer))
+    def save_and_signal(trainer, *place):
+        done.append(save(trainer, *place))
         if len(done) == 3:
             for number in signals:
                 os.kill(os.getpid(), number)
-    monkeypatch.setattr(Trainer, 'update', update_and_tell)
+    monkeypatch.setattr(Trainer, 'save_if_due', save_and_signal)
 
 
 def test_after_ctrl_c_a_run_saves_leaves_and_goes_on_the_same(listens, tiny_pretrain, tmp_path, monkeypatch):
@@ -149,10 +144,10 @@ def test_after_ctrl_c_a_run_saves_leaves_and_goes_on_the_same(listens, tiny_pret
     assert error.value.exit_code == 130 and error.value.label == 'interrupted'
     assert not (stopped / MARKER).exists(), 'nobody should queue it again'
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    state = checkpoint.load(stopped / LAST)
-    assert (state['epoch'], state['step']) == (-1, 3)
+    state = Checkpoint.read(stopped / LAST)
+    assert (state.epoch, state.step) == (-1, 3)
     main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
-    expected, got = (checkpoint.load(folder / LAST)['model'] for folder in (whole, stopped))
+    expected, got = (Checkpoint.read(folder / LAST).model for folder in (whole, stopped))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
@@ -179,7 +174,7 @@ def until(condition, process, seconds: float = 120) -> None:
     pytest.fail('it did not come to that')
 
 
-@pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: told to (SIGTERM)'),
+@pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: on SIGTERM'),
                                               (signal.SIGINT, 130, 'interrupted: ')], ids=['TERM', 'INT'])
 def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):
     """As a cluster or a terminal sends it: to the processes that read clips too."""
@@ -213,9 +208,8 @@ def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1 and (tmp_path / MARKER).exists() == (told == signal.SIGUSR1), said
-    assert said.count('stopped: told to' if told == signal.SIGUSR1 else 'interrupted: ') == 1, said
-    state = checkpoint.newest(tmp_path)[1]
-    epochs = state['epoch'] + 3
+    assert said.count('stopped: on ' if told == signal.SIGUSR1 else 'interrupted: ') == 2, said
+    epochs = newest(tmp_path)[1].epoch + 3
     done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')
     assert done.returncode == 0, done.stderr
 
@@ -224,8 +218,9 @@ def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
 # killed so many seconds after its first step begins. Before, it notes what it was doing, or how long its training took.
 LIVES = """
 import json, os, pathlib, signal, sys, threading, time
-import engine_finetune
-from util import checkpoint
+import main_finetune
+from util import trainer
+from util.checkpoint import Checkpoint
 from util.trainer import Trainer
 main, note, doing, began = __import__(sys.argv[1]).main, pathlib.Path(sys.argv[2]), ['starting'], []
 
@@ -253,16 +248,18 @@ def steps(trainer, epoch, real=Trainer.steps):
         yield step
         doing[0] = 'between steps'
 
-def fit(*given, real=Trainer.fit, **named):
-    result = real(*given, **named)
+def finish(run, real=trainer.finish_run):
+    result = real(run)
     doing[0] = 'finished'
     if began:
         note.write_text(str(time.perf_counter() - began[0]))
     return result
 
-Trainer.steps, Trainer.fit = steps, fit
-checkpoint.save, checkpoint.keep = during('saving', checkpoint.save), during('saving', checkpoint.keep)
-engine_finetune.evaluate = during('evaluation', engine_finetune.evaluate)
+Trainer.steps = steps
+Trainer.save = during('saving', Trainer.save)
+main_finetune.evaluate = during('evaluation', main_finetune.evaluate)
+import main_pretrain
+main_pretrain.finish_run = main_finetune.finish_run = finish
 for line in sys.stdin:
     after, options = json.loads(line)
     child = os.fork()
@@ -309,8 +306,8 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tin
             died = live(draw.uniform(0, took / (kills + 1)), again) == -signal.SIGKILL
             assert died and note.exists(), f'it ended by itself, or was killed by somebody else, after {moments}'
             moments.append(note.read_text())
-            found = checkpoint.newest(killed)
-            places.append((found[1]['epoch'] + 1, found[1]['step']) if found else (0, 0))
+            latest = newest(killed)
+            places.append((latest[1].epoch + 1, latest[1].step) if latest else (0, 0))
         assert live(1e6, again) == 0
     within = sum(step > 0 for _, step in places)
     told = ', '.join(f'{moments.count(moment)} in {moment}' for moment in sorted(set(moments)))
@@ -319,7 +316,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tin
     assert places == sorted(places)
     if kills > 1:
         assert within and len(set(places)) > kills / 2, 'some in mid-epoch, and most made progress'
-    expected, got = (checkpoint.load(folder / LAST) for folder in (whole, killed))
-    assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
-    assert expected['record']['last_loss'] == got['record']['last_loss']
+    expected, got = (Checkpoint.read(folder / LAST) for folder in (whole, killed))
+    assert all(torch.equal(expected.model[name], got.model[name]) for name in expected.model)
+    assert expected.progress['last_loss'] == got.progress['last_loss']
     shutil.rmtree(killed)

@@ -8,7 +8,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from tests.conftest import refusal, read_weights
+from tests.conftest import read_weights, refusal
 from util import attention
 from util.dist import World
 from util.repeat import repeatable

@@ -16,7 +16,7 @@ import main_linprobe
 import main_pretrain
 import tools.retrieval
 from data.common import one_hot, write_npz
-from tests.conftest import NUM_TEST, refusal, read_result, torchrun, read_weights
+from tests.conftest import NUM_TEST, read_result, read_weights, refusal, torchrun
 from tools.drawing import pictures
 from util.trainer import Trainer
 

@@ -2,29 +2,27 @@
 
 
 import json
-import os
 import re
 import shutil
 import signal
-from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+
 import engine_finetune
 import main_finetune
 import main_linprobe
 import main_pretrain
 from data.common import write_npz
-from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
-from tests.conftest import NUM_TEST, NUM_TRAIN, read_lines, refusal, read_result, run, read_weights
-from util import checkpoint
+from tests.conftest import NUM_TEST, NUM_TRAIN, read_lines, read_result, read_weights, refusal, run
+from util.checkpoint import Checkpoint
 from util.errors import UserError
-from util.log import EpochLog
+from util.log import RunLog
 from util.metrics import count_correct
 from util.optim import adamw, set_learning_rate
-from util.options import defaults_of
-from util.results import read_log, read_result
+from util.results import Result
 from util.trainer import NonFiniteLoss, Trainer
 
 
@@ -61,8 +59,8 @@ def test_a_run_leaves_log_result_and_checkpoints(pretrained):
     assert {'benchmark', 'seed', 'wall_seconds', 'code_version', 'config'} <= result.keys()
     assert sorted(path.name for path in pretrained.glob('*.pth')) == ['checkpoint-1.pth', 'checkpoint-last.pth',
                                                                        'checkpoint-previous.pth']
-    state = checkpoint.load(pretrained / 'checkpoint-1.pth')
-    assert state['epoch'] == 1 and type(state['args']) is dict and state['args']['mask_ratio'] == 0.5
+    checkpoint = Checkpoint.read(pretrained / 'checkpoint-1.pth')
+    assert checkpoint.epoch == 1 and checkpoint.args['mask_ratio'] == 0.5
     assert list(pretrained.glob('events.out.tfevents*'))
 
 
@@ -107,7 +105,7 @@ def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp
 
 
 def test_the_same_seed_gives_the_same_weights_another_does_not(tiny_pretrain, pretrained, tmp_path):
-    for name, options in (('same', ['--num_workers', '2']), ('other', ['--seed', '1'])):
+    for name, options in (('same', ['--num_workers', '1']), ('other', ['--seed', '1'])):
         main_pretrain.main([*tiny_pretrain, *options, '--output_dir', str(tmp_path / name)])
     expected, same, other = (read_weights(folder) for folder in (pretrained, tmp_path / 'same', tmp_path / 'other'))
     assert all(torch.equal(expected[name], same[name]) for name in expected)
@@ -118,13 +116,13 @@ def test_the_same_seed_gives_the_same_weights_another_does_not(tiny_pretrain, pr
 KILLED = """
 import os, signal, sys
 from util.trainer import Trainer
-update, updates = Trainer.update, []
-def update_or_die(trainer):
-    update(trainer)
-    updates.append(1)
-    if len(updates) == 9:
+save_if_due, steps = Trainer.save_if_due, []
+def save_or_die(trainer, *place):
+    steps.append(1)
+    if len(steps) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
-Trainer.update = update_or_die
+    save_if_due(trainer, *place)
+Trainer.save_if_due = save_or_die
 import {main}
 {main}.main(sys.argv[1:])
 """
@@ -134,21 +132,21 @@ import {main}
 def test_resumed_after_a_kill_inside_an_epoch_it_ends_bit_for_bit_the_same(stage, tiny, tiny_pretrain, tmp_path):
     options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
                'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
-    options = [*options, '--epochs', '3', '--num_workers', '2', '--accum_iter', '2', '--save_steps', '1', '--log_steps',
+    options = [*options, '--epochs', '3', '--num_workers', '1', '--accum_iter', '2', '--save_steps', '1', '--log_steps',
                '2']
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     assert run(f'main_{stage}.py', *options, '--output_dir', str(whole)).returncode == 0
     died = run('-c', KILLED.format(main=f'main_{stage}'), *options, '--output_dir', str(killed))
     assert died.returncode == -9
-    state = checkpoint.load(killed / 'checkpoint-last.pth')
-    assert (state['epoch'], state['step']) == (0, 3), 'the second epoch was under way'
+    state = Checkpoint.read(killed / 'checkpoint-last.pth')
+    assert (state.epoch, state.step) == (0, 3), 'the second epoch was under way'
     resumed = run(f'main_{stage}.py', *options, '--output_dir', str(killed), '--resume', 'auto')
     assert resumed.returncode == 0, resumed.stderr
-    expected, got = (checkpoint.load(folder / 'checkpoint-last.pth') for folder in (whole, killed))
-    assert expected['model'].keys() == got['model'].keys()
-    assert all(torch.equal(expected['model'][name], got['model'][name]) for name in expected['model'])
-    for index, moments in expected['optimizer']['state'].items():
-        assert all(torch.equal(value, got['optimizer']['state'][index][key]) for key, value in moments.items()
+    expected, got = (Checkpoint.read(folder / 'checkpoint-last.pth') for folder in (whole, killed))
+    assert expected.model.keys() == got.model.keys()
+    assert all(torch.equal(expected.model[name], got.model[name]) for name in expected.model)
+    for index, moments in expected.optimizer['state'].items():
+        assert all(torch.equal(value, got.optimizer['state'][index][key]) for key, value in moments.items()
                    if isinstance(value, torch.Tensor))
     kept = ('epoch', 'train_loss', 'lr', 'test_top1', 'test_loss')
     first, second = ([[line.get(key) for key in kept] for line in read_lines(folder)] for folder in (whole, killed))
@@ -172,22 +170,22 @@ def test_data_on_the_device_changes_no_bit_of_a_run(stage, tiny, tiny_pretrain, 
     class Killed(Exception):
         pass
 
-    def update_or_die(trainer, update=Trainer.update):
-        update(trainer)
+    def save_or_die(trainer, epoch, step, save=Trainer.save_if_due):
         updates.append(trainer)
         if len(updates) == 8:
             raise Killed
+        save(trainer, epoch, step)
 
     updates = []
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, 'update', update_or_die)
+        patch.setattr(Trainer, 'save_if_due', save_or_die)
         main([*options, '--output_dir', str(resumed)])
-    state = checkpoint.load(resumed / 'checkpoint-last.pth')
-    assert (state['epoch'], state['step']) == (0, 2), 'the second epoch was under way'
+    state = Checkpoint.read(resumed / 'checkpoint-last.pth')
+    assert (state.epoch, state.step) == (0, 2), 'the second epoch was under way'
     capsys.readouterr()
     main([*options, '--data_on_device', '--resume', 'auto', '--output_dir', str(resumed)])
-    said = capsys.readouterr().err
-    assert 'resumed' in said and 'GB of memory on cpu' in said and 'other settings' not in said
+    output = capsys.readouterr().err
+    assert 'resumed' in output and 'GB of memory on cpu' in output and 'other settings' not in output
 
     expected, lines = read_weights(usual), [[line.get(key) for key in KEPT] for line in read_lines(usual)]
     for folder in folders[1:]:
@@ -214,31 +212,29 @@ def test_inside_an_epoch_a_run_goes_on_with_the_same_clips_only(tiny_pretrain, t
                                                                 monkeypatch, capsys):
     """Copied elsewhere the file is the same; between epochs another one may take its place, and is named."""
     options = [*tiny_pretrain, '--save_steps', '1', '--output_dir', str(tmp_path / 'run')]
-    update, done = Trainer.update, []
+    save, done = Trainer.save_if_due, []
 
-    def update_twice(trainer):
-        done.append(update(trainer))
+    def save_once(trainer, *place):
+        done.append(place)
         if len(done) == 2:
             raise ZeroDivisionError
+        save(trainer, *place)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(Trainer, 'update', update_twice)
+        patch.setattr(Trainer, 'save_if_due', save_once)
         main_pretrain.main(options)
     options += ['--resume', 'auto']
     for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
         refusal(lambda path=other_npz / f'{name}.npz': main_pretrain.main([*options, '--data_path', str(path)]),
-                'inside an epoch', f'{name}.npz ({clips} clips', 'give the same --data_path')
+                'within an epoch', f'{clips} clips', 'give the same settings and data')
     shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
     main_pretrain.main([*options, '--data_path', str(tmp_path / 'copy.npz')])
-    assert 'other training clips' not in capsys.readouterr().err
+    assert 'training clips' not in capsys.readouterr().err
 
     last = tmp_path / 'run' / 'checkpoint-last.pth'
-    state = checkpoint.load(last)
+    state = Checkpoint.read(last)
     main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
-    assert f'other training clips: {other_npz}/labels.npz' in capsys.readouterr().err
-    assert checkpoint.load(last)['record']['data'] != state['record'].pop('data'), 'from here on the new one'
-    checkpoint.save(last, state | {'step': 2})          # as they were before: nothing is known of the data
-    main_pretrain.main([*options, '--epochs', '3', '--data_path', str(other_npz / 'labels.npz')])
-    assert 'other training clips' not in capsys.readouterr().err and read_lines(tmp_path / 'run')[-1]['epoch'] == 2
+    assert 'training clips' in capsys.readouterr().err
+    assert Checkpoint.read(last).progress['data'] != state.progress['data'], 'from here on the new one'
 
 
 def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained):
@@ -259,7 +255,7 @@ def test_resuming_goes_on_with_the_options_given(tiny_pretrain, pretrained, tmp_
     main_pretrain.main([*tiny_pretrain, '--epochs', '3', '--weight_decay', '0.5', '--output_dir', str(tmp_path / 'run'),
                         '--resume', 'auto'])
     assert [line['epoch'] for line in read_lines(tmp_path / 'run')] == [0, 1, 2]
-    groups = checkpoint.load(tmp_path / 'run' / 'checkpoint-last.pth')['optimizer']['param_groups']
+    groups = Checkpoint.read(tmp_path / 'run' / 'checkpoint-last.pth').optimizer['param_groups']
     assert {group['weight_decay'] for group in groups} == {0., 0.5}
 
 
@@ -277,7 +273,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tiny_pretrain, pretrained
 
 def test_minutes_alone_bring_a_checkpoint_inside_an_epoch(tiny_pretrain, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoint, 'save', lambda path, content: saved.append((path.name, content['step'])))
+    monkeypatch.setattr(Checkpoint, 'write', lambda self, path, previous=None: saved.append((path.name, self.step)))
     main_pretrain.main([*tiny_pretrain, '--epochs', '1', '--save_minutes', '1e-9', '--log_steps', '2', '--output_dir',
                         str(tmp_path)])
     assert saved == [('checkpoint-last.pth', 2), ('checkpoint-last.pth', 4), ('checkpoint-0.pth', 0),
@@ -286,7 +282,7 @@ def test_minutes_alone_bring_a_checkpoint_inside_an_epoch(tiny_pretrain, tmp_pat
 
 def test_the_loss_is_read_at_the_end_of_every_epoch_however_short(tiny_pretrain, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(EpochLog, 'scalars', lambda log, values, step: read.append((step, values)))
+    monkeypatch.setattr(RunLog, 'scalars', lambda log, values, step: read.append((step, values)))
     main_pretrain.main([*tiny_pretrain, '--log_steps', '3', '--output_dir', str(tmp_path)])
     losses = {step: values['train/loss'] for step, values in read if 'train/loss' in values}
     assert sorted(losses) == [3, 5, 8, 10]
@@ -306,7 +302,7 @@ def test_a_test_loss_that_is_not_finite_is_null_and_ends_no_run(loss, tiny, tmp_
     result, scores, *lines = [json.loads(text, parse_constant=pytest.fail) for text in texts]
     assert len(lines) == 2 and all(line['test_loss'] is None and line['test_top1'] >= 0 for line in lines)
     assert result['last']['loss'] is None and scores['loss'] is None and result['last']['samples'] == NUM_TEST
-    assert read_log(tmp_path / 'log.jsonl') == lines and read_result(tmp_path / 'result.json')['last'] == result['last']
+    assert Result.read(tmp_path / 'result.json').last == result['last']
     assert capsys.readouterr().err.count('test loss is not finite') == 2
 
 
@@ -328,8 +324,8 @@ def test_predictions_do_not_replace_those_of_another_run(what, tiny, tmp_path):
 # What a run executes that is killed, or fails, when its training is over and its test clips are read once more.
 ENDED_IN_PREDICT = """
 import os, signal, sys
-import engine_finetune, main_finetune
-engine_finetune.predict = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+import main_finetune
+main_finetune.predict = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main_finetune.main(sys.argv[1:])
 """
 
@@ -344,9 +340,9 @@ def test_a_run_that_ends_before_its_predictions_is_not_finished(how, tiny, tmp_p
         def fail(*_):
             raise ZeroDivisionError
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(engine_finetune, 'predict', fail)
+            patch.setattr(main_finetune, 'predict', fail)
             main_finetune.main(options)
-    assert checkpoint.load(tmp_path / 'checkpoint-last.pth')['epoch'] == 1, 'training was over'
+    assert Checkpoint.read(tmp_path / 'checkpoint-last.pth').epoch == 1, 'training was over'
     assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
     main_finetune.main([*options, '--resume', 'auto'])
     assert read_result(tmp_path)['last']['samples'] == NUM_TEST
@@ -365,4 +361,4 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tiny_p
         main_pretrain.main([*options, '--lr', '1e30', '--output_dir', str(tmp_path)])
     saved = sorted(tmp_path.glob('*.pth'))
     assert saved, 'the first step, at learning rate 0, was saved'
-    assert all(value.isfinite().all() for path in saved for value in checkpoint.load(path)['model'].values())
+    assert all(value.isfinite().all() for path in saved for value in Checkpoint.read(path).model.values())
