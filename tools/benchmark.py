@@ -127,7 +127,8 @@ class StageRun:
         self.seconds.pop(), self.waited.pop()
         averages = profiler.key_averages()
         if device == 'cuda':
-            self.kernels_ms = sum(event.self_device_time_total for event in averages) / 1e3 / (self.loader.warmup + self.steps)
+            microseconds = sum(event.self_device_time_total for event in averages)
+            self.kernels_ms = microseconds / 1000 / (self.loader.warmup + self.steps)
         return averages.table(sort_by=f'self_{device}_time_total', row_limit=25, max_name_column_width=90)
 
     def row(self, plain: 'StageRun | None', peak: float, train_clips: int, test_clips: int) -> dict:
@@ -202,8 +203,8 @@ def build_parser() -> Parser:
     add('--modes', type=subset(MODES), default=['plain', 'fp32', 'bf16'], help=','.join(MODES))
     add('--config', nargs='+', default=[str(CONFIG / 'ntu60_xsub.yaml')], help='benchmark files, after the recipe')
     add('--data_path', help='a dataset file (default: synthetic clips)')
-    add('--batch_size', type=COUNT, nargs='+', help='clips per process, one or several sizes (default: 8 on a CPU, on a '
-        'GPU those of the recipe)')
+    add('--batch_size', type=COUNT, nargs='+', help='clips per process, one or several sizes '
+        '(default: 8 on a CPU, those of the recipe on a GPU)')
     add('--steps', type=COUNT, help='of a round (default: 40 on a GPU, 2 on a CPU)')
     add('--repeats', type=COUNT, default=3, help='rounds after the first')
     add('--num_workers', type=WHOLE, help='reading threads, worker processes of `plain` (default: 8 on a GPU, else 0)')
@@ -229,7 +230,8 @@ def check(options: argparse.Namespace, device: torch.device) -> None:
         raise UserError('--batch_size 1: the heads normalise over a batch; give 2 or more')
     if options.modes == ['nonempty'] and 'pretrain' not in options.stages:
         raise UserError('--modes nonempty measures pre-training only; add pretrain to --stages')
-    check_outputs([(f'--{name}', path) for name, path in (('json', options.json), ('profile', options.profile)) if path])
+    outputs = ('--json', options.json), ('--profile', options.profile)
+    check_outputs([(name, path) for name, path in outputs if path])
     if options.data_path is None:
         options.data_path = f'{options.scratch}/clips.npz'
         args = recipe_settings('finetune', options)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.common import npz_writer
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
+from tools.benchmarking.plain import use_plain_attention
 from util.weights import create_model
 
 EMPTY_SECOND = .82      # share of NTU RGB+D 60's clips without a second body
@@ -47,13 +49,17 @@ def clip_flops(stage: str, args: argparse.Namespace, bodies: int = 2) -> float:
     """
     if stage == 'data':
         return 0.
-    with torch.device('meta'), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    pretraining = stage == 'pretrain'
+    model = create_model(MAMP, vars(args)) if pretraining else create_model(ActionTransformer, vars(args),
+                                                                            protocol='linprobe')
+    use_plain_attention(model)      # whose products the counter knows
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip = torch.empty(1, 3, args.num_frames, args.num_joints, bodies)
-        if stage == 'pretrain':
-            create_model(MAMP, vars(args))(clip, args.mask_ratio, args.motion_stride, args.motion_aware_tau)
+        if pretraining:
+            model(clip, args.mask_ratio, args.motion_stride, args.motion_aware_tau)
         else:
-            create_model(ActionTransformer, vars(args), protocol='linprobe').features(clip)
-    return counter.get_total_flops() * (3. if stage in ('pretrain', 'finetune') else 1.)
+            model.features(clip)
+    return counter.get_total_flops() * (1. if stage in ('linprobe', 'evaluate') else 3.)
 
 
 def synchronize(device: torch.device) -> None:
