@@ -17,8 +17,6 @@ import util.trainer
 from tests.conftest import read_lines
 from util.capture import Graph, GraphRecorder
 
-CPU = torch.device('cpu')
-
 
 class Tape(TorchDispatchMode):
     """Records operations on tensors, and repeats them into the same memory."""
