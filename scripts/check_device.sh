@@ -25,7 +25,8 @@ tests() {
     [ ! -e "$OUT/tests.txt" ] || return 0
     local parallel=""
     if "$PYTHON" -c 'import xdist' 2> /dev/null; then parallel="-n 6"; fi
-    "$PYTHON" -m pytest -q $parallel -p no:cacheprovider tests/util/test_gpu.py tests/model/test_attention.py \
+    # shellcheck disable=SC2086
+    TORCHINDUCTOR_COMPILE_THREADS=2 "$PYTHON" -m pytest -q $parallel -p no:cacheprovider tests/util/test_gpu.py tests/model/test_attention.py \
         tests/model/test_shortcuts.py tests/util/test_capture.py > "$OUT/tests.txt.part" || true
     mv "$OUT/tests.txt.part" "$OUT/tests.txt"
     tail -n 3 "$OUT/tests.txt"
