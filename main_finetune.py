@@ -98,7 +98,7 @@ def check_batch_norm(args: argparse.Namespace, world: World) -> None:
 def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.ndarray]:
     """Pictures of a clip and its attention, for TensorBoard."""
     from tools.drawing.pictures import make_training_pictures  # imported here, as matplotlib loads slowly
-    return make_training_pictures(trainer.raw_model, trainer.clips, dataset, trainer.args,
+    return make_training_pictures(trainer.model, trainer.clips, dataset, trainer.args,
                                   trainer.data['class_names'])
 
 

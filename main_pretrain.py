@@ -32,7 +32,7 @@ def method_name(args: argparse.Namespace) -> str:
 def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.ndarray]:
     """Pictures of a training clip, its mask and the prediction, for TensorBoard."""
     from tools.drawing.pictures import make_training_pictures  # imported here, as matplotlib loads slowly
-    return make_training_pictures(trainer.raw_model, trainer.clips, dataset, trainer.args,
+    return make_training_pictures(trainer.model, trainer.clips, dataset, trainer.args,
                                   trainer.data['class_names'])
 
 

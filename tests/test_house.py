@@ -17,7 +17,7 @@ def test_scripts_stop_at_their_first_error():
                                      'data/prepare_ntu.py',
                                      'data/prepare_pku.py', 'data/check.py',
                                      'data/prepare_nwucla.py', 'data/prepare_custom.py', 'data/synthesize.py',
-                                     'tools/benchmarking/preparation.py'])
+                                     'tools/benchmark.py'])
 def test_commands_explain_themselves_and_end_with_two_on_a_bad_option(command):
     explained = run(command, '--help')
     assert explained.returncode == 0 and 'usage' in explained.stdout

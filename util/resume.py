@@ -35,7 +35,7 @@ def resume(trainer: Trainer) -> None:
     if difference := setting_differences(checkpoint.args, trainer.args, ('num_heads', 'stream')):
         raise UserError(f'{path}: trained with {difference}; give the same')
     check_same_joints(checkpoint_layout(checkpoint, path), trainer.clips.layout, path)
-    load_checkpoint(trainer.raw_model, checkpoint, path)
+    load_checkpoint(trainer.model, checkpoint, path)
     if checkpoint.optimizer is None or checkpoint.progress is None:
         raise UserError(f'{path}: has no optimizer state; start from it with --finetune instead of --resume')
     _load_optimizer(trainer.optimizer, checkpoint.optimizer, path)

@@ -63,7 +63,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, optimizer: torch.optim.Optimizer,
                  dataset: SkeletonDataset, **facts):
         """`facts` go into the result beside the figures: protocol, method, pretraining, labels, test_clips."""
-        self.args, self.world, self.raw_model, self.optimizer, self.facts = args, world, model, optimizer, facts
+        self.args, self.world, self.model, self.optimizer, self.facts = args, world, model, optimizer, facts
         self.output_dir = Path(args.output_dir)
         check_writable(args.output_dir)
         check_writable(args.log_dir)
@@ -73,7 +73,6 @@ class Trainer:
         self.graphs = GraphRecorder(world.device, self.compiled and world.device.type == 'cuda')
         if self.graphs.enabled:
             make_capturable(optimizer, world.device)
-        self.model = model
         self.clips = ClipMaker.from_args(args)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = BatchLoader(dataset, self.batches, world.device, args.num_workers, args.data_on_device)
@@ -234,7 +233,7 @@ class Trainer:
                      'clips': (step - self.first_step) * self.args.effective_batch_size}
         else:
             extra = {}
-        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.raw_model.parameters()]).all()
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
         self.loss_sum += torch.where(finite, 0., math.nan)
         self.stop_if_non_finite(epoch, step)
         self.saved_at = time.perf_counter()
@@ -244,7 +243,7 @@ class Trainer:
         progress = self.progress | {name: self.progress[name] + value for name, value in extra.items()}
         layout = self.clips.layout
         checkpoint = Checkpoint(
-            self.raw_model.state_dict(), vars(self.args), epoch - 1, step, self.optimizer.state_dict(),
+            self.model.state_dict(), vars(self.args), epoch - 1, step, self.optimizer.state_dict(),
             progress | {'loss_sum': loss_sum}, self.facts['method'], self.facts.get('pretraining'),
             self.data['bodies'], self.data['class_names'] if hasattr(self.args, 'num_classes') else None,
             {'name': layout.name, 'joints': layout.as_map()} if layout else None, self.preparation, self.code_version)

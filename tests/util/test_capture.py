@@ -17,8 +17,6 @@ import util.trainer
 from tests.conftest import read_lines
 from util.capture import Graph, GraphRecorder
 
-CPU = torch.device('cpu')
-
 
 class Tape(TorchDispatchMode):
     """Records operations on tensors, and repeats them into the same memory."""
@@ -73,5 +71,4 @@ def test_captured_training_gives_the_weights_of_eager_training(stage, options, t
     main([*given, '--output_dir', str(tmp_path / 'captured')])
     assert TapeRecorder.recorded > before
     eager, captured = ([line['train_loss'] for line in read_lines(tmp_path / name)] for name in ('eager', 'captured'))
-    print(eager, captured)
     assert captured == pytest.approx(eager, rel=1e-5)

@@ -1,101 +1,112 @@
-"""What the benchmark measures with: made-up clips, a loader that is watched, peaks of memory and of matrix products."""
+"""Measurements of the benchmark: floating-point operations, the device's peak, kernels of a step, waiting for data."""
 
-import itertools
-import math
+import argparse
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.common import npz_writer
-from tools.reporting.tables import markdown
-from util.attention import KERNELS, time_kernels
+from model_mamp import MAMP
+from model_transformer import ActionTransformer
+from tools.benchmarking.plain import use_plain_attention
+from util.weights import create_model
 
-EMPTY_SECOND = .82      # of NTU RGB+D 60's clips have no second body: 41 % of all bodies are empty
+EMPTY_SECOND = .82      # share of NTU RGB+D 60's clips without a second body
 FRAMES = 300
 
 
 def write_clips(path: Path, clips: int, num_joints: int, num_classes: int, seed: int = 0) -> None:
-    """An interchange file like NTU RGB+D 60's: clips of 30 to 300 frames (median 75), most of them with one body."""
+    """Write a dataset file of random walks like NTU RGB+D 60: 30 to 300 frames (median 75), mostly with one body."""
     width = 2 * num_joints * 3
 
-    def frames(part: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([seed, part])
+    def frames(split: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([seed, split])
         for _ in range(clips):
             length = int(np.clip(75 * np.exp(rng.normal(0, .4)), 30, FRAMES))
             bodies = 1 + (rng.random() > EMPTY_SECOND)
             clip = np.zeros((FRAMES, 2, num_joints, 3), dtype=np.float32)
             walk = rng.normal(0, .02, (length, bodies, num_joints, 3)).cumsum(axis=0)
             clip[:length, :bodies] = rng.normal(0, .4, (bodies, num_joints, 3)) + walk
-            yield clip[:length]
-            yield clip[length:]
+            yield clip
 
     labels = np.eye(num_classes)[np.random.default_rng(seed).integers(0, num_classes, clips)]
     with npz_writer(path) as add:
-        for part, split in enumerate(('train', 'test')):
-            add(f'x_{split}', (clips, FRAMES, width), np.float32, frames(part))
+        for number, split in enumerate(('train', 'test')):
+            add(f'x_{split}', (clips, FRAMES, width), np.float32, frames(number))
             add(f'y_{split}', labels.shape, labels.dtype, [labels])
 
 
-class Watched:
-    """A loader, how long its reader waited for batches (`waited`, in seconds), and how many it may have (`most`)."""
+def clip_flops(stage: str, args: argparse.Namespace, bodies: int = 2) -> float:
+    """Floating-point operations of the matrix products of one clip in a step of a stage, as PyTorch counts them.
 
-    def __init__(self, loader):
-        self.loader, self.waited, self.most = loader, 0., None
+    A backward pass counts as two forward passes; the probe's frozen encoder has none. Every body counts, also one that
+    is skipped. The stage 'data' has none.
+    """
+    if stage == 'data':
+        return 0.
+    pretraining = stage == 'pretrain'
+    model = create_model(MAMP, vars(args)) if pretraining else create_model(ActionTransformer, vars(args),
+                                                                            protocol='linprobe')
+    use_plain_attention(model)      # whose products the counter knows
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        clip = torch.empty(1, 3, args.num_frames, args.num_joints, bodies)
+        if pretraining:
+            model(clip, args.mask_ratio, args.motion_stride, args.motion_aware_tau)
+        else:
+            model.features(clip)
+    return counter.get_total_flops() * (1. if stage in ('linprobe', 'evaluate') else 3.)
 
-    def __iter__(self) -> Iterator:
-        began, batches = time.perf_counter(), itertools.islice(self.loader, self.most)
-        for batch in batches:
-            self.waited += time.perf_counter() - began
-            yield batch
-            began = time.perf_counter()
 
-
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
-    """`bytes`: the most device memory that tensors took inside the context; None on a CPU, which does not count it."""
-    peak = SimpleNamespace(bytes=None)
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(device)
-    yield peak
-    if device.type == 'cuda':
-        peak.bytes = torch.cuda.max_memory_allocated(device)
+def synchronize(device: torch.device) -> None:
+    torch.get_device_module(device).synchronize(device)
 
 
 def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float:
-    """FLOP/s of a large matrix product, the best of several: what the device can do at most.
-
-    In `precision` bf16, or otherwise in fp32 as PyTorch is set to compute it (util.precision.Precision sets tf32).
-    """
-    size = 8192 if device.type == 'cuda' else 1536
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32)
-            for _ in range(2))
-    best = float('inf')
+    """FLOP/s of a large matrix product, the best of several, in bf16 or in fp32 as PyTorch is set to compute it."""
+    size, products = (8192, 10) if device.type == 'cuda' else (1536, 1)
+    dtype, best = torch.bfloat16 if precision == 'bf16' else torch.float32, float('inf')
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(repeats):
         began = time.perf_counter()
-        for _ in range(10 if device.type == 'cuda' else 1):
+        for _ in range(products):
             a @ b
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        best = min(best, (time.perf_counter() - began) / (10 if device.type == 'cuda' else 1))
+        synchronize(device)
+        best = min(best, (time.perf_counter() - began) / products)
     return 2 * size ** 3 / best
 
 
-def attention_rows(device: torch.device, shape: tuple[int, int, int, int]) -> list[dict]:
-    """What each attention kernel takes at `shape` (B, H, L, E), for `table`; those that do not run here have dashes."""
-    names = [*KERNELS, 'blocked'] if device.type == 'cpu' else list(KERNELS)
-    seconds = {column: time_kernels(names, device, dtype, shape)
-               for column, dtype in (('fp32_ms', torch.float32), ('bf16_ms', torch.bfloat16))}
-    return [{'kernel': name, **{column: 1000 * took[name] if math.isfinite(took[name]) else None
-                                for column, took in seconds.items()}} for name in names]
+class TimedLoader:
+    """Passes on the batches of a loader; notes when the first `warmup` of them are used up and the wait for later ones.
+
+    `start`: time.perf_counter() after the warm-up, with the device's work done; `waited`: seconds since then.
+    """
+
+    def __init__(self, loader, warmup: int, device: torch.device):
+        self.loader, self.warmup, self.device = loader, warmup, device
+
+    def __iter__(self) -> Iterator:
+        batches, number = iter(self.loader), 0
+        while True:
+            if number == self.warmup:
+                synchronize(self.device)
+                self.start, self.waited = time.perf_counter(), 0.
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if number >= self.warmup:
+                self.waited += time.perf_counter() - began
+            number += 1
+            yield batch
 
 
-def table(rows: Sequence[dict], formats: dict[str, str]) -> str:
-    """Markdown; `formats`: column to format, in order; a missing value is a dash."""
-    return markdown([name.replace('_', ' ') for name in formats],
-                    [[None if row.get(name) is None else format(row[name], formats[name]) for name in formats]
-                     for row in rows])
+def table(rows: list[dict], formats: dict[str, str]) -> str:
+    """Markdown table of the columns in `formats`, by their format; a missing value is a dash."""
+    cells = [[name.replace('_', ' ') for name in formats], ['---' for _ in formats]]
+    cells += [['–' if row.get(name) is None else format(row[name], formats[name]) for name in formats] for row in rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells).replace('| --- ', '|---').replace('--- |', '---|')

@@ -1,30 +1,18 @@
-"""How fast raw NTU RGB+D text becomes an interchange file, and in how much memory, against the usual way.
+"""Preparation of NTU RGB+D text against the usual way: seconds, with equal results.
 
-    python tools/benchmarking/preparation.py --samples 1000 8000        # generated files
-    python tools/benchmarking/preparation.py --raw DIR --repeats 5      # your own
-
-The usual way, written out below as `usual_way`, reads a file line by line, splits every joint line and makes two small
-arrays of it, stacks the joints of each frame, passes all samples through three pickles and pads all of them in memory
-before anything is written. Each way runs in a process of its own, turn by turn; seconds are medians, start of the
-process included, and memory is the largest sum over the processes of one run. All ways must write the same arrays.
-A generated file takes about a megabyte of $TMPDIR, pickles and output included. Linux only: memory is read from /proc.
+`prepare_as_usual`, written out below, reads a file line by line, splits every joint line and makes two small arrays of
+it, passes all samples through three pickles, and pads all of them in memory before anything is written.
 """
 
-import json
-import os
 import pickle
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-if not __package__:  # run by path: the repository's root is not on the search path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.common import one_hot, pad
 from data.datasets import DATASETS
@@ -32,18 +20,19 @@ from data.ntu_actors import WIDTH, to_rows
 from data.ntu_text import Body, Recording, facts_of
 from data.pipeline import find_sources
 from data.prepare_ntu import order
-from util.errors import Parser, UserError, run_main
+from util.errors import UserError
 
-HERE = Path(__file__).resolve().parents[2] / 'data'
+ROOT = Path(__file__).resolve().parents[2]
 DATASET = DATASETS['synth']
 PROTOCOL = DATASET.protocols['xsub']
+FORMATS = {'files': 'd', 'text_mb': '.1f', 'way': '', 'seconds': '.2f', 'mb_per_s': '.1f', 'ratio': '.2f'}
 
 
-def usual_way(raw: Path, out: Path) -> None:
-    """Three passes over all samples, each through a pickle, and everything padded in memory at the end."""
+def prepare_as_usual(raw: Path, out: Path) -> None:
+    """Prepare the .skeleton files of `raw` in three passes over all samples."""
     paths = [source.path for source in find_sources([raw], '.skeleton')]
     _dump([(path.stem, _read_by_line(path)) for path in paths], out / 'raw.pkl')
-    _dump([(name, to_rows(Recording(frames, {body: Body(*found[:2]) for body, found in bodies.items()})))
+    _dump([(name, to_rows(Recording(frames, {body: Body(*values[:2]) for body, values in bodies.items()})))
            for name, (frames, bodies) in _load(out / 'raw.pkl')], out / 'denoised.pkl')
     _dump([(name, np.concatenate([rows, np.zeros((len(rows), 2 * WIDTH - rows.shape[1]), dtype=np.float32)], axis=1))
            for name, rows in _load(out / 'denoised.pkl')], out / 'two_bodies.pkl')
@@ -54,9 +43,8 @@ def usual_way(raw: Path, out: Path) -> None:
 
 
 def _read_by_line(path: Path) -> tuple[int, dict]:
-    """Frames that show a body, and by id (first frame, joints (n, 25, 3), colours (n, 25, 2))."""
-    with open(path) as file:
-        lines = file.readlines()
+    """Frames with a body, and by body id its first frame, joints (n, 25, 3) and colours (n, 25, 2)."""
+    lines = path.read_text().splitlines()
     at, frames, bodies = 1, 0, {}
     for _ in range(int(lines[0])):
         count = int(lines[at])
@@ -67,125 +55,63 @@ def _read_by_line(path: Path) -> tuple[int, dict]:
                 fields = line.strip().split()
                 joints[0, joint] = np.array(fields[:3], dtype=np.float32)
                 colours[0, joint] = np.array(fields[5:7], dtype=np.float32)
-            name = lines[at].split()[0]
-            if name in bodies:
-                start, earlier, earlier_colours = bodies[name]
-                bodies[name] = start, np.vstack([earlier, joints]), np.vstack([earlier_colours, colours])
-            else:
-                bodies[name] = frames, joints, colours
+            first, *earlier = bodies.get(lines[at].split()[0], (frames, joints[:0], colours[:0]))
+            bodies[lines[at].split()[0]] = first, np.vstack([earlier[0], joints]), np.vstack([earlier[1], colours])
             at += 27
         frames += count > 0
     return frames, bodies
 
 
 def _dump(content, path: Path) -> None:
-    with open(path, 'wb') as file:
-        pickle.dump(content, file)
+    path.write_bytes(pickle.dumps(content))
 
 
 def _load(path: Path):
-    with open(path, 'rb') as file:
-        return pickle.load(file)
+    return pickle.loads(path.read_bytes())
 
 
-def generate(samples: int, raw: Path) -> None:
-    """Recordings of data/synthesize.py, `samples` or up to eleven more, so that every action has as many."""
-    each = -(-samples // DATASET.classes)
-    run([sys.executable, str(HERE / 'synthesize.py'), '--out', str(raw), '--clips_per_class', str(each)])
+def run(*command: str) -> float:
+    """Run a Python command; returns its seconds. Raises UserError if it fails."""
+    began = time.perf_counter()
+    if code := subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, cwd=ROOT, check=False).returncode:
+        raise UserError(f'{" ".join(command)} ended with {code}; see its message above')
+    return time.perf_counter() - began
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Seconds of a command, and the largest sum of its processes' resident memory in MB, looked at every 10 ms."""
-    start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
-        time.sleep(.01)
-    if process.returncode:
-        raise UserError(f'{" ".join(command)} ended with {process.returncode}; see its message above')
-    return time.perf_counter() - start, peak / 1e6
+def compare_preparation(raw: Path | None, samples: int, repeats: int, scratch: Path) -> list[dict]:
+    """Measure the usual way and prepare_ntu.py with one and two workers, round by round; returns a row for each.
 
-
-def _memory(pid: int) -> int:
-    """Resident bytes of a process and all below it; 0 for one that has ended meanwhile."""
-    try:
-        resident = int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
-    except (OSError, IndexError):
-        return 0
-    return resident + sum(_memory(int(child)) for child in children)
-
-
-def compare(raw: Path, repeats: int, workers: list[int], scratch: Path) -> list[dict]:
-    """A row per way: its name, files, MB of text, seconds (median), MB/s, ratio to the usual way, peak memory in MB.
-
-    Raises:
-        UserError: a way fails, or does not write what the usual one does.
+    Without `raw`, a folder of .skeleton files, about `samples` are generated. Raises UserError if a command fails or
+    the results differ.
     """
-    if not raw.is_dir() or not Path('/proc/self/statm').exists():
-        raise UserError(f'{raw}: give a folder of .skeleton files, on Linux: memory is read from /proc')
+    if raw is None:
+        raw = scratch / 'raw'
+        run('data/synthesize.py', '--out', str(raw), '--clips_per_class', str(-(-samples // DATASET.classes)))
     sources = find_sources([raw], '.skeleton')
     megabytes = sum(source.path.stat().st_size for source in sources) / 1e6
-    prepare = [sys.executable, str(HERE / 'prepare_ntu.py'), '--dataset', 'synth', '--protocol', 'xsub',
-               '--raw', str(raw), '--workers']
-    ways = {'usual way': [sys.executable, __file__, '--usual_way', '--raw', str(raw)],
-            **{f'{count} worker{"s" * (count > 1)}': [*prepare, str(count)] for count in workers}}
-    runs = {way: [] for way in ways}
+    usual = 'import sys; from pathlib import Path; from tools.benchmarking import preparation as p; ' \
+            'p.prepare_as_usual(*map(Path, sys.argv[1:]))'
+    prepare = 'data/prepare_ntu.py', '--dataset', 'synth', '--protocol', 'xsub', '--raw', str(raw)
+    commands = {'usual': lambda out: ('-c', usual, str(raw), out),
+                '1 worker': lambda out: (*prepare, '--workers', '1', '--out', out),
+                '2 workers': lambda out: (*prepare, '--workers', '2', '--out', out)}
+    runs = {way: [] for way in commands}
     for _ in range(repeats):
-        for way, command in ways.items():
-            out = scratch / way.replace(' ', '_')
-            shutil.rmtree(out, ignore_errors=True)  # to replace a file would cost time, too
+        for way, command in commands.items():
+            out = scratch / way
+            shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            runs[way].append(run([*command, '--out', str(out)]))
-    _compare_files([scratch / way.replace(' ', '_') / f'{PROTOCOL.file}.npz' for way in ways])
-    usual = statistics.median(seconds for seconds, _ in runs['usual way'])
-    rows = []
-    for way, results in runs.items():
-        seconds = statistics.median(seconds for seconds, _ in results)
-        rows.append({'files': len(sources), 'text MB': round(megabytes, 1), 'way': way, 'seconds': round(seconds, 2),
-                     'MB/s': round(megabytes / seconds, 1), 'times as fast': round(usual / seconds, 2),
-                     'peak memory MB': round(max(peak for _, peak in results))})
-    return rows
+            runs[way].append(run(*command(str(out))))
+    check_equal([scratch / way / f'{PROTOCOL.file}.npz' for way in commands])
+    seconds = {way: statistics.median(measured) for way, measured in runs.items()}
+    return [{'stage': 'prepare', 'files': len(sources), 'text_mb': megabytes, 'way': way, 'seconds': seconds[way],
+             'mb_per_s': megabytes / seconds[way], 'ratio': seconds['usual'] / seconds[way]} for way in commands]
 
 
-def _compare_files(paths: list[Path]) -> None:
+def check_equal(paths: list[Path]) -> None:
+    """Raise UserError if a dataset file differs from the first one."""
     for path in paths[1:]:
-        with np.load(paths[0]) as usual, np.load(path) as ours:
-            for name in usual.files:
-                if usual[name].dtype != ours[name].dtype or not np.array_equal(usual[name], ours[name]):
-                    raise UserError(f'{path}: {name} is not what the usual way writes')
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description='preparation of NTU RGB+D text: speed and memory')
-    parser.add_argument('--samples', type=int, nargs='+', default=[1000], help='numbers of generated files')
-    parser.add_argument('--raw', type=Path, help='a folder of .skeleton files to use instead (actions up to 12)')
-    parser.add_argument('--repeats', type=int, default=3, help='turns; the table has medians')
-    parser.add_argument('--workers', type=int, nargs='+', default=[1, 2])
-    parser.add_argument('--json', type=Path, help='the table as JSON too')
-    parser.add_argument('--usual_way', action='store_true', help='only the usual way, once, from --raw to --out')
-    parser.add_argument('--out', type=Path, help='with --usual_way')
-    args = parser.parse_args(argv)
-    if args.usual_way:
-        usual_way(args.raw, args.out)
-        return 0
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        for samples in [None] if args.raw else args.samples:
-            raw = args.raw or scratch / f'raw_{samples}'
-            if samples:
-                generate(samples, raw)
-            rows += compare(raw, args.repeats, args.workers, scratch)
-            if samples:
-                shutil.rmtree(raw)
-    print('| ' + ' | '.join(rows[0]) + ' |\n|' + '---|' * len(rows[0]))
-    for row in rows:
-        print('| ' + ' | '.join(map(str, row.values())) + ' |')
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + '\n')
-    return 0
-
-
-if __name__ == '__main__':
-    run_main(main)
+        with np.load(paths[0]) as expected, np.load(path) as members:
+            for name in expected.files:
+                if expected[name].dtype != members[name].dtype or not np.array_equal(expected[name], members[name]):
+                    raise UserError(f'{path}: {name} differs from that of {paths[0]}')
