@@ -1,5 +1,6 @@
 """The authors' checkpoints made into ours: nothing of them changes, and nothing that is none of theirs gets through."""
 
+
 import argparse
 import json
 import os
@@ -14,9 +15,9 @@ import tools.export
 from data.common import one_hot, write_npz
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
-from tests.authors_file import SMALL, THEIRS, made_up, write
+from tests.authors_file import THEIRS, made_up, write
 from tests.conftest import refusal
-from util import checkpoint
+from util.checkpoint import Checkpoint
 
 SIZE = {'dim_feat': 32, 'depth': 2, 'num_heads': 4, 'num_frames': 16, 'num_joints': 5, 't_patch_size': 4}
 DECODER = {'decoder_dim_feat': 32, 'decoder_depth': 1}
@@ -39,7 +40,7 @@ def output(stage, weights):
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'], ids=['plain', 'DDP'])
-@pytest.mark.parametrize('stage, kind', [('pretrain', 'pre-training'), ('linprobe', 'a linear probe'),
+@pytest.mark.parametrize('stage, kind', [('pretrain', 'pre-training'), ('linprobe', 'linear probe'),
                                          ('finetune', 'fine-tuning')])
 def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
     theirs, out = made_up(stage), tmp_path / 'ours.pth'
@@ -48,13 +49,12 @@ def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
     assert f'theirs.pth: {kind}, epoch 99' in said and 'width 32, 2 blocks of 4 heads, 16 frames' in said
     assert ('3 classes' in said) == (stage != 'pretrain')
 
-    ours = checkpoint.load(out)
-    before, after = output(stage, theirs['model']), output(stage, ours['model'])
+    ours = Checkpoint.read(out)
+    before, after = output(stage, theirs['model']), output(stage, ours.model)
     assert torch.equal(before, after) and before.std() > 0.01
-    assert set(ours['model']) == set(theirs['model']) and ours['epoch'] == 99 and ours['method'] == 'authors'
-    assert checkpoint.noted(out) == [checkpoint.digest_of(out)]
+    assert set(ours.model) == set(theirs['model']) and ours.epoch == 99 and ours.method == 'authors'
 
-    settings = ours['args']
+    settings = ours.args
     assert {name: settings[name] for name in SIZE} == SIZE and settings['mlp_ratio'] == 4
     assert (settings['lr'], settings['blr'], settings['epochs'], settings['seed']) == (3e-4, None, 100, 4)
     assert settings.get('mask_ratio', 0.8) == 0.8 and settings.get('layer_decay', 0.75) == 0.75
@@ -68,19 +68,9 @@ def test_files_come_before_their_args_and_options_after(tmp_path):
     theirs = write(tmp_path / 'theirs.pth', made_up('finetune'))
     convert(theirs, '--out', tmp_path / 'ours.pth', '--config', tmp_path / 'b.yaml', '--weight_decay', 0.5,
             '--data_path', 'data/X.npz')
-    settings = checkpoint.load(tmp_path / 'ours.pth')['args']
+    settings = Checkpoint.read(tmp_path / 'ours.pth').args
     assert (settings['min_lr'], settings['weight_decay'], settings['label_draw']) == (1e-5, 0.5, 'balanced')
     assert (settings['benchmark'], settings['data_path']) == ('ntu60_xsub', 'data/X.npz')
-
-
-def test_weights_alone_are_enough(tmp_path):
-    """Without args: 8 heads, which no weight shows, unless told otherwise."""
-    path = tmp_path / 'weights.pth'
-    torch.save(made_up('linprobe')['model'], path)
-    convert(path, '--out', tmp_path / 'ours.pth')
-    convert(path, '--out', tmp_path / 'four.pth', '--num_heads', 4)
-    heads = [checkpoint.load(tmp_path / name)['args']['num_heads'] for name in ('ours.pth', 'four.pth')]
-    assert heads == [8, 4]
 
 
 def test_every_command_takes_a_converted_file(tiny, tmp_path):
@@ -107,25 +97,13 @@ def test_their_own_sizes_need_no_option_but_the_benchmark(tmp_path):
     write_npz(tmp_path / 'D.npz', **{f'{name}_{split}': value for split in ('train', 'test') for name, value in
                                      (('x', x), ('y', one_hot([3, 59], 60)))})
     convert(write(tmp_path / 'theirs.pth', made_up('finetune', THEIRS, 60)), '--out', tmp_path / 'ours.pth', *benchmark)
-    weights = checkpoint.load(tmp_path / 'ours.pth')['model']
+    weights = Checkpoint.read(tmp_path / 'ours.pth').model
     assert sum(value.numel() for name, value in weights.items() if 'running' not in name and 'num_' not in name) \
         == 19_572_284       # as published
     main_finetune.main([*benchmark, '--data_path', str(tmp_path / 'D.npz'), '--eval', '--resume',
                         str(tmp_path / 'ours.pth'), '--output_dir', str(tmp_path / 'eval'), '--num_workers', '0',
                         '--device', 'cpu'])
     assert json.loads((tmp_path / 'eval/eval.json').read_text())['samples'] == 2
-
-
-# What is refused
-
-class Saboteur:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def without(weights, name):
@@ -142,10 +120,10 @@ SPOILT = {
     'no joints': (lambda w: w | {'pos_embed': torch.ones(1, 1, 0, 32)}, 'pos_embed'),
     'a number that is none': (lambda w: w | {'norm.bias': torch.full((32,), torch.nan)}, 'norm.bias holds NaN'),
     'whole numbers': (lambda w: w | {'norm.bias': torch.ones(32, dtype=torch.long)}, 'norm.bias is torch.int64'),
-    'some prefixed': (lambda w: {'module.' * (n == 'norm.bias') + n: v for n, v in w.items()}, "'module.'"),
-    'an encoder': (lambda w: {n: v for n, v in w.items() if not n.startswith('head.')}, 'an encoder alone'),
+    'some prefixed': (lambda w: {'module.' * (n == 'norm.bias') + n: v for n, v in w.items()}, 'module.norm.bias'),
+    'an encoder': (lambda w: {n: v for n, v in w.items() if not n.startswith('head.')}, 'neither a decoder'),
     'two stages': (lambda w: w | made_up('pretrain')['model'], 'head.fc1.weight is not a weight'),
-    'too wide to be true': (lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'more'),
+    'too wide to be true': (lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'GB of weights'),
 }
 
 
@@ -158,22 +136,6 @@ def test_spoilt_weights_are_refused_and_nothing_is_left(case, tmp_path):
     assert os.listdir(tmp_path) == ['theirs.pth']
 
 
-@pytest.mark.parametrize('place', ['args', 'model_args', 'model', 'optimizer'])
-def test_nothing_in_a_file_is_run(place, tmp_path):
-    theirs, trace = made_up('finetune'), tmp_path / 'trace'
-    if place == 'args':
-        theirs['args'].output_dir = Saboteur(trace)
-    elif place == 'model_args':
-        theirs['args'].model_args['depth'] = Saboteur(trace)
-    else:
-        theirs[place]['evil'] = Saboteur(trace)
-    path = write(tmp_path / 'theirs.pth', theirs)
-    refusal(lambda: convert(path, '--out', tmp_path / 'ours.pth'), path)
-    assert os.listdir(tmp_path) == ['theirs.pth']
-    torch.load(path, weights_only=False)                # that it would have run, read without care
-    assert trace.is_dir()
-
-
 def told(**more):
     theirs = made_up('finetune')
     args = vars(theirs['args'])
@@ -182,26 +144,19 @@ def told(**more):
 
 
 @pytest.mark.parametrize('content, options, says', [
-    (told(model_args={'depth': 8}), [], ['depth 2', 'say 8']),
-    (told(num_frames='many'), [], ['num_frames 16', "'many'"]),
+    (told(model_args={'depth': 8}), [], ['depth is 2', '8 in its args']),
+    (told(num_frames='many'), [], ['num_frames is 16', "'many'"]),
     (told(model_args={'num_heads': 5}), [], ['multiple of num_heads 5']),
-    (told(model_args={'num_heads': 'all'}), [], ["num_heads is 'all'"]),
+    (told(model_args={'num_heads': 'all'}), [], ['make no model']),
     (told(lr='fast'), [], ['its args: lr', "'fast'"]),
-    (told(), ['--num_heads', '2'], ['num_heads 4', 'given say 2']),
-    (told(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'given say 60']),
+    (told(), ['--num_heads', '2'], ['num_heads 4', 'not 2']),
+    (told(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'not 60']),
     (told(), ['--mask_ratio', '0.5'], ['--mask_ratio']),                 # none of fine-tuning
-    (told(), ['--onnx', 'x.onnx'], ['--authors goes with']),
-    (told() | {'record': {}}, [], ['of ours already']),
-    ({'model': {'a': torch.ones(1)}}, [], ['neither decoder nor head']),
+    (told(), ['--onnx', 'x.onnx'], ['--authors needs --out']),
+    (told() | {'record': {}}, [], ['already a checkpoint']),
+    ({'model': {'a': torch.ones(1)}}, [], ['neither a decoder']),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_contradictions_are_refused_and_nothing_is_left(content, options, says, tmp_path):
     path = write(tmp_path / 'theirs.pth', content)
     refusal(lambda: convert(path, '--out', tmp_path / 'ours.pth', *options), *says)
     assert os.listdir(tmp_path) == ['theirs.pth']
-
-
-def test_the_given_file_is_never_written_over(tmp_path):
-    path = write(tmp_path / 'theirs.pth', made_up('finetune', SMALL))
-    before = (tmp_path / 'theirs.pth').read_bytes()
-    refusal(lambda: convert(path, '--out', path), 'which is read')
-    assert (tmp_path / 'theirs.pth').read_bytes() == before

@@ -120,7 +120,7 @@ WRONG_TYPES = [     # stage, key, what YAML holds, what the message must hold
     ('pretrain', 'batch_size', '4.0', 'integer'), ('pretrain', 'batch_size', '4.5', 'integer'),
     ('pretrain', 'epochs', '4e2', 'integer'), ('pretrain', 'epochs', '[4]', 'integer'),
     ('pretrain', 'lr', '[0.1]', 'number'), ('pretrain', 'lr', '{a: 1}', 'number'),
-    ('pretrain', 'seed', 'null', 'number'),
+    ('pretrain', 'seed', 'null', 'integer'),
     ('pretrain', 'min_lr', 'null', 'number'), ('pretrain', 'lr', '2020-01-01', 'number'),
     ('pretrain', 'p_interval', '0.5', 'list of 2'), ('pretrain', 'p_interval', '[0.5]', 'list of 2'),
     ('pretrain', 'p_interval', '[0.5, 0.6, 0.7]', 'list of 2'), ('pretrain', 'p_interval', '[0.5, true]', 'True'),

@@ -1,14 +1,12 @@
 """The scripts of the experiments: the commands they give, with a stand-in for Python; and all of them for real."""
 
+
 import json
 import os
 import re
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,12 @@ import yaml
 
 from data import prepare_ntu, synthesize
 from tests.conftest import ROOT
-from tests.util.test_config import BENCHMARKS
-from util.config import STAGES, parse_args
+from tests.util.test_recipes import BENCHMARKS
+from util.config import parse_args
 
 SCRIPTS = ROOT / 'scripts'
 SINGLE = ('pretrain', 'mae', 'linprobe', 'finetune', 'scratch', 'semi', 'transfer', 'retrieval', 'oneshot')
 LAST = 'checkpoint-last.pth'
-
 # Takes Python's place: writes down its arguments and leaves what a finished run leaves.
 PYTHON = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then echo "${STUB_GPUS:-0}"; exit; fi
@@ -69,7 +66,7 @@ class Bench:
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [line.split('\t')[:-1] for line in lines]
 
-    def quote(self) -> list[str]:
+    def shown(self) -> list[str]:
         return [line.split('\t')[-1] for line in self.record.read_text().splitlines()]
 
     def dry(self, script: str, *args: str, **env: str) -> list[list[str]]:
@@ -145,22 +142,6 @@ def test_every_script_gives_its_command_for_every_benchmark(bench, benchmark):
             understood(words)
 
 
-@pytest.mark.parametrize('script', SINGLE)
-def test_what_is_run_is_what_is_printed_with_options_as_they_were_given(bench, script):
-    options = ['--data_path', 'a file with  spaces.npz', '--benchmark', "it's *", '--device', '']
-    makes = f'result.json {LAST} scores.npz'
-    for root in ('ntu60_xsub', 'ntu120_xset'):
-        assert bench.run('pretrain.sh', root, OUT=str(bench.folder / root), STUB_MAKES=makes).returncode == 0
-    env = {'OUT': str(bench.folder / 'ntu120_xset')}
-    printed = bench.dry(f'{script}.sh', 'ntu120_xset', *options, **env)
-    done = bench.run(f'{script}.sh', 'ntu120_xset', *options, STUB_MAKES=makes, **env)
-    assert done.returncode == 0, done.stderr
-    assert bench.calls() == printed
-    for words in printed:
-        at = words.index('--data_path')
-        assert words[at:at + 6] == options
-
-
 @pytest.mark.parametrize('gpus, stub, launcher, shown', [
     ('4', '', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '4'], 'all'), ('1', '', [], 'all'),
     ('0', '', [], ''), (None, '2', ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'], 'all'),
@@ -194,26 +175,6 @@ def test_a_run_stopped_by_a_signal_ends_with_75_whatever_its_own_code(bench, scr
     assert done.returncode == 0, 'an old mark does not count'
 
 
-def test_further_settings_of_the_runs(bench):
-    """Seeds, methods and streams have folders of their own, and each starts from its own encoder."""
-    dry = bench.dry
-    seeded = command('linprobe', 'pku2_xsub', 'runs/pku2_xsub/linprobe/seed_3', '--seed', '3', '--finetune',
-                     'runs/pku2_xsub/pretrain/seed_3/checkpoint-300.pth')
-    assert dry('linprobe.sh', 'pku2_xsub', SEED='3') == [seeded]
-    assert dry('finetune.sh', 'ntu60_xsub', METHOD='mae', STREAM='bone', SEED='0') == [
-        command('finetune', 'ntu60_xsub', 'runs/ntu60_xsub/finetune_mae_bone/seed_0', '--seed', '0', '--stream', 'bone',
-                '--finetune', f'runs/ntu60_xsub/pretrain_mae_bone/seed_0/{LAST}')]
-    for script in ('linprobe', 'retrieval'):
-        assert dry(f'{script}.sh', 'ntu60_xsub', METHOD='random') == [
-            command(script, 'ntu60_xsub', f'runs/ntu60_xsub/{script}_random', '--random_encoder')]
-    assert dry('pretrain.sh', 'ntu60_xsub', METHOD='mae') == dry('mae.sh', 'ntu60_xsub')
-    assert dry('transfer.sh', 'pku2_xsub', 'pku1_xsub', '--epochs', '3', OUT='/elsewhere/pku2') == [
-        command('finetune', 'pku2_xsub', '/elsewhere/pku2/transfer_pku1_xsub', '--finetune',
-                '/elsewhere/pku1_xsub/pretrain/checkpoint-300.pth', '--epochs', '3')]
-    assert dry('scratch.sh', 'ntu60_xsub', OUT='here') == [
-        command('finetune', 'ntu60_xsub', f'{bench.folder}/here/scratch', '--layer_decay', '1')]
-
-
 def test_semi_supervised_runs(bench):
     def folders(*args, **env):
         commands = bench.dry('semi.sh', 'ntu60_xsub', *args, **env)
@@ -225,19 +186,6 @@ def test_semi_supervised_runs(bench):
     scratch = bench.dry('semi.sh', 'ntu60_xsub', '0.01', '--epochs', '7', FROM='scratch', RUNS='1')
     assert scratch == [command('finetune', 'ntu60_xsub', 'runs/ntu60_xsub/semi_scratch_0.01_0', '--label_fraction',
                                '0.01', '--seed', '0', '--layer_decay', '1', '--epochs', '7')]
-
-
-@pytest.mark.parametrize('option', [['--finetune', 'theirs.pth'], ['--finetune=theirs.pth'], ['--eval'],
-                                    ['--random_encoder']])
-def test_another_encoder_takes_the_place_of_the_pre_trained_one(bench, option):
-    done = bench.run('linprobe.sh', 'ntu60_xsub', *option, OUT=str(bench.out))
-    assert done.returncode == 0, done.stderr
-    assert bench.calls() == [command('linprobe', 'ntu60_xsub', f'{bench.out}/linprobe', *option)]
-
-
-def test_one_shot_with_a_given_encoder_still_tests_what_was_fine_tuned(bench):
-    last = bench.dry('oneshot.sh', 'ntu120_oneshot', '--finetune', 'theirs.pth')[-1]
-    assert last[-2:] == ['--finetune', f'runs/ntu120_oneshot/finetune_auxiliary/{LAST}']
 
 
 @pytest.mark.parametrize('script, args, env, says', [
@@ -265,20 +213,6 @@ def test_a_users_error_is_one_line_and_exit_code_two(bench, script, args, env, s
     assert not bench.calls() and not bench.out.exists()
 
 
-@pytest.mark.parametrize('env', [{}, {'SEED': '4', 'STREAM': 'velocity', 'METHOD': 'mae'}])
-def test_the_error_says_the_command_that_puts_it_right(bench, env):
-    env = {'OUT': str(bench.folder / 'out'), **env}
-    done = bench.run('linprobe.sh', 'synth_xsub', **env)
-    refused(done, 'is not there')
-    makes = done.stderr.partition('this makes it: ')[2]
-    settings, script = makes.split('bash scripts/')
-    settings = dict(word.split('=') for word in settings.split())
-    assert bench.run(*script.split(), **settings, STUB_MAKES=LAST).returncode == 0
-    refused(bench.run('linprobe.sh', 'synth_xsub', **env), 'is not finished', makes.strip())
-    assert bench.run(*script.split(), **settings, STUB_MAKES=f'{LAST} result.json').returncode == 0
-    assert bench.run('linprobe.sh', 'synth_xsub', **env).returncode == 0
-
-
 @pytest.mark.parametrize('script', [*SINGLE, 'streams', 'reproduce', 'ablations', 'nwucla', 'synthetic', 'demo',
                                     'test'])
 def test_help_tells_the_usage(bench, script):
@@ -288,52 +222,6 @@ def test_help_tells_the_usage(bench, script):
     assert f'bash scripts/{script}.sh' + ' BENCHMARK' * (not several) in done.stdout
     assert 'set -euo' not in done.stdout and ('SEED=N' in done.stdout or script in ('demo', 'test'))
 
-
-def test_a_run_told_to_go_elsewhere_is_looked_for_there(bench):
-    for given in (['--output_dir', str(bench.folder / 'there')], [f'--output_dir={bench.folder / "there"}']):
-        shutil.rmtree(bench.folder / 'there', ignore_errors=True)
-        options = ['nwucla_xview', *given]
-        (bench.folder / 'there').mkdir()
-        (bench.folder / 'there' / 'preempted').touch()
-        assert bench.run('scratch.sh', *options, DRY='1').returncode == 0
-        assert (bench.folder / 'there' / 'preempted').exists(), 'a dry run removes nothing'
-        assert bench.run('scratch.sh', *options).returncode == 0 and not (bench.folder / 'there' / 'preempted').exists()
-        (bench.folder / 'there' / 'result.json').touch()
-        done = bench.run('scratch.sh', *options, SKIP_FINISHED='1')
-        assert 'finished before' in done.stdout and not bench.calls()
-    done = bench.run('scratch.sh', 'nwucla_xview', '--output_dir', str(bench.folder / 'new'), STUB_MAKES='preempted',
-                     STUB_EXIT='1')
-    assert done.returncode == 75, 'told by torchrun or not, it goes back into the queue'
-
-
-@pytest.mark.parametrize('command, says', [
-    ('semi.sh nwucla_xview 0.1 --output_dir x', 'OUT='), ('streams.sh nwucla_xview --output_dir=x', 'OUT='),
-    ('reproduce.sh nwucla_xview --save_minutes 5', 'tools/retrieval.py --help'),
-    ('reproduce.sh nwucla_xview --epochs x', '--epochs'), ('oneshot.sh nwucla_xview --epochs 3', 'tools/retrieval.py'),
-    ('ablations.sh nwucla_xview mask_ratio --layer_decay 1', '--layer_decay'),
-    ('reproduce.sh pku2_xsub --data_path mine.npz', '--data_path')])
-def test_options_that_some_run_cannot_take_are_refused_before_the_first(bench, command, says):
-    script, *args = command.split()
-    done = bench.run(script, *args, PYTHON=sys.executable)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    assert not bench.calls() and not list(bench.folder.rglob('pretrain*'))
-
-
-def test_segments_that_do_not_divide_the_clip_are_left_out(bench):
-    done = bench.run('ablations.sh', 'nwucla_xview', 't_patch_size', DRY='1')
-    assert re.findall(r'pretrain.yaml.*--t_patch_size (\d)', done.stdout) == ['2', '4', '5', '8']
-
-
-def test_the_demo_clears_its_own_folder_only(bench):
-    out = bench.folder / 'mine'
-    (out / 'runs').mkdir(parents=True)
-    (out / 'runs' / 'precious').touch()
-    done = bench.run('demo.sh', str(bench.folder / 'data'), str(out))
-    refused(done, str(out), 'another folder')
-    assert (out / 'runs' / 'precious').exists() and not bench.calls()
-
-
-# ---- several runs ----------------------------------------------------------------------------------------------------
 
 def column_of(benchmark: str) -> list[list[str]]:
     """Every run of a benchmark's column, as it should be."""
@@ -381,14 +269,6 @@ def test_a_column_skips_what_is_finished_and_goes_on_with_the_rest(bench):
     assert [words[0] for words in bench.calls()] == ['main_finetune.py']
 
 
-def test_a_finished_run_is_left_to_the_program_where_one_script_is_called(bench):
-    """It goes on when there are more epochs, and says that there is nothing to do when there are not."""
-    env = {'OUT': str(bench.out), 'STUB_MAKES': f'result.json {LAST}'}
-    for _ in range(2):
-        assert bench.run('pretrain.sh', 'ntu60_xsub', **env).returncode == 0
-        assert len(bench.calls()) == 1 and {'--resume', 'auto'} < {*bench.calls()[0]}
-
-
 @pytest.mark.parametrize('stage', ['linprobe', 'finetune'])
 def test_streams_are_trained_and_their_scores_added(bench, stage):
     commands = bench.dry('streams.sh', 'ntu60_xview', STAGE=stage, SEED='2')
@@ -403,36 +283,6 @@ def test_streams_are_trained_and_their_scores_added(bench, stage):
     ensemble = f'runs/ntu60_xview/ensemble_{stage}/seed_2'
     assert commands == [*expected, ['tools/report.py', '--ensemble', *scores, '--out', ensemble]]
 
-
-@pytest.mark.parametrize('name, values, options', [
-    ('mask_ratio', '0.5 0.95', ['--mask_ratio {}']), ('motion_aware_tau', '0 1.2', ['--motion_aware_tau {}']),
-    ('motion_stride', '1 4', ['--motion_stride {}']), ('target', 'motion joint', ['--target {}']),
-    ('decoder_depth', '1 6', ['--decoder_depth {}']),
-    ('t_patch_size', '2 8', ['--t_patch_size {}', '--t_patch_size {}']),
-    ('norm_skes_loss', 'yes no', ['--norm_skes_loss'])])
-def test_ablations_vary_one_option(bench, name, values, options):
-    commands = bench.dry('ablations.sh', 'ntu60_xsub', name, '--epochs', '30')
-    for words in commands:
-        understood(words)
-    folders = [words[-1] for words in commands if words[0] == 'tools/report.py']
-    first, last = values.split()
-    assert len(commands) == 3 * len(folders) > 3 or len(folders) == 2
-    assert folders[0].endswith(f'_{first}') and folders[-1].endswith(f'_{last}')
-    commands = bench.dry('ablations.sh', 'ntu60_xsub', name, '--epochs', '30', VALUES=values)
-    expected, reports = [], []
-    for value in values.split():
-        folder = f'runs/ntu60_xsub_ablations/{name}_{value}'
-        of_pretraining, of_probe = [option.format(value).split() for option in [*options, ''][:2]]
-        if value == 'no':
-            of_pretraining = ['--no-norm_skes_loss']
-        expected += [command('pretrain', 'ntu60_xsub', f'{folder}/pretrain', *of_pretraining, '--epochs', '30'),
-                     command('linprobe', 'ntu60_xsub', f'{folder}/linprobe', '--finetune', f'{folder}/pretrain/{LAST}',
-                             *of_probe, '--epochs', '30')]
-        reports.append(['tools/report.py', folder])
-    assert commands == expected + reports
-
-
-# ---- Slurm -----------------------------------------------------------------------------------------------------------
 
 SRUN = """#!/usr/bin/env bash
 # Each node's task, all on this machine; scancel finds them in a file. A signal is for them, as with the real one.
@@ -454,17 +304,6 @@ echo "scontrol $*" >> "$STUB_RECORD.slurm"
 SCANCEL = """#!/usr/bin/env bash
 echo "scancel $*" >> "$STUB_RECORD.slurm"
 kill -s "${1#--signal=}" $(cat "$STUB_RECORD.pids")
-"""
-# A run that a signal stops in good order.
-PREEMPTIBLE = """#!/usr/bin/env bash
-if [ "$1" = -c ]; then echo 0; exit; fi
-while [ "$1" != --output_dir ]; do shift; done
-stop() { touch "$1/preempted"; exit 0; }
-mkdir -p "$2"
-folder="$2"
-trap 'stop "$folder"' USR1 TERM
-touch "$folder/begun"
-for _ in {1..200}; do sleep 0.1; done
 """
 
 
@@ -510,44 +349,6 @@ def test_slurm_passes_the_exit_code_on_and_does_not_requeue_a_failure(bench):
         _, errors = job.communicate(timeout=60)
         assert job.returncode == 2 and errors.count('\n') == 1 and errors.startswith('error: no scripts/')
 
-
-@pytest.mark.parametrize('told', [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize('send', [os.kill, os.killpg])
-@pytest.mark.parametrize('script', ['pretrain', 'reproduce'])
-def test_slurm_tells_the_processes_of_a_signal_and_requeues(bench, told, send, script):
-    """The signal comes to the job's own shell, or to everything that it started on its node."""
-    write_command(Path(bench.python), PREEMPTIBLE)
-    job = slurm(bench, script, 'ntu60_xsub')
-    begun = bench.out / 'pretrain' / 'begun'
-    for _ in range(200):
-        if begun.exists():
-            break
-        time.sleep(0.05)
-    time.sleep(0.2)
-    send(job.pid, told)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 0, errors
-    name = told.name.removeprefix('SIG')
-    assert told.name in Path(f'{bench.record}.handled').read_text().strip().split(',')
-    assert said_to_slurm(bench)[1:] == [f'scancel --signal={name} 4321', 'scontrol requeue 4321']
-
-
-# ---- what is said of them --------------------------------------------------------------------------------------------
-
-def test_every_script_says_what_it_is_and_is_told_of():
-    told = ''.join(path.read_text() for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')))
-    for path in [*SCRIPTS.glob('*.sh'), SCRIPTS / 'slurm' / 'job.sbatch']:
-        lines = path.read_text().splitlines()
-        assert all(len(line) <= 120 for line in lines), path
-        if path.name not in ('env.sh', 'help.sh', 'launch.sh'):
-            assert lines[0] == '#!/usr/bin/env bash' and lines[1].startswith('# ') and lines[2].startswith('#'), path
-            assert path.name in told, path
-    for named in re.findall(r'scripts/(?!X)[\w/]+\.(?:sh|sbatch)|(?:main|data/\w+)_?\w*\.py', told):
-        assert (ROOT / named).exists(), named
-    assert not re.search(r'/(tmp|home|work|root|Users)/', told)
-
-
-# ---- for real --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def real(tmp_path_factory):
@@ -646,33 +447,6 @@ def test_two_processes_and_further_seeds_for_real(real):
 
 
 @pytest.mark.slow
-def test_two_nodes_for_real(real, bench):
-    job = slurm(bench, 'pretrain', 'ntu60_xsub', '--config', str(real.folder / 'tiny.yaml'), PYTHON=sys.executable,
-                CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', SLURM_JOB_ID=str(os.getpid()))
-    _, errors = job.communicate(timeout=300)
-    assert job.returncode == 0, errors
-    assert read_result(bench.out / 'pretrain')['processes'] == 2
-
-
-@pytest.mark.slow
-def test_a_table_of_every_experiment_for_real(real):
-    out = real.folder / 'table'
-    done = real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
-    names = {*(f'{stage}{method}' for stage in ('pretrain', 'linprobe', 'retrieval', 'finetune')
-               for method in ('', '_mae')), 'scratch', 'linprobe_random', 'retrieval_random', 'pretrain_bone',
-             'pretrain_velocity', 'linprobe_bone', 'linprobe_velocity', 'ensemble_linprobe'}
-    semis = {f'semi{method}_0.1_{seed}' for method in ('', '_mae', '_scratch') for seed in (0, 1)}
-    found = {path.parent.relative_to(out) for path in out.rglob('result.json')}
-    assert found == {Path(name, f'seed_{seed}') for name in names for seed in (0, 1)} | {
-        Path(name, f'seed_{name[-1]}') for name in semis}
-    assert "| MAMP's lead: points ± standard error | over MAE | over random encoder | over scratch |" in done.stdout
-    before = times_of(out)
-    real('nwucla.sh', BENCHMARK='ntu60_xsub', OUT=str(out), SEEDS='0 1', JOBS='2')
-    changed = {path.parent.parent.name for path, time in times_of(out).items() if time != before[path]}
-    assert changed == {'ensemble_linprobe'}, 'the sums alone are made again'
-
-
-@pytest.mark.slow
 def test_made_up_recordings_for_real(real):
     out = real.folder / 'synthetic'
     real('synthetic.sh', OUT=str(out), SEEDS='0')
@@ -681,7 +455,3 @@ def test_made_up_recordings_for_real(real):
     result = read_result(out / 'transfer_synth_xsub' / 'seed_0')
     assert (result['benchmark'], result['pretraining']['benchmark']) == ('synth_other', 'synth_xsub')
     assert read_result(out / 'other' / 'scratch' / 'seed_0')['benchmark'] == 'synth_other'
-
-
-def test_a_script_for_every_stage():
-    assert all((SCRIPTS / f'{stage}.sh').exists() for stage in STAGES)
