@@ -4,7 +4,7 @@ Axis letters as in model_transformer.py.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from engine_pretrain import update_weights
 from feeder.augment import ClipMaker
 from feeder.dataset import Batch
 from model_transformer import ActionTransformer, SkeletonEncoder
-from util.capture import GraphRecorder, pad_rows
+from util.capture import NO_GRAPHS, GraphRecorder, pad_rows
 from util.dist import World
 from util.metrics import count_correct, summarise
 from util.optim import learning_rate, set_learning_rate
@@ -81,42 +81,44 @@ def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Ten
 
 
 @torch.no_grad()
-def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
-             world: World, graphs: GraphRecorder) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent, mean loss and number of samples of a split; every sample counts once."""
+def encode_split(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
+                 graphs: GraphRecorder) -> Iterator[tuple[torch.Tensor, Batch]]:
+    """Yield float32 features (N, M, P, V, D) of each batch, and the batch; with graphs the last one is padded."""
     model.eval()
-    world.broadcast_buffers(model)
-    counts = torch.zeros(4, dtype=torch.float64, device=world.device)
     size = 0
     for batch in batches:
         clips, num_clips = clip_maker.eval_view(batch), len(batch.label)
-        size = max(size, num_clips)
-        if graphs.enabled and num_clips < size:     # the last batch
-            padding = (size - num_clips) * clips.shape[4]
+        size, padded = max(size, num_clips), batch
+        if graphs.enabled and num_clips < size:
             clips = pad_rows(clips, size)
-            batch = batch._replace(inverse=F.pad(batch.inverse, (0, padding)))
-        features = encode(model, precision, graphs, clips, batch)[:num_clips]
-        counts += count_correct(model.head(features.float()), batch.label)      # bf16 logits would tie
+            padded = batch._replace(inverse=F.pad(batch.inverse, (0, (size - num_clips) * clips.shape[4])))
+        yield encode(model, precision, graphs, clips, padded)[:num_clips].float(), batch
+
+
+@torch.no_grad()
+def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
+             world: World, graphs: GraphRecorder = NO_GRAPHS) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent, mean loss and number of samples of a split; every sample counts once."""
+    world.broadcast_buffers(model)
+    counts = torch.zeros(4, dtype=torch.float64, device=world.device)
+    for features, batch in encode_split(model, batches, clip_maker, precision, graphs):
+        counts += count_correct(model.head(features), batch.label)      # not in bf16, where logits would tie
     return summarise(world.sum(counts))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
-            world: World, num_clips: int) -> dict[str, np.ndarray]:
+            world: World, num_clips: int, graphs: GraphRecorder = NO_GRAPHS) -> dict[str, np.ndarray]:
     """Features and class probabilities of clips, in the order of their rows in the file.
 
     Returns float32 'features' (num_clips, D), averaged over bodies, segments and joints, and, for a classifier,
     'scores' (num_clips, classes); the same in every process.
     """
-    model.eval()
     widths = {'features': model.dim_feat}
     if isinstance(model, ActionTransformer):
         widths['scores'] = model.num_classes
     outputs = {name: torch.zeros(num_clips, width, device=world.device) for name, width in widths.items()}
-    for batch in batches:
-        with precision.autocast():
-            features = model.features(clip_maker.eval_view(batch), (batch.distinct, batch.inverse))
-        features = features.float()
+    for features, batch in encode_split(model, batches, clip_maker, precision, graphs):
         outputs['features'][batch.index] = features.mean(dim=(1, 2, 3))
         if 'scores' in outputs:
             outputs['scores'][batch.index] = model.head(features).softmax(dim=1)

@@ -20,7 +20,7 @@ from feeder.loader import BatchLoader
 from feeder.subset import open_splits
 from model_transformer import ActionTransformer
 from util.attention import select_attention
-from util.capture import GraphRecorder
+from util.capture import NO_GRAPHS, GraphRecorder
 from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args, resolve_batch
 from util.dist import World
@@ -80,7 +80,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
             trainer.finish_epoch(epoch, stats, scores)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
             trainer.stop_if_requested(epoch)
-        save_predictions(args, world, model, test, test_batches, trainer.precision)
+        save_predictions(args, world, model, test, test_batches, trainer.precision, trainer.graphs)
         return finish_run(trainer)
 
 
@@ -121,7 +121,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
     select_attention(model, args.attention, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
-    scores = evaluate(model, test_batches, clip_maker, precision, world, GraphRecorder(world.device, False))
+    scores = evaluate(model, test_batches, clip_maker, precision, world)
     log.info('%s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f, %d samples', path, scores['top1'], scores['top5'],
              scores['loss'], scores['samples'])
     if world.is_main:
@@ -131,12 +131,11 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
 
 
 def save_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
-                     test_batches, precision: Precision) -> None:
+                     test_batches, precision: Precision, graphs: GraphRecorder = NO_GRAPHS) -> None:
     """Write scores.npz, features.npz and the projector's files of the test clips, as far as requested."""
     if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
-    outputs = predict(model, test_batches, ClipMaker.from_args(args), precision, world,
-                      len(test))
+    outputs = predict(model, test_batches, ClipMaker.from_args(args), precision, world, len(test), graphs)
     if not world.is_main:
         return
     folder, rows = Path(args.output_dir), test.rows

@@ -23,6 +23,8 @@ from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.loader import BatchLoader
 from feeder.subset import novel_classes
 from model_transformer import SkeletonEncoder
+from util.attention import select_attention
+from util.capture import GraphRecorder
 from util.config import parse_args
 from util.dist import World
 from util.errors import UserError, run_main
@@ -50,12 +52,14 @@ def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, 
     torch.manual_seed(args.seed)
     model = create_model(SkeletonEncoder, vars(args)).to(world.device)
     pretrained = load_pretrained(model, args)
-    compile_model(model, args.compile, world.device)
+    select_attention(model, args.attention, world.device)
+    compiled = compile_model(model, args.compile, world.device)
+    graphs = GraphRecorder(world.device, compiled and world.device.type == 'cuda')
     precision, clip_maker, splits = Precision(args.precision, world.device), ClipMaker.from_args(args), {}
     for split, dataset in datasets.items():
         batches = EvalBatches(dataset.rows, args.batch_size, world.rank, world.size)
         loader = BatchLoader(dataset, batches, world.device, args.num_workers, args.data_on_device)
-        outputs = predict(model, loader, clip_maker, precision, world, len(dataset))
+        outputs = predict(model, loader, clip_maker, precision, world, len(dataset), graphs)
         splits[split] = Features(outputs['features'], names[split], dataset.label.numpy())
     return splits, pretrained | {'precision': precision.name, 'classes': classes['train']}
 

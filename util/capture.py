@@ -81,6 +81,9 @@ class GraphRecorder:
         return Graph(buffers, outputs, graph.replay)
 
 
+NO_GRAPHS = GraphRecorder(torch.device('cpu'), enabled=False)
+
+
 class CapturedFunction:
     """A function of tensors that replays a graph of its work, one for each combination of argument shapes.
 
