@@ -123,7 +123,8 @@ SPOILT = {
     'some prefixed': (lambda w: {'module.' * (n == 'norm.bias') + n: v for n, v in w.items()}, 'module.norm.bias'),
     'an encoder': (lambda w: {n: v for n, v in w.items() if not n.startswith('head.')}, 'neither a decoder'),
     'two stages': (lambda w: w | made_up('pretrain')['model'], 'head.fc1.weight is not a weight'),
-    'too wide to be true': (lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'GB of weights'),
+    'too wide to be true': (
+        lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'GB of weights'),
 }
 
 
