@@ -28,9 +28,8 @@ MAX_GRAPHS = 8      # of one function, for different shapes of its arguments
 
 @dataclass(frozen=True)
 class Graph:
-    """Recorded work: `replay()` reads `inputs` and writes `outputs`, tensors at fixed addresses."""
+    """Recorded work: `replay()` reads the input buffers and writes `outputs`, tensors at fixed addresses."""
 
-    inputs: tuple[torch.Tensor, ...]
     outputs: object                     # as the function returned it
     replay: Callable[[], None]
 
@@ -67,9 +66,9 @@ class GraphRecorder:
         current.wait_stream(self.stream)
         return outputs
 
-    def record(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
+    def record(self, function: Callable, buffers: tuple[torch.Tensor, ...]) -> Graph:
         """Record the work of `function` without doing it. Raises UserError for work that waits for the GPU."""
-        buffers, graph = tuple(value.clone() for value in inputs), torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         try:    # thread_local: other threads may allocate pinned memory for batches meanwhile
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
                 outputs = function(*buffers)
@@ -78,7 +77,7 @@ class GraphRecorder:
         except RuntimeError as error:   # the state of the random generator is lost: running on would fail too
             raise UserError(f'this step cannot be captured as a CUDA graph ({one_line(error)[:200]}); give --compile '
                             'off') from error
-        return Graph(buffers, outputs, graph.replay)
+        return Graph(outputs, graph.replay)
 
 
 NO_GRAPHS = GraphRecorder(torch.device('cpu'), enabled=False)
@@ -87,26 +86,31 @@ NO_GRAPHS = GraphRecorder(torch.device('cpu'), enabled=False)
 class CapturedFunction:
     """A function of tensors that replays a graph of its work, one for each combination of argument shapes.
 
-    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS.
+    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS. Warm-up
+    and capture use the same input buffers: with other strides, a compiled function would compile again in the capture.
     """
 
     def __init__(self, function: Callable, recorder: GraphRecorder):
         self.function, self.recorder = function, recorder
         self.graphs: dict[tuple, Graph] = {}
+        self.buffers: dict[tuple, tuple[torch.Tensor, ...]] = {}
         self.calls = Counter()
 
     def __call__(self, *inputs: torch.Tensor):
         key = tuple((value.shape, value.dtype) for value in inputs)
-        graph = self.graphs.get(key)
-        if graph is None:
-            self.calls[key] += 1
-            if self.calls[key] <= WARMUP or len(self.graphs) == MAX_GRAPHS:
-                return self.recorder.run(self.function, inputs)
-            graph = self.graphs[key] = self.recorder.record(self.function, inputs)
-        for buffer, value in zip(graph.inputs, inputs, strict=True):
+        if key not in self.graphs and len(self.graphs) == MAX_GRAPHS:
+            return self.recorder.run(self.function, inputs)
+        if key not in self.buffers:
+            self.buffers[key] = tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs)
+        for buffer, value in zip(self.buffers[key], inputs, strict=True):
             buffer.copy_(value, non_blocking=True)
-        graph.replay()
-        return graph.outputs
+        self.calls[key] += 1
+        if self.calls[key] <= WARMUP:
+            return self.recorder.run(self.function, self.buffers[key])
+        if key not in self.graphs:
+            self.graphs[key] = self.recorder.record(self.function, self.buffers[key])
+        self.graphs[key].replay()
+        return self.graphs[key].outputs
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
