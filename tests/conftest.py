@@ -1,10 +1,14 @@
-"""A tiny data set and settings with which every stage runs in a second."""
+"""A tiny dataset with which every stage trains in a second, and what tests of whole runs share."""
 
+import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +17,15 @@ import torch
 from data.common import one_hot, write_npz
 from util.checkpoint import LAST, Checkpoint
 from util.errors import UserError
+from util.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_TEST, NUM_JOINTS, NUM_BODIES, NUM_CLASSES = 22, 13, 5, 2, 3
+CPU = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
 
 
 def random_walks(num_clips: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Clips (N, 20, M·V·3) of different lengths whose drift tells the class, and labels; every third has one body."""
+    """Clips (N, 20, M·V·3) of different lengths whose drift shows the class, and labels; every third has one body."""
     label = np.arange(num_clips) % NUM_CLASSES
     steps = rng.normal(0.05 * (label[:, None, None, None] - 1), 0.1, (num_clips, 20, NUM_BODIES, NUM_JOINTS * 3))
     clips = steps.cumsum(axis=1)
@@ -41,7 +47,7 @@ def tiny_npz(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def tiny(tiny_npz) -> list[str]:
-    """Options with which any stage trains a tiny model on the tiny set: 5 steps of 4 clips an epoch."""
+    """Options with which any stage trains a tiny model on the tiny dataset: 5 steps of 4 clips an epoch."""
     return ['--data_path', str(tiny_npz), '--num_joints', str(NUM_JOINTS), '--num_frames', '16', '--t_patch_size', '4',
             '--dim_feat', '16', '--depth', '2', '--num_heads', '2', '--effective_batch_size', '4', '--num_workers', '0',
             '--lr', '1e-3', '--epochs', '2', '--device', 'cpu']
@@ -52,18 +58,123 @@ def tiny_pretrain(tiny) -> list[str]:
     return [*tiny, '--decoder_dim_feat', '16', '--decoder_depth', '1', '--mask_ratio', '0.5']
 
 
+@pytest.fixture(scope='session')
+def stage_options(tiny, tiny_pretrain) -> dict[str, list[str]]:
+    """Options of each stage, without a pre-trained encoder."""
+    return {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
+            'finetune': [*tiny, '--drop_path_rate', '0.3']}
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def train(stage: str, options: list[str], folder: Path, *more: str) -> None:
+    """Run main_<stage>.py in this process."""
+    assert importlib.import_module(f'main_{stage}').main([*options, '--output_dir', str(folder), *more]) == 0
+
+
 def run(*command: str, env: dict | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
-    """A command of the repository in a process of its own, one thread, without a GPU."""
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)} | (env or {})
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True,
-                          timeout=timeout, check=False)
+    """Run a Python command of the repository in a process of its own, with one thread and without a GPU."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=os.environ | CPU | (env or {}), capture_output=True,
+                          text=True, timeout=timeout, check=False)
 
 
 def torchrun(processes: int, *command: str, env: dict | None = None,
              timeout: float = 300) -> subprocess.CompletedProcess:
-    """The same as so many processes."""
+    """Run a command in several processes."""
     return run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), *command, env=env,
                timeout=timeout)
+
+
+# PyTorch is imported once; every line of stdin starts processes that execute some code.
+FORKS = """
+import json, os, signal, sys, traceback
+import main_finetune, main_linprobe, main_pretrain, tools.retrieval, tests.conftest, torch.distributed.run
+
+def execute(code, argv, environment, output):
+    signal.alarm(300)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ |= environment
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
+    sys.argv, status = argv, 0
+    try:
+        exec(code, {'__name__': '__main__'})
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)
+
+for line in sys.stdin:
+    code, argv, environments, output = json.loads(line)
+    children = []
+    for environment in environments:
+        children.append(os.fork())
+        if not children[-1]:
+            execute(code, argv, environment, output)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+@pytest.fixture(scope='session')
+def fork(tmp_path_factory):
+    """Run Python code as one or several processes; returns their exit `codes` and what they wrote, `text`."""
+    folder, calls = tmp_path_factory.mktemp('fork'), itertools.count()
+
+    def call(code: str, *argv, processes: int = 1) -> SimpleNamespace:
+        output, port = folder / str(next(calls)), str(29600 + (os.getpid() + next(calls)) % 3000)
+        environments = [{'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(processes),
+                         'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port} for rank in range(processes)]
+        server.stdin.write(json.dumps([code, ['fork', *map(str, argv)], environments, str(output)]) + '\n')
+        return SimpleNamespace(codes=json.loads(server.stdout.readline()), text=output.read_text())
+
+    with subprocess.Popen([sys.executable, '-c', FORKS], cwd=ROOT, env=os.environ | CPU, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+        yield call
+        server.kill()
+
+
+# Code for `fork` that runs a stage as its command does, after whatever is put before it.
+RUN_STAGE = """
+import importlib, sys
+from util.errors import run_main
+run_main(lambda: importlib.import_module(f'main_{sys.argv[1]}').main(sys.argv[2:]))
+"""
+
+
+def on_step(number: int, action: Callable, save: bool = True, patch: Callable = setattr) -> None:
+    """From now on call `action(trainer)` after optimiser step `number` (counted over epochs from 1) and its saving.
+
+    With `save` False the checkpoint of that step is not written. `patch` may be that of a MonkeyPatch.
+    """
+    save_if_due, steps = Trainer.save_if_due, itertools.count(1)
+
+    def save_and_act(trainer, epoch, step):
+        acts = next(steps) == number
+        if save or not acts:
+            save_if_due(trainer, epoch, step)
+        if acts:
+            action(trainer)
+    patch(Trainer, 'save_if_due', save_and_act)
+
+
+class Stopped(Exception):
+    """Ends a run where a test wants it to."""
+
+
+def train_until(step: int, stage: str, options: list[str], folder: Path, *more: str) -> None:
+    """Run a stage in this process that ends with an exception after a step, before that step is saved."""
+    def stop(trainer):
+        raise Stopped
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        on_step(step, stop, save=False, patch=patch.setattr)
+        train(stage, options, folder, *more)
+
+
+# ---- reading what a run wrote ----------------------------------------------------------------------------------------
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -79,7 +190,29 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return Checkpoint.read(folder / LAST).model
 
 
-def refusal(call, *parts):
+def read_place(folder: Path) -> tuple[int, int]:
+    """Epoch and step at which a run continues."""
+    checkpoint = Checkpoint.read(folder / LAST)
+    return checkpoint.epoch + 1, checkpoint.step
+
+
+def check_same_run(folder: Path, expected: Path) -> None:
+    """Check that weights, optimizer state and log of two runs are equal bit for bit."""
+    one, other = (Checkpoint.read(path / LAST) for path in (folder, expected))
+    assert one.model.keys() == other.model.keys()
+    assert all(torch.equal(value, other.model[name]) for name, value in one.model.items())
+    for index, moments in one.optimizer['state'].items():
+        assert all(torch.equal(value, other.optimizer['state'][index][name]) for name, value in moments.items()
+                   if isinstance(value, torch.Tensor))
+    assert [one.progress[name] for name in ('last', 'best', 'last_loss')] == [
+        other.progress[name] for name in ('last', 'best', 'last_loss')]
+    timing = ('seconds', 'clips_per_s')
+    lines = [[{name: value for name, value in line.items() if name not in timing} for line in read_lines(path)]
+             for path in (folder, expected)]
+    assert lines[0] == lines[1] and len(lines[0]) > 0
+
+
+def refusal(call: Callable, *parts) -> str:
     """Check that `call` raises a UserError of one line that contains all of `parts`; returns the line."""
     with pytest.raises(UserError) as error:
         call()

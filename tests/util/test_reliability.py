@@ -1,246 +1,207 @@
-"""Faults done to runs on purpose: what is damaged is noticed and passed over, what is told to stop loses nothing."""
+"""Runs that are killed or stopped, and checkpoints that are damaged: nothing is lost, and runs continue bit for bit."""
 
-
-import contextlib
-import json
 import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 
-import main_pretrain
-from tests.conftest import ROOT, refusal, run
+from tests.conftest import (
+    RUN_STAGE,
+    Stopped,
+    check_same_run,
+    on_step,
+    read_place,
+    refusal,
+    train,
+    train_until,
+)
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
+from util.errors import UserError
 from util.preempt import MARKER, Interrupted, Preempted
-from util.trainer import Trainer
+from util.trainer import NonFiniteLoss
+
+STAGES = ('pretrain', 'linprobe', 'finetune')
 
 
 def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
     return Checkpoint({'weight': torch.full((4,), float(10 * epoch + step))}, epoch=epoch, step=step)
 
 
-def spoil(path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == 'flipped bit':
-        place = data.index(torch.load(path)['model']['weight'].numpy().tobytes())     # of a weight: it would load
-        data[place + 1] ^= 1
-    elif how == 'truncated':
-        del data[len(data) // 2:]
-    elif how == 'empty':
-        data.clear()
-    path.write_bytes(data)
+# ---- damaged checkpoints ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('how', ['flipped bit', 'truncated', 'empty', 'removed'])
-@pytest.mark.parametrize('spoiled, expected', [([LAST], (2, 0)), ([LAST, PREVIOUS], (1, 0)), ([PREVIOUS], (2, 7))])
-def test_auto_takes_the_newest_that_is_whole_and_names_the_others(how, spoiled, expected, tmp_path, caplog):
+def test_auto_skips_damaged_checkpoints_with_a_warning(tmp_path, caplog):
+    assert newest(tmp_path) is None
     make_checkpoint(1).write(tmp_path / 'checkpoint-1.pth')
     make_checkpoint(2).write(tmp_path / LAST)
     make_checkpoint(2, 7).write(tmp_path / LAST, PREVIOUS)
-    for name in spoiled:
-        (tmp_path / name).unlink() if how == 'removed' else spoil(tmp_path / name, how)
-    state = newest(tmp_path)[1]
-    assert (state.epoch, state.step) == expected
-    named = [record.message for record in caplog.records if record.levelname == 'WARNING']
-    looked_at = [] if how == 'removed' or LAST not in spoiled else spoiled
-    assert len(named) == len(looked_at) and all(name in line for name, line in zip(looked_at, named, strict=True))
+    last, previous, kept = (tmp_path / name for name in (LAST, PREVIOUS, 'checkpoint-1.pth'))
+    assert newest(tmp_path)[0] == last
 
-
-def test_when_none_is_whole_nothing_starts_anew_by_itself(tmp_path):
-    assert newest(tmp_path) is None
-    make_checkpoint(0).write(tmp_path / LAST)
-    spoil(tmp_path / LAST, 'truncated')
+    content = bytearray(last.read_bytes())
+    content[content.index(torch.load(last)['model']['weight'].numpy().tobytes()) + 1] ^= 1     # a bit of a weight
+    last.write_bytes(content)
+    assert newest(tmp_path)[0] == previous and caplog.messages[-1].startswith(f'skipped: {last}')
+    previous.write_bytes(previous.read_bytes()[:-200])
+    assert newest(tmp_path)[0] == kept and caplog.messages[-1].startswith(f'skipped: {previous}')
+    kept.write_bytes(b'')
     refusal(lambda: newest(tmp_path), tmp_path, 'all of its checkpoints are damaged', '--output_dir')
 
 
-def test_a_kill_between_any_two_writes_leaves_a_checkpoint_that_is_whole(tmp_path, monkeypatch):
-    """Each `os.replace` of saving is once the last thing that is done."""
+def test_a_kill_between_any_two_renames_leaves_an_intact_checkpoint(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    real, seen = os.replace, []
-    for last in range(12):
-        folder = tmp_path / str(last)
+    rename, epochs = os.replace, []
+    for renames in range(12):
+        folder, left = tmp_path / str(renames), [renames]
         make_checkpoint(0).write(folder / LAST)
         make_checkpoint(1).write(folder / LAST, PREVIOUS)
-        left = [last]
 
         def replace(source, target, left=left):
             if not left[0]:
                 raise Killed
             left[0] -= 1
-            real(source, target)
-        monkeypatch.setattr(os, 'replace', replace)
-        try:
-            make_checkpoint(2).write(folder / LAST, PREVIOUS)
-        except Killed:
-            ended = False
-        else:
-            ended = True
-        monkeypatch.setattr(os, 'replace', real)
-        seen.append(newest(folder)[1].epoch)
-        if ended:
+            rename(source, target)
+
+        killed = False
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', replace)
+            try:
+                make_checkpoint(2).write(folder / LAST, PREVIOUS)
+            except Killed:
+                killed = True
+        epochs.append(newest(folder)[1].epoch)
+        if not killed:
             break
-    assert ended and set(seen) == {1, 2} and seen == sorted(seen)
+    assert not killed and epochs == [1, 1, 2]
 
 
-@pytest.mark.parametrize('told', [signal.SIGTERM, signal.SIGUSR1], ids=['TERM', 'USR1'])
-@pytest.mark.parametrize('after, where', [(3, 'in epoch 0, after step 3'), (5, 'after epoch 0')])
-def test_told_to_stop_a_run_saves_leaves_and_goes_on_the_same(told, after, where, tiny_pretrain, tmp_path, monkeypatch):
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
-    save, done = Trainer.save_if_due, []
+@pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
+def test_a_non_finite_loss_stops_the_run_and_spoils_no_checkpoint(stage, stage_options, tmp_path):
+    """The first step, whose rate is zero, is saved; the second has rate 1e30."""
+    options = [*stage_options[stage], '--epochs', '4', '--warmup_epochs', '1', '--lr', '1e30', '--save_steps', '1']
+    with pytest.raises(NonFiniteLoss, match='not finite in epoch 0'):
+        train(stage, options, tmp_path)
+    saved = [Checkpoint.read(path) for path in tmp_path.glob('*.pth')]
+    assert saved and all(value.isfinite().all() for checkpoint in saved for value in checkpoint.model.values())
 
-    def save_and_signal(trainer, *place):
-        save(trainer, *place)
-        done.append(1)
-        if len(done) == after:
-            os.kill(os.getpid(), told)
-    monkeypatch.setattr(Trainer, 'save_if_due', save_and_signal)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    with pytest.raises(Preempted) as error:
-        main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
-    assert where in str(error.value) and told.name in str(error.value) and error.value.exit_code == 75
-    assert (stopped / MARKER).read_text() == where + '\n' and not (stopped / 'result.json').exists()
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
-    assert not (stopped / MARKER).exists()
-    expected, got = (Checkpoint.read(folder / LAST).model for folder in (whole, stopped))
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+# ---- stop signals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def whole(tiny_pretrain, tmp_path_factory):
+    """A pre-training without interruption: two epochs of five steps."""
+    folder = tmp_path_factory.mktemp('whole')
+    train('pretrain', tiny_pretrain, folder)
+    return folder
 
 
 @pytest.fixture
-def listens():
-    """Ctrl-C as in a terminal, whatever started the tests."""
+def ctrl_c():
+    """Ctrl-C as in a terminal, however the tests were started."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def tell(monkeypatch, *signals) -> None:
-    """Makes a run tell itself these signals in its third step."""
-    save, done = Trainer.save_if_due, []
-
-    def save_and_signal(trainer, *place):
-        done.append(save(trainer, *place))
-        if len(done) == 3:
-            for number in signals:
-                os.kill(os.getpid(), number)
-    monkeypatch.setattr(Trainer, 'save_if_due', save_and_signal)
-
-
-def test_after_ctrl_c_a_run_saves_leaves_and_goes_on_the_same(listens, tiny_pretrain, tmp_path, monkeypatch):
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(whole)])
-    tell(monkeypatch, signal.SIGINT)
-    with pytest.raises(Interrupted, match='in epoch 0, after step 3; everything is saved.*--resume auto') as error:
-        main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped)])
-    assert error.value.exit_code == 130 and error.value.label == 'interrupted'
-    assert not (stopped / MARKER).exists(), 'nobody should queue it again'
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    state = Checkpoint.read(stopped / LAST)
-    assert (state.epoch, state.step) == (-1, 3)
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(stopped), '--resume', 'auto'])
-    expected, got = (Checkpoint.read(folder / LAST).model for folder in (whole, stopped))
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+@pytest.mark.parametrize('number, error, code, step, place', [
+    (signal.SIGTERM, Preempted, 75, 3, 'in epoch 0, after step 3'), (signal.SIGUSR1, Preempted, 75, 5, 'after epoch 0'),
+    (signal.SIGINT, Interrupted, 130, 3, 'in epoch 0, after step 3')], ids=['SIGTERM', 'SIGUSR1', 'Ctrl-C'])
+def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, step, place, ctrl_c, whole,
+                                                          tiny_pretrain, tmp_path):
+    handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error, match=f'{place}.*--resume auto') as stopped:
+        on_step(step, lambda _: os.kill(os.getpid(), number), patch=patch.setattr)
+        train('pretrain', tiny_pretrain, tmp_path)
+    assert stopped.value.exit_code == code and not (tmp_path / 'result.json').exists()
+    assert (tmp_path / MARKER).exists() == (error is Preempted)     # a scheduler starts the run again
+    assert [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
+    assert read_place(tmp_path) == ((0, 3) if step == 3 else (1, 0))
+    train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
+    assert not (tmp_path / MARKER).exists()
+    check_same_run(tmp_path, whole)
 
 
-def test_a_second_ctrl_c_ends_a_run_at_once(listens, tiny_pretrain, tmp_path, monkeypatch):
-    tell(monkeypatch, signal.SIGINT, signal.SIGINT)
+def test_a_second_ctrl_c_ends_a_run_at_once(ctrl_c, tiny_pretrain, tmp_path, monkeypatch):
+    def press_twice(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    on_step(3, press_twice, patch=monkeypatch.setattr)
     with pytest.raises(KeyboardInterrupt):
-        main_pretrain.main([*tiny_pretrain, '--output_dir', str(tmp_path)])
+        train('pretrain', tiny_pretrain, tmp_path)
     assert not (tmp_path / LAST).exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def start(*command: str) -> subprocess.Popen:
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+SIGNAL_AT_STEP_3 = """
+import os, sys
+from tests.conftest import on_step
+number = int(sys.argv.pop(1))
+on_step(3, lambda _: os.environ['RANK'] == str(int(os.environ['WORLD_SIZE']) - 1) and os.kill(os.getpid(), number))
+""" + RUN_STAGE
 
 
-def until(condition, process, seconds: float = 120) -> None:
-    for _ in range(int(seconds * 50)):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(.02)
-    pytest.fail('it did not come to that')
+@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize('number, code, text', [(signal.SIGTERM, 75, 'stopped: on '), (signal.SIGINT, 130,
+                                                                                       'interrupted: in epoch 0')])
+def test_a_signal_to_one_process_ends_all_with_its_exit_code(number, code, text, processes, fork, tiny_pretrain,
+                                                             tmp_path):
+    done = fork(SIGNAL_AT_STEP_3, int(number), 'pretrain', *tiny_pretrain, '--output_dir', tmp_path, processes=processes)
+    assert done.codes == [code] * processes, done.text
+    assert done.text.count(text) == processes and 'Traceback' not in done.text
+    assert (tmp_path / MARKER).exists() == (number == signal.SIGTERM)
+    train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
 
 
-@pytest.mark.parametrize('told, code, says', [(signal.SIGTERM, 75, 'stopped: on SIGTERM'),
-                                              (signal.SIGINT, 130, 'interrupted: ')], ids=['TERM', 'INT'])
-def test_a_signal_to_the_whole_group_kills_no_worker_first(told, code, says, tiny_pretrain, tmp_path):
-    """As a cluster or a terminal sends it: to the processes that read clips too."""
-    process = start('main_pretrain.py', *tiny_pretrain, '--epochs', '100000', '--num_workers', '2', '--save_epochs',
-                    '100000', '--output_dir', str(tmp_path))
-    try:
-        until((tmp_path / LAST).exists, process)
-        os.killpg(process.pid, told)
-        said, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == code, said
-    assert said.strip().splitlines()[-1].startswith(says) and 'Traceback' not in said
-    assert (tmp_path / MARKER).exists() == (told == signal.SIGTERM)
+# ---- kills -----------------------------------------------------------------------------------------------------------
+
+KILL_AT_STEP_9 = """
+import os, signal
+from tests.conftest import on_step
+on_step(9, lambda _: os.kill(os.getpid(), signal.SIGKILL), save=False)
+""" + RUN_STAGE
 
 
-@pytest.mark.parametrize('told', [signal.SIGUSR1, signal.SIGINT], ids=['USR1', 'INT'])
-def test_all_processes_leave_together(told, tiny_pretrain, tmp_path):
-    """One of two is told; torchrun hides the code, the marker of a cluster's signal stays, and one goes on alone."""
-    options = [*tiny_pretrain, '--save_epochs', '100000', '--save_steps', '1', '--output_dir', str(tmp_path)]
-    process = start('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-                    'main_pretrain.py', *options, '--epochs', '100000')
-    try:
-        until((tmp_path / LAST).exists, process)
-        children = subprocess.run(['pgrep', '-P', str(process.pid), '-f', 'main_pretrain'], capture_output=True,
-                                  text=True, check=True).stdout.split()
-        assert len(children) == 2
-        os.kill(int(children[1]), told)
-        said, _ = process.communicate(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1 and (tmp_path / MARKER).exists() == (told == signal.SIGUSR1), said
-    assert said.count('stopped: on ' if told == signal.SIGUSR1 else 'interrupted: ') == 2, said
-    epochs = newest(tmp_path)[1].epoch + 3
-    done = run('main_pretrain.py', *options, '--epochs', str(epochs), '--resume', 'auto')
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_run_killed_within_an_epoch_continues_bit_for_bit(stage, fork, stage_options, tmp_path):
+    """With accumulation, a reading thread and, in fine-tuning, stochastic depth and dropout."""
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    options = [stage, *stage_options[stage], '--epochs', '3', '--num_workers', '1', '--accum_iter', '2', '--save_steps',
+               '1', '--log_steps', '2', '--output_dir']
+    assert fork(RUN_STAGE, *options, whole).codes == [0]
+    assert fork(KILL_AT_STEP_9, *options, killed).codes == [-signal.SIGKILL]
+    assert read_place(killed) == (1, 3)
+    assert fork(RUN_STAGE, *options, killed, '--resume', 'auto').codes == [0]
+    check_same_run(killed, whole)
 
 
-# PyTorch is imported once; for each line of stdin, [seconds, options], a process is split off that runs a stage and is
-# killed so many seconds after its first step begins. Before, it notes what it was doing, or how long its training took.
-LIVES = """
-import json, os, pathlib, signal, sys, threading, time
-import main_finetune
-from util import trainer
-from util.checkpoint import Checkpoint
-from util.trainer import Trainer
-main, note, doing, began = __import__(sys.argv[1]).main, pathlib.Path(sys.argv[2]), ['starting'], []
+# The process is killed some seconds after its first step begins; it writes what it was doing, or how long it trained.
+KILL_AFTER_SECONDS = """
+import os, pathlib, signal, sys, threading, time
+import main_finetune, main_pretrain
+from util.trainer import Trainer, finish_run
+seconds, note, doing, began = float(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)), ['starting'], []
 
 def die():
-    time.sleep(after)
+    time.sleep(seconds)
     if doing[0] != 'finished':
         note.write_text(doing[0])
         os.kill(os.getpid(), signal.SIGKILL)
 
-def during(what, call):
-    def noted(*given, **named):
-        before, doing[0] = doing[0], what
+def during(name, function):
+    def noted(*arguments, **more):
+        before, doing[0] = doing[0], name
         try:
-            return call(*given, **named)
+            return function(*arguments, **more)
         finally:
             doing[0] = before
     return noted
 
-def steps(trainer, epoch, real=Trainer.steps):
-    for step in real(trainer, epoch):
+def steps(trainer, epoch, steps=Trainer.steps):
+    for step in steps(trainer, epoch):
         if not began:
             began.append(time.perf_counter())
             threading.Thread(target=die, daemon=True).start()
@@ -248,75 +209,70 @@ def steps(trainer, epoch, real=Trainer.steps):
         yield step
         doing[0] = 'between steps'
 
-def finish(run, real=trainer.finish_run):
-    result = real(run)
+def finish(trainer):
+    result = finish_run(trainer)
     doing[0] = 'finished'
-    if began:
-        note.write_text(str(time.perf_counter() - began[0]))
+    note.write_text(str(time.perf_counter() - began[0]))
     return result
 
-Trainer.steps = steps
-Trainer.save = during('saving', Trainer.save)
+Trainer.steps, Trainer.save = steps, during('saving', Trainer.save)
 main_finetune.evaluate = during('evaluation', main_finetune.evaluate)
-import main_pretrain
 main_pretrain.finish_run = main_finetune.finish_run = finish
-for line in sys.stdin:
-    after, options = json.loads(line)
-    child = os.fork()
-    if not child:
-        sys.exit(main(options))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+""" + RUN_STAGE
 
 
-@contextlib.contextmanager
-def lives_of(stage: str, note):
-    """Yields live(seconds, options): what a process of that stage ends with, killed so long after its first step."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', LIVES, f'main_{stage}', str(note)], cwd=ROOT, stdin=subprocess.PIPE, text=True,
-        bufsize=1, stdout=subprocess.PIPE, env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
-
-    def live(after: float, options: list[str]) -> int:
-        process.stdin.write(json.dumps([after, options]) + '\n')
-        return int(process.stdout.readline())
-    with process:
-        try:
-            yield live
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize('stage, kills', [
-    ('pretrain', 1), ('linprobe', 1), ('finetune', 1),
-    *(pytest.param(stage, 20, marks=pytest.mark.slow) for stage in ('pretrain', 'linprobe', 'finetune'))])
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(stage, kills, tiny, tiny_pretrain, tmp_path):
-    """Each time inside the training, after a moment drawn over the share of it that a life has, on average half."""
-    options = {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
-               'finetune': [*tiny, '--drop_path_rate', '0.3']}[stage]
-    options = [*options, '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1', '--accum_iter', '2',
-               '--save_steps', '2']
+@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, kills, fork, stage_options, tmp_path):
+    """Each process is killed at a random moment of its share of the training, on average in the middle of it."""
     whole, killed, note = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'note'
-    draw, moments, places = random.Random(kills), [], [(0, 0)]
-    again = [*options, '--output_dir', str(killed), '--resume', 'auto']
-    with lives_of(stage, note) as live:
-        assert live(1e6, [*options, '--output_dir', str(whole)]) == 0
-        took = float(note.read_text())
-        for _ in range(kills):
-            note.unlink()
-            died = live(draw.uniform(0, took / (kills + 1)), again) == -signal.SIGKILL
-            assert died and note.exists(), f'it ended by itself, or was killed by somebody else, after {moments}'
-            moments.append(note.read_text())
-            latest = newest(killed)
-            places.append((latest[1].epoch + 1, latest[1].step) if latest else (0, 0))
-        assert live(1e6, again) == 0
-    within = sum(step > 0 for _, step in places)
-    told = ', '.join(f'{moments.count(moment)} in {moment}' for moment in sorted(set(moments)))
-    print(f'{stage}: {kills} kills in {took:.1f} s of training: {told}; {within} of the checkpoints left are of '
-          'mid-epoch')      # pytest -rP shows it
+    options = [stage, *stage_options[stage], '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1',
+               '--accum_iter', '2', '--save_steps', '2', '--output_dir']
+    assert fork(KILL_AFTER_SECONDS, 1e6, note, *options, whole).codes == [0]
+    seconds, draw, moments, places = float(note.read_text()), random.Random(kills), [], [(0, 0)]
+    again = [*options, killed, '--resume', 'auto']
+    for _ in range(kills):
+        note.unlink()
+        done = fork(KILL_AFTER_SECONDS, draw.uniform(0, seconds / (kills + 1)), note, *again)
+        assert done.codes == [-signal.SIGKILL] and note.exists(), done.text
+        moments.append(note.read_text())
+        _, checkpoint = newest(killed) or (None, Checkpoint({}))
+        places.append((checkpoint.epoch + 1, checkpoint.step))
+    assert fork(RUN_STAGE, *again).codes == [0]
+    print(f'{stage}: {kills} kills in {seconds:.1f} s of training, during '
+          f'{ {moment: moments.count(moment) for moment in moments} }; continued at {places}')     # pytest -rP shows it
     assert places == sorted(places)
     if kills > 1:
-        assert within and len(set(places)) > kills / 2, 'some in mid-epoch, and most made progress'
-    expected, got = (Checkpoint.read(folder / LAST) for folder in (whole, killed))
-    assert all(torch.equal(expected.model[name], got.model[name]) for name in expected.model)
-    assert expected.progress['last_loss'] == got.progress['last_loss']
-    shutil.rmtree(killed)
+        assert any(step for _, step in places) and len(set(places)) > kills / 2
+    check_same_run(killed, whole)
+
+
+def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path, monkeypatch):
+    """Scripts skip folders with a result.json: it is written last, and resuming writes what is missing."""
+    import main_finetune
+    options = [*tiny, '--label_fraction', '0.5', '--save_scores']
+
+    def stop(*_):
+        raise Stopped
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(main_finetune, 'predict', stop)
+        train('finetune', options, tmp_path)
+    assert read_place(tmp_path) == (2, 0)
+    assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
+    train('finetune', options, tmp_path, '--resume', 'auto')
+    assert (tmp_path / 'result.json').exists() and (tmp_path / 'scores.npz').exists()
+
+
+def test_a_torn_line_of_the_log_is_replaced_on_resume(tiny_pretrain, whole, tmp_path):
+    train_until(8, 'pretrain', tiny_pretrain, tmp_path)
+    with open(tmp_path / 'log.jsonl', 'a') as log:
+        log.write('{"epoch": 1, "train_lo')
+    train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
+    check_same_run(tmp_path, whole)
+
+
+def test_an_earlier_run_is_not_overwritten(tiny_pretrain, whole):
+    before = (whole / LAST).read_bytes()
+    with pytest.raises(UserError, match='--resume auto'):
+        train('pretrain', tiny_pretrain, whole)
+    assert (whole / LAST).read_bytes() == before
