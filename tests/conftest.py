@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,12 @@ def torchrun(processes: int, *command: str, env: dict | None = None,
                timeout=timeout)
 
 
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
 # PyTorch is imported once; every line of stdin starts processes that execute some code.
 FORKS = """
 import json, os, signal, sys, traceback
@@ -125,7 +132,7 @@ def fork(tmp_path_factory):
     folder, calls = tmp_path_factory.mktemp('fork'), itertools.count()
 
     def call(code: str, *argv, processes: int = 1) -> SimpleNamespace:
-        output, port = folder / str(next(calls)), str(29600 + (os.getpid() + next(calls)) % 3000)
+        output, port = folder / str(next(calls)), str(free_port())
         environments = [{'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(processes),
                          'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port} for rank in range(processes)]
         server.stdin.write(json.dumps([code, ['fork', *map(str, argv)], environments, str(output)]) + '\n')

@@ -149,7 +149,8 @@ on_step(3, lambda _: os.environ['RANK'] == str(int(os.environ['WORLD_SIZE']) - 1
                                                                                        'interrupted: in epoch 0')])
 def test_a_signal_to_one_process_ends_all_with_its_exit_code(number, code, text, processes, fork, tiny_pretrain,
                                                              tmp_path):
-    done = fork(SIGNAL_AT_STEP_3, int(number), 'pretrain', *tiny_pretrain, '--output_dir', tmp_path, processes=processes)
+    options = ['pretrain', *tiny_pretrain, '--output_dir', tmp_path]
+    done = fork(SIGNAL_AT_STEP_3, int(number), *options, processes=processes)
     assert done.codes == [code] * processes, done.text
     assert done.text.count(text) == processes and 'Traceback' not in done.text
     assert (tmp_path / MARKER).exists() == (number == signal.SIGTERM)

@@ -87,7 +87,7 @@ def test_the_probe_trains_its_head_only_and_counts_every_test_clip(tiny, pretrai
 
 @pytest.mark.parametrize('options', [['--stream', 'velocity', '--clip_grad', '0.1'], ['--precision', 'bf16'],
                                      ['--target', 'joint', '--motion_aware_tau', '0', '--no-norm_skes_loss'],
-                                     ['--skip_empty_bodies', '--accum_iter', '2', '--motion_stride', '3']], ids=' '.join)
+                                     ['--skip_empty_bodies', '--accum_iter', '2', '--motion_stride', '3']], ids=str)
 def test_variants_of_pretraining_run(tiny_pretrain, tmp_path, options):
     train('pretrain', tiny_pretrain, tmp_path, *options, '--epochs', '1')
     assert 0 < read_result(tmp_path)['train_loss'] < 10
@@ -179,8 +179,9 @@ def test_a_resumed_run_has_the_settings_given_now(tiny_pretrain, pretrained, tmp
     assert {group['weight_decay'] for group in groups} == {0., 0.5}
 
 
-@pytest.mark.parametrize('options, part', [(['--depth', '1'], 'not a weight'), (['--stream', 'velocity'], 'stream joint'),
-                                           (['--num_heads', '4'], 'num_heads 2 (now 4)')], ids=str)
+@pytest.mark.parametrize('options, part', [
+    (['--depth', '1'], 'not a weight'), (['--stream', 'velocity'], 'stream joint'),
+    (['--num_heads', '4'], 'num_heads 2 (now 4)')], ids=str)
 def test_a_checkpoint_that_does_not_fit_is_not_resumed(tiny_pretrain, pretrained, options, part):
     before = (pretrained / LAST).read_bytes()
     refusal(lambda: train('pretrain', tiny_pretrain, pretrained, *options, '--epochs', '3', '--resume', 'auto'), part)
