@@ -1,27 +1,24 @@
-"""Settings: where each value comes from, what is refused, and that every refusal is one line naming its place."""
-
+"""Settings: which layer wins, what is refused, and the recipes against the published values, written out once more."""
 
 import argparse
 import itertools
-import math
 
 import pytest
 import yaml
 
-from tests.conftest import refusal
-from util.config import parse_args, read_config, resolve_batch
-from util.options import STAGES, build_parser
+from tests.conftest import ROOT, refusal
+from util.config import parse_args, resolve_batch
+from util.options import STAGES, options_of_stage
 
-# what every stage needs before anything else can be wrong
-ENOUGH = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}
-ENOUGH['finetune'] = ENOUGH['pretrain']
-ENOUGH['linprobe'] = [*ENOUGH['pretrain'], '--random_encoder']
-ENOUGH['retrieval'] = ['--data_path', 'd/clips.npz', '--random_encoder', '--batch_size', '8']
+REQUIRED = {'pretrain': ['--data_path', 'd/clips.npz', '--epochs', '100', '--lr', '0.1', '--batch_size', '8']}
+REQUIRED['finetune'] = REQUIRED['pretrain']
+REQUIRED['linprobe'] = [*REQUIRED['pretrain'], '--random_encoder']
+REQUIRED['retrieval'] = ['--data_path', 'd/clips.npz', '--random_encoder', '--batch_size', '8']
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the texts, or the settings, as YAML files; returns their paths."""
+    """Write texts or settings as YAML files; returns their paths."""
     numbers = itertools.count()
 
     def write(*contents):
@@ -33,249 +30,199 @@ def write(tmp_path):
     return write
 
 
-def parsed(stage='pretrain', *options, files=()):
-    return parse_args(stage, [*ENOUGH[stage], *(['--config', *files] if files else []), *map(str, options)])
+def parse(stage, *options, files=()):
+    return parse_args(stage, [*REQUIRED[stage], *(['--config', *files] if files else []), *map(str, options)])
 
 
-# settings of the layers from the weakest to the strongest: each case names what it gives and what wins
-A_COMMON, A_STAGE, B_COMMON, B_STAGE, COMMAND = range(5)
+def test_later_layers_win(write):
+    """From the weakest: a file, its map of the stage, a second file, its map, the command line; all combinations."""
+    for given in itertools.product([False, True], repeat=5):
+        values = [101 + layer if is_given else None for layer, is_given in enumerate(given)]
+        files = write(*({'num_joints': 7, 'linprobe': {'warmup_epochs': 999},
+                         **({'warmup_epochs': shared} if shared else {}),
+                         'pretrain': {'warmup_epochs': own} if own else {}}
+                        for shared, own in (values[:2], values[2:4])))
+        args = parse('pretrain', '--epochs', 500, *(['--warmup_epochs', values[4]] if values[4] else []), files=files)
+        assert args.warmup_epochs == max((value for value in values if value), default=0), given
 
 
-@pytest.mark.parametrize('given', [layers for n in range(6) for layers in itertools.combinations(range(5), n)], ids=str)
-def test_later_layers_win(write, given):
-    value = {layer: 101 + layer for layer in given}
-
-    def content(common, stage):
-        return {'num_joints': 7,                                    # so that no file is empty
-                **({'warmup_epochs': value[common]} if common in given else {}),
-                'linprobe': {'warmup_epochs': 999},                 # another stage's
-                'pretrain': {'warmup_epochs': value[stage]} if stage in given else {}}
-
-    files = write(content(A_COMMON, A_STAGE), content(B_COMMON, B_STAGE))
-    command = ['--warmup_epochs', value[COMMAND]] if COMMAND in given else []
-    args = parsed('pretrain', '--epochs', 500, *command, files=files)
-    assert args.warmup_epochs == (value[max(given)] if given else 0)
-
-
-def test_the_stage_map_wins_wherever_it_stands_in_its_file(write):
-    for text in ('seed: 1\nfinetune:\n  seed: 2\n', 'finetune:\n  seed: 2\nseed: 1\n'):
-        assert parsed('finetune', files=write(text)).seed == 2
-        assert parsed('pretrain', files=write(text)).seed == 1
-
-
-@pytest.mark.parametrize('text,number', [('1e-3', 1e-3), ('1.0e-3', 1e-3), ('5e-4', 5e-4), ('1', 1.), ('2E+1', 20.)])
-def test_numbers_as_people_write_them(write, text, number):
-    # YAML 1.1 reads 1e-3, which has no point, as text
-    args = parsed(files=write(f'weight_decay: {text}\npretrain:\n  min_lr: {text}\n'))
-    assert args.weight_decay == args.min_lr == number
-    assert type(args.weight_decay) is float and type(args.min_lr) is float
-
-
-def test_flags_can_be_turned_on_and_off(write):
+def test_numbers_and_flags_are_read_as_people_write_them(write):
+    for text, number in (('1e-3', 1e-3), ('5e-4', 5e-4), ('1', 1.), ('2E+1', 20.)):     # YAML 1.1 reads 1e-3 as text
+        args = parse('pretrain', files=write(f'weight_decay: {text}\n'))
+        assert args.weight_decay == number and type(args.weight_decay) is float
     off, on = write({'pretrain': {'norm_skes_loss': False}}, {'pretrain': {'norm_skes_loss': True}})
-    assert not parsed(files=[off]).norm_skes_loss and parsed(files=[off, on]).norm_skes_loss
-    assert parsed('pretrain', '--norm_skes_loss', files=[off]).norm_skes_loss
-    assert not parsed('pretrain', '--no-norm_skes_loss', files=[on]).norm_skes_loss
+    assert not parse('pretrain', files=[off]).norm_skes_loss and parse('pretrain', files=[off, on]).norm_skes_loss
+    assert parse('pretrain', '--norm_skes_loss', files=[off]).norm_skes_loss
+    assert not parse('pretrain', '--no-norm_skes_loss', files=[on]).norm_skes_loss
 
 
-@pytest.mark.parametrize('text', ['a: [1\nb: 2', 'a: b: c', '\tx: 1', 'lr: "0.1', '@', 'a: \x07'],
-                         ids=lambda text: repr(text))
-def test_not_yaml(write, text):
-    (path,) = write(text)
-    refusal(lambda: parsed(files=[path]), path, 'not valid YAML')
-
-
-@pytest.mark.parametrize('key,near', [('wieght_decay', 'weight_decay'), ('Seed', 'seed'), ('epoch', 'epochs'),
-                                      ('mask_ration', 'mask_ratio'), ('effective_batchsize', 'effective_batch_size'),
-                                      ('layer-decay', 'layer_decay')])
-def test_unknown_key_names_the_nearest(write, key, near):
-    (path,) = write({key: 1})
+def test_a_setting_of_another_stage_is_accepted_in_its_place_only(write):
+    shared, own, misplaced = write({'mask_ratio': 0.5}, {'pretrain': {'mask_ratio': 0.5}},
+                                   {'finetune': {'mask_ratio': 0.5}})
+    assert parse('pretrain', files=[shared]).mask_ratio == parse('pretrain', files=[own]).mask_ratio == 0.5
+    assert not hasattr(parse('finetune', files=[shared]), 'mask_ratio')
     for stage in STAGES:
-        refusal(lambda stage=stage: parsed(stage, files=[path]), path, repr(key), f'did you mean {near!r}')
+        refusal(lambda stage=stage: parse(stage, files=[misplaced]), misplaced, 'finetune: unknown setting')
 
 
-@pytest.mark.parametrize('key,value,owner', [
-    ('mask_ratio', 0.5, 'pretrain'), ('decoder_depth', 3, 'pretrain'), ('num_classes', 60, 'linprobe'),
-    ('smoothing', 0.1, 'finetune'), ('layer_decay', 0.8, 'finetune'), ('random_encoder', True, 'linprobe')])
-def test_a_key_of_another_stage(write, key, value, owner):
-    common, own, wrong = write({key: value}, {owner: {key: value}}, {key: 'wrong'})
-    strangers = [stage for stage in STAGES if key not in vars(parsed(stage))]
-    assert getattr(parsed(owner, files=[common]), key) == getattr(parsed(owner, files=[own]), key) == value
-    assert strangers
-    for stage in strangers:
-        assert not hasattr(parsed(stage, files=[common]), key)                  # at the top: for whom it concerns
-        parsed(stage, files=[own])
-        (misplaced,) = write({stage: {key: value}})
-        for reader in STAGES:                                                   # in a stage's map: an error for all
-            refusal(lambda reader=reader, misplaced=misplaced: parsed(reader, files=[misplaced]), misplaced,
-                    f'{stage}: unknown setting', repr(key))
-        refusal(lambda stage=stage: parsed(stage, files=[wrong]), wrong, key)   # and a wrong value is one for all
+@pytest.mark.parametrize('text, part', [
+    ('a: [1\nb: 2', 'not valid YAML'), ('- 1', 'not a map'), ('seed: 1\nseed: 2', 'duplicate key'),
+    ('seed: &a 1\nepochs: *a', 'aliases'), ('pretrain: 5', 'not a map of settings'),
+    ('wieght_decay: 1', "did you mean 'weight_decay'"), ('epochs: true', 'integer'), ('epochs: many', 'integer'),
+    ('batch_size: 4.5', 'integer'), ('lr: [0.1]', 'number'), ('lr: 1,5', 'number'), ('min_lr: null', 'number'),
+    ('mask_ratio: .nan', 'number'), ('p_interval: [0.5]', 'list of 2'), ('p_interval: [0.5, a]', 'number'),
+    ('data_path: 3', 'text'), ('stream: bones', 'joint, bone, velocity'), ('norm_skes_loss: 1', 'true or false')],
+    ids=repr)
+def test_a_settings_file_with_an_error_is_refused(write, text, part):
+    path, = write(text)
+    refusal(lambda: parse('pretrain', files=[path]), path, part)
 
 
-WRONG_TYPES = [     # stage, key, what YAML holds, what the message must hold
-    ('pretrain', 'epochs', 'true', 'integer'), ('pretrain', 'lr', 'true', 'number'),
-    ('pretrain', 'max_angle', 'false', 'number'), ('pretrain', 'seed', 'no', 'integer'),
-    ('pretrain', 'epochs', 'many', 'integer'), ('pretrain', 'depth', '"8.5"', 'integer'),
-    ('pretrain', 'lr', 'small', 'number'), ('pretrain', 'lr', '1e-3x', 'number'), ('pretrain', 'lr', '1,5', 'number'),
-    ('pretrain', 'batch_size', '4.0', 'integer'), ('pretrain', 'batch_size', '4.5', 'integer'),
-    ('pretrain', 'epochs', '4e2', 'integer'), ('pretrain', 'epochs', '[4]', 'integer'),
-    ('pretrain', 'lr', '[0.1]', 'number'), ('pretrain', 'lr', '{a: 1}', 'number'),
-    ('pretrain', 'seed', 'null', 'integer'),
-    ('pretrain', 'min_lr', 'null', 'number'), ('pretrain', 'lr', '2020-01-01', 'number'),
-    ('pretrain', 'p_interval', '0.5', 'list of 2'), ('pretrain', 'p_interval', '[0.5]', 'list of 2'),
-    ('pretrain', 'p_interval', '[0.5, 0.6, 0.7]', 'list of 2'), ('pretrain', 'p_interval', '[0.5, true]', 'True'),
-    ('pretrain', 'p_interval', '[0.5, a]', 'number'), ('pretrain', 'p_interval', '"ab"', 'list of 2'),
-    ('pretrain', 'p_interval', 'null', 'list of 2'), ('pretrain', 'p_interval', '{0.5: 1, 1: 1}', 'list of 2'),
-    ('pretrain', 'data_path', '3', 'text'), ('pretrain', 'data_path', '[a.npz]', 'text'),
-    ('pretrain', 'benchmark', '60', 'text'), ('pretrain', 'output_dir', 'true', 'text'),
-    ('pretrain', 'device', 'null', 'text'), ('pretrain', 'resume', '1.5', 'text'), ('pretrain', 'log_dir', '0', 'text'),
-    ('linprobe', 'finetune', '5', 'text'), ('pretrain', 'stream', 'bones', 'joint, bone, velocity'),
-    ('pretrain', 'stream', '1', 'text'), ('pretrain', 'stream', 'null', 'text'),
-    ('pretrain', 'precision', 'fp16', 'fp32, tf32, bf16'), ('pretrain', 'target', 'both', 'motion, joint'),
-    ('pretrain', 'norm_skes_loss', '1', 'true or false'), ('pretrain', 'norm_skes_loss', '"true"', 'true or false'),
-    ('pretrain', 'norm_skes_loss', 'null', 'true or false'), ('finetune', 'eval', '0', 'true or false'),
-    ('linprobe', 'random_encoder', '[true]', 'true or false'),
-]
-
-
-@pytest.mark.parametrize('stage,key,text,says', WRONG_TYPES, ids=[f'{key}: {text}' for _, key, text, _ in WRONG_TYPES])
-def test_wrong_types_in_files(write, stage, key, text, says):
-    in_map = write(f'num_joints: 25\n{stage}:\n  {key}: {text}\n')[0]
-    for reader in STAGES:
-        refusal(lambda reader=reader: read_config(in_map, reader), in_map, f'{stage}: {key}: ', says)
-    if key not in STAGES:       # at the top, `finetune:` is the stage
-        top = write(f'{key}: {text}\n')[0]
-        refusal(lambda: parsed(stage, files=[top]), top, f'{key}: ', says)
-
-
-def options_of(stage):
-    return {action.dest: action for action in build_parser(stage)._actions}
-
-
-@pytest.mark.parametrize('stage,words,naming', [
-    ('pretrain', ['--stream', 'bones'], '--stream'), ('pretrain', ['--target', 'x'], '--target'),
-    ('pretrain', ['--precision', 'fp16'], '--precision'), ('pretrain', ['--p_interval', '0.5'], '--p_interval'),
-    ('pretrain', ['--p_interval', '0.9', '0.5'], '--p_interval'), ('pretrain', ['--epochs'], '--epochs'),
-    ('pretrain', ['stray'], 'stray'), ('pretrain', ['--config'], '--config'),
-    ('pretrain', ['--num_frames', '118'], '--num_frames 118'),
-    ('pretrain', ['--t_patch_size', '7'], '--t_patch_size 7'),
-    ('pretrain', ['--dim_feat', '100'], '--dim_feat 100'), ('finetune', ['--num_heads', '7'], '--num_heads 7'),
-    ('pretrain', ['--decoder_dim_feat', '100'], '--decoder_dim_feat 100'),
+@pytest.mark.parametrize('stage, options, part', [
+    ('pretrain', ['--stream', 'bones'], '--stream'), ('pretrain', ['--epochs', '4.5'], '--epochs'),
+    ('pretrain', ['--mask_ratio', '1.5'], '--mask_ratio'), ('pretrain', ['--epochs'], '--epochs'),
+    ('pretrain', ['--mask_ration', '0.5'], 'did you mean --mask_ratio'), ('pretrain', ['stray'], 'stray'),
+    ('finetune', ['--mask_ratio', '0.5'], '--mask_ratio'), ('pretrain', ['--p_interval', '0.9', '0.5'], '--p_interval'),
+    ('pretrain', ['--num_frames', '118'], '--num_frames 118'), ('finetune', ['--num_heads', '7'], '--num_heads 7'),
     ('pretrain', ['--motion_stride', '120'], '--motion_stride 120'),
     ('pretrain', ['--mask_ratio', '0.9999'], '--mask_ratio 0.9999'),
-    ('pretrain', ['--num_frames', '4', '--num_joints', '1'], '--mask_ratio'),
-    ('pretrain', ['--warmup_epochs', '100'], '--warmup_epochs 100'),
-    ('finetune', ['--warmup_epochs', '100.5'], '100.5'),
-    ('finetune', ['--mask_ratio', '0.5'], '--mask_ratio'), ('pretrain', ['--layer_decay', '0.5'], '--layer_decay'),
-    ('pretrain', ['--num_classes', '5'], '--num_classes'),
-    ('linprobe', ['--drop_path_rate', '0.1'], '--drop_path_rate'),
-])
-def test_options_that_do_not_fit(stage, words, naming):
-    refusal(lambda: parsed(stage, *words), naming)
+    ('pretrain', ['--warmup_epochs', '100'], '--warmup_epochs 100'), ('pretrain', ['--min_lr', 'nan'], '--min_lr'),
+    ('finetune', ['--eval'], '--resume'), ('linprobe', ['--finetune', 'a.pth'], '--random_encoder'),
+    ('retrieval', ['--features', 'f.npz'], '--features'), ('pretrain', ['--blr', '0.1'], 'lr and blr'),
+    ('pretrain', ['--config', 'nowhere.yaml'], 'nowhere.yaml')], ids=str)
+def test_options_that_are_wrong_or_contradict_each_other_are_refused(stage, options, part):
+    refusal(lambda: parse(stage, *options), part)
 
 
-@pytest.mark.parametrize('stage, missing', [
-    *itertools.product(('pretrain', 'linprobe', 'finetune'), ('data_path', 'epochs', 'lr')),
-    ('retrieval', 'data_path')])
-def test_missing_settings(stage, missing):
-    words = list(ENOUGH[stage])
-    at = words.index(f'--{missing}')
-    del words[at:at + 2]
-    refusal(lambda: parse_args(stage, words), f'--{missing}')
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_missing_setting_is_named(stage):
+    for name in ('data_path', 'epochs', 'lr') if stage != 'retrieval' else ('data_path',):
+        options = list(REQUIRED[stage])
+        at = options.index(f'--{name}')
+        del options[at:at + 2]
+        refusal(lambda options=options: parse_args(stage, options), f'--{name}')
 
 
-@pytest.mark.parametrize('stage', ['linprobe', 'finetune'])
-def test_eval_needs_a_checkpoint(stage, write):
-    refusal(lambda: parsed(stage, '--eval'), '--eval', '--resume')
-    refusal(lambda: parsed(stage, files=write({stage: {'eval': True}})), '--eval', '--resume')
-    args = parse_args(stage, ['--eval', '--resume', 'auto', '--data_path', 'x.npz'])    # and no epochs, no lr
-    assert args.eval and args.resume == 'auto'
-    refusal(lambda: parse_args(stage, ['--eval', '--resume', 'auto']), '--data_path')
+def test_what_is_not_used_need_not_be_given():
+    args = parse_args('finetune', ['--eval', '--resume', 'auto', '--data_path', 'x.npz'])
+    assert (args.epochs, args.lr, args.output_dir) == (None, None, 'runs/x/finetune')
+    args = parse_args('retrieval', ['--features', 'x/features.npz'])
+    assert (args.benchmark, args.stream, args.seed, args.output_dir) == (None,) * 4, 'read from the file'
+    args = parse_args('retrieval', ['--features', 'x/features.npz', '--stream', 'joint', '--seed', '0'])
+    assert (args.stream, args.seed) == ('joint', 0)
 
 
-def test_a_probe_needs_one_encoder():
-    enough = [word for word in ENOUGH['linprobe'] if word != '--random_encoder']
-    refusal(lambda: parse_args('linprobe', enough), '--finetune', '--random_encoder')
-    refusal(lambda: parse_args('linprobe', [*enough, '--finetune', 'a.pth', '--random_encoder']), '--random_encoder')
-    assert parse_args('linprobe', [*enough, '--finetune', 'a.pth']).finetune == 'a.pth'
-    assert parse_args('linprobe', [*enough, '--random_encoder']).random_encoder
-    assert parse_args('linprobe', [*enough, '--eval', '--resume', 'a.pth']).eval
-    assert parsed('finetune').finetune is None                      # fine-tuning without one is training from scratch
-
-
-@pytest.mark.parametrize('layers,lr,blr', [
+@pytest.mark.parametrize('layers, lr, blr', [
     ([{'lr': 0.1}, {'blr': 0.2}], None, 0.2), ([{'blr': 0.2}, {'lr': 0.1}], 0.1, None),
-    ([{'lr': 0.1, 'pretrain': {'blr': 0.2}}], None, 0.2), ([{'pretrain': {'blr': 0.2}}, {'lr': 0.3}], 0.3, None),
-    ([{'blr': 0.2, 'linprobe': {'lr': 0.5}}], None, 0.2), ([{'lr': 0.1}, {'lr': None, 'blr': 0.2}], None, 0.2),
-    ([{'blr': 0.2}, {'epochs': 9}], None, 0.2), ([{'lr': 0.1}, {'blr': 0.2}, {'lr': 0.3}], 0.3, None)])
-def test_of_lr_and_blr_the_later_counts(write, layers, lr, blr):
-    words = ['--data_path', 'd.npz', '--epochs', '2', '--config', *write(*layers)]
-    args = parse_args('pretrain', words)
-    assert (args.lr, args.blr) == (lr, blr)
-    args = parse_args('pretrain', [*words, '--blr', '0.9'])
-    assert (args.lr, args.blr) == (None, 0.9)
-    args = parse_args('pretrain', [*words, '--lr', '0.9'])
-    assert (args.lr, args.blr) == (0.9, None)
+    ([{'lr': 0.1, 'pretrain': {'blr': 0.2}}], None, 0.2), ([{'blr': 0.2, 'linprobe': {'lr': 0.5}}], None, 0.2)])
+def test_of_lr_and_blr_the_later_one_counts(write, layers, lr, blr):
+    options = ['--data_path', 'd.npz', '--epochs', '2', '--config', *write(*layers)]
+    for more, expected in (([], (lr, blr)), (['--blr', '0.9'], (None, 0.9)), (['--lr', '0.9'], (0.9, None))):
+        args = parse_args('pretrain', [*options, *more])
+        assert (args.lr, args.blr) == expected
+    both, = write({'pretrain': {'lr': 0.1, 'blr': 0.2}})
+    refusal(lambda: parse_args('pretrain', [*options, both]), 'lr and blr')
 
 
-def test_lr_and_blr_at_one_level(write):
-    common, stage = write({'lr': 0.1, 'blr': 0.2}, {'pretrain': {'lr': 0.1, 'blr': 0.2}})
-    for files in ([common], [stage]):
-        refusal(lambda files=files: parsed(files=files), 'lr and blr')
-    refusal(lambda: parsed('pretrain', '--blr', 0.1), 'lr and blr')         # ENOUGH holds --lr
-    parsed('finetune', files=[stage])                                       # not this stage's
-
-
-def batch(world=1, lr=0.1, blr=None, min_lr=0., effective=None, size=None, accum=None):
+def resolve(world, effective=None, size=None, accum=None, lr=0.1, blr=None):
     args = argparse.Namespace(effective_batch_size=effective, batch_size=size, accum_iter=accum, lr=lr, blr=blr,
-                              min_lr=min_lr)
+                              min_lr=0)
     resolve_batch(args, world)
     return args
 
 
-@pytest.mark.parametrize('world', [1, 2, 3, 4, 8])
-@pytest.mark.parametrize('effective,size,accum', list(itertools.product(
-    [None, 6, 8, 48, 64], [None, 1, 4, 6, 100], [None, 1, 2, 3])))
-def test_batch_size_accumulation_and_processes(world, effective, size, accum):
-    given = {'world': world, 'effective': effective, 'size': size, 'accum': accum}
-    # by search: what is not given may be anything that makes the product right; accumulation only if it must
-    sizes = [size] if size else range(1, 101)
-    accums = [accum] if accum else ([1] if size is None or effective is None else range(1, 101))
-    fits = [(s, a) for s in sizes for a in accums if effective in (None, s * a * world)]
-    if size is None and effective is None:
-        refusal(lambda: batch(**given), '--effective_batch_size', '--batch_size')
-    elif not fits:
-        refusal(lambda: batch(**given), f'--effective_batch_size {effective}')
-    else:
-        args = batch(**given)
-        assert fits == [(args.batch_size, args.accum_iter)]
-        assert args.batch_size * args.accum_iter * world == args.effective_batch_size
-        assert effective in (None, args.effective_batch_size)
+@pytest.mark.parametrize('world', [1, 2, 3, 8])
+def test_batch_size_and_accumulation_follow_from_the_effective_batch(world):
+    """By search: what is not given may be anything that makes the product correct, accumulation only if it must."""
+    for effective, size, accum in itertools.product([None, 6, 8, 48, 64], [None, 1, 4, 6, 100], [None, 1, 2, 3]):
+        sizes = [size] if size else range(1, 101)
+        accums = [accum] if accum else ([1] if size is None or effective is None else range(1, 101))
+        fits = [(s, a) for s in sizes for a in accums if effective in (None, s * a * world)]
+        if size is None and effective is None or not fits:
+            refusal(lambda given=(effective, size, accum): resolve(world, *given), '--effective_batch_size')
+        else:
+            args = resolve(world, effective, size, accum)
+            assert fits == [(args.batch_size, args.accum_iter)]
+            assert args.effective_batch_size == args.batch_size * args.accum_iter * world
 
 
-@pytest.mark.parametrize('world,effective,size', [(1, 128, None), (2, 48, None), (4, None, 32), (2, 256, 64)])
-def test_base_learning_rate_is_for_256_clips(world, effective, size):
-    args = batch(world, lr=None, blr=0.01, effective=effective, size=size)
-    assert math.isclose(args.lr, 0.01 * args.effective_batch_size / 256)
-    assert batch(world, lr=0.3, effective=effective, size=size).lr == 0.3       # an absolute one is left alone
+def test_the_base_learning_rate_is_that_of_256_clips():
+    assert resolve(2, 48, lr=None, blr=0.01).lr == pytest.approx(0.01 * 48 / 256)
+    assert resolve(4, size=32, lr=None, blr=0.01).lr == pytest.approx(0.01 * 128 / 256)
+    assert resolve(2, 48, lr=0.3).lr == 0.3
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_every_option_is_explained(stage, capsys):
-    with pytest.raises(SystemExit) as end:
-        parse_args(stage, ['--help'])
-    shown = capsys.readouterr().out
-    assert end.value.code == 0
-    for key, action in options_of(stage).items():
-        assert f'--{key}' in shown and action.help
+def test_every_option_is_explained_by_help(capsys):
+    for stage in STAGES:
+        with pytest.raises(SystemExit):
+            parse_args(stage, ['--help'])
+        text = capsys.readouterr().out
+        assert all(f'--{name}' in text and option.help for name, option in options_of_stage(stage).items())
 
 
-def test_retrieval_takes_one_source_of_features_and_needs_no_recipe():
-    enough = ['--data_path', 'd/clips.npz']
-    for sources in ([], ['--random_encoder', '--features', 'f.npz'], ['--finetune', 'c.pth', '--random_encoder']):
-        refusal(lambda sources=sources: parse_args('retrieval', [*enough, *sources]), '--finetune', '--features')
-    assert parse_args('retrieval', [*enough, '--finetune', 'c.pth']).batch_size == 128
-    args = parse_args('retrieval', ['--features', 'x/features.npz'])        # and no data
-    assert (args.benchmark, args.stream, args.seed, args.output_dir) == (None,) * 4, 'the file tells'
-    args = parse_args('retrieval', ['--features', 'x/features.npz', '--stream', 'joint', '--seed', '0'])
-    assert (args.stream, args.seed) == ('joint', 0)
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+BENCHMARKS = {      # data file, classes, joints
+    'ntu60_xsub': ('data/ntu/NTU60_XSub.npz', 60, 25), 'ntu60_xview': ('data/ntu/NTU60_XView.npz', 60, 25),
+    'ntu120_xsub': ('data/ntu120/NTU120_XSub.npz', 120, 25), 'ntu120_xset': ('data/ntu120/NTU120_XSet.npz', 120, 25),
+    'ntu120_oneshot': ('data/ntu120/NTU120_OneShot.npz', 120, 25),
+    'pku1_xsub': ('data/pku_v1/PKUv1_XSub.npz', 51, 25), 'pku1_xview': ('data/pku_v1/PKUv1_XView.npz', 51, 25),
+    'pku2_xsub': ('data/pku_v2/PKUv2_XSub.npz', 51, 25), 'pku2_xview': ('data/pku_v2/PKUv2_XView.npz', 51, 25),
+    'nwucla_xview': ('data/nwucla/NWUCLA_XView.npz', 10, 20), 'nwucla_xsub': ('data/nwucla/NWUCLA_XSub.npz', 10, 20),
+    'synth_xsub': ('data/synthetic/SYNTH_XSub.npz', 12, 25),
+}
+# The recipes as they were run: the values that the authors' scripts leave after all overriding.
+MODEL = {'num_frames': 120, 'num_joints': 25, 't_patch_size': 4, 'dim_feat': 256, 'depth': 8, 'num_heads': 8,
+         'mlp_ratio': 4, 'seed': 0, 'stream': 'joint'}
+TRAINING = {'p_interval': [0.5, 1], 'max_angle': 0.3, 'max_turn': None, 'clip_grad': None, 'save_epochs': 20,
+            'blr': None, 'accum_iter': 1}
+PRETRAIN = {'decoder_dim_feat': 256, 'mask_ratio': 0.9, 'motion_stride': 1, 'target': 'motion', 'norm_skes_loss': True,
+            'weight_decay': 0.05, 'effective_batch_size': 128, 'lr': 1e-3, 'min_lr': 5e-4, 'epochs': 400,
+            'warmup_epochs': 20, 'batch_size': 32}
+LINPROBE = {'weight_decay': 0, 'min_lr': 0, 'epochs': 100, 'warmup_epochs': 0, 'smoothing': 0}
+FINETUNE = {'weight_decay': 0.05, 'effective_batch_size': 48, 'lr': 3e-4, 'min_lr': 1e-5, 'epochs': 100,
+            'warmup_epochs': 5, 'layer_decay': 0.8, 'drop_path_rate': 0.3, 'head_dropout': 0.3, 'smoothing': 0.1,
+            'batch_size': 24}
+RETRIEVAL = {'k': 1, 'metric': 'cosine', 'protocol': 'knn', 'novel_every': 6, 'batch_size': 128}
+# data set: decoder blocks, tau; probe: effective batch, clips of each of two processes, lr
+BY_DATASET = {'ntu60': (3, 0.80, 256, 128, 0.1), 'ntu120': (5, 0.75, 256, 128, 0.1), 'pku1': (5, 0.80, 128, 64, 0.1),
+              'pku2': (5, 0.80, 32, 16, 0.01)}
+
+
+def check_recipe(expected, stage, benchmark, *options, world=1):
+    """Compare the final settings of a run of a recipe."""
+    encoder = {'linprobe': ['--finetune', 'checkpoint.pth'], 'retrieval': ['--random_encoder']}.get(stage, [])
+    files = [str(ROOT / 'config' / f'{name}.yaml') for name in (stage, benchmark)]
+    args = parse_args(stage, ['--config', *files, *encoder, *options])
+    if stage != 'retrieval':
+        resolve_batch(args, world)
+    assert {name: getattr(args, name, None) for name in expected} == expected
+
+
+@pytest.mark.parametrize('benchmark', BENCHMARKS)
+def test_every_recipe_runs_on_every_benchmark(benchmark):
+    path, classes, joints = BENCHMARKS[benchmark]
+    for stage, world in itertools.product(STAGES, (1, 2, 4)):
+        expected = {'data_path': path, 'num_joints': joints, 'benchmark': benchmark,
+                    'output_dir': f'runs/{benchmark}/{stage}',
+                    'num_classes': classes if stage in ('linprobe', 'finetune') else None}
+        check_recipe(expected, stage, benchmark, world=world)
+
+
+@pytest.mark.parametrize('benchmark', [name for name in BENCHMARKS if name.startswith(('ntu', 'pku'))])
+def test_recipes_have_the_published_values(benchmark):
+    decoder_depth, tau, effective, batch_size, lr = BY_DATASET[benchmark.split('_')[0]]
+    pretrain = MODEL | TRAINING | PRETRAIN | {'decoder_depth': decoder_depth, 'motion_aware_tau': tau}
+    finetune = MODEL | TRAINING | FINETUNE | {'finetune': None}
+    check_recipe(pretrain, 'pretrain', benchmark, world=4)
+    check_recipe(MODEL | TRAINING | LINPROBE | {'effective_batch_size': effective, 'batch_size': batch_size, 'lr': lr},
+                 'linprobe', benchmark, world=2)
+    check_recipe(finetune, 'finetune', benchmark, world=2)
+    check_recipe(finetune | {'layer_decay': 1}, 'finetune', benchmark, '--layer_decay', '1', world=2)
+    check_recipe(MODEL | RETRIEVAL, 'retrieval', benchmark)
+    check_recipe(pretrain | {'target': 'joint', 'motion_aware_tau': 0}, 'pretrain', benchmark, '--target', 'joint',
+                 '--motion_aware_tau', '0', world=4)
+
+
+def test_every_file_of_settings_is_tested():
+    assert {path.stem for path in (ROOT / 'config').glob('*')} == {*STAGES, *BENCHMARKS, 'demo', 'published'}
