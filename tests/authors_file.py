@@ -1,4 +1,4 @@
-"""Checkpoints laid out as the authors' program writes them, with made-up weights: names and shapes by hand."""
+"""Checkpoints as the authors' program writes them, with random weights: names and shapes are written out here."""
 
 import argparse
 from pathlib import Path
@@ -6,29 +6,26 @@ from pathlib import Path
 import torch
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 4, 'segments': 4, 'u': 4, 'joints': 5}
-THEIRS = {'width': 256, 'depth': 8, 'heads': 8, 'segments': 30, 'u': 4, 'joints': 25}
+FULL = {'width': 256, 'depth': 8, 'heads': 8, 'segments': 30, 'u': 4, 'joints': 25}
 
 
-def blocks(name: str, depth: int, width: int) -> dict[str, tuple]:
-    shapes = {}
-    for i in range(depth):
-        shapes |= {f'{name}.{i}.{part}.{which}': shape for part, rows, columns in (
-            ('norm1', width, None), ('attn.qkv', 3 * width, width), ('attn.proj', width, width), ('norm2', width, None),
-            ('mlp.fc1', 4 * width, width), ('mlp.fc2', width, 4 * width))
-            for which, shape in (('weight', (rows, columns) if columns else (rows,)), ('bias', (rows,)))}
-    return shapes
+def block_shapes(name: str, depth: int, width: int) -> dict[str, tuple]:
+    layers = (('norm1', width, None), ('attn.qkv', 3 * width, width), ('attn.proj', width, width),
+              ('norm2', width, None), ('mlp.fc1', 4 * width, width), ('mlp.fc2', width, 4 * width))
+    return {f'{name}.{i}.{layer}.{part}': shape for i in range(depth) for layer, rows, columns in layers
+            for part, shape in (('weight', (rows, columns) if columns else (rows,)), ('bias', (rows,)))}
 
 
-def shapes_of(stage: str, size: dict, classes: int) -> dict[str, tuple]:
+def weight_shapes(stage: str, size: dict, classes: int) -> dict[str, tuple]:
     """Names and shapes of a state dict: 'pretrain' with one decoder block of the encoder's width, or with a head."""
     width, segments, joints = size['width'], size['segments'], size['joints']
     shapes = {'joints_embed.proj.weight': (width, 3, size['u'], 1), 'joints_embed.proj.bias': (width,),
               'temp_embed': (1, segments, 1, width), 'pos_embed': (1, 1, joints, width),
-              **blocks('blocks', size['depth'], width), 'norm.weight': (width,), 'norm.bias': (width,)}
+              **block_shapes('blocks', size['depth'], width), 'norm.weight': (width,), 'norm.bias': (width,)}
     if stage == 'pretrain':
         return shapes | {
             'decoder_embed.weight': (width, width), 'decoder_embed.bias': (width,), 'mask_token': (1, 1, width),
-            **blocks('decoder_blocks', 1, width), 'decoder_norm.weight': (width,), 'decoder_norm.bias': (width,),
+            **block_shapes('decoder_blocks', 1, width), 'decoder_norm.weight': (width,), 'decoder_norm.bias': (width,),
             'decoder_temp_embed': (1, segments, 1, width), 'decoder_pos_embed': (1, 1, joints, width),
             'decoder_pred.weight': (3 * size['u'], width), 'decoder_pred.bias': (3 * size['u'],)}
     if stage == 'linprobe':
@@ -40,10 +37,10 @@ def shapes_of(stage: str, size: dict, classes: int) -> dict[str, tuple]:
                      'head.bn.num_batches_tracked': (), 'head.fc2.weight': (classes, 2048), 'head.fc2.bias': (classes,)}
 
 
-def made_up(stage: str, size: dict = SMALL, classes: int = 3, seed: int = 0) -> dict:
+def authors_checkpoint(stage: str, size: dict = SMALL, classes: int = 3, seed: int = 0) -> dict:
     """The content of a checkpoint of the authors' program: {model, optimizer, scaler, epoch, args}."""
     generator, weights = torch.Generator().manual_seed(seed), {}
-    for name, shape in shapes_of(stage, size, classes).items():
+    for name, shape in weight_shapes(stage, size, classes).items():
         if name.endswith('num_batches_tracked'):
             weights[name] = torch.tensor(7)
             continue
@@ -56,10 +53,12 @@ def made_up(stage: str, size: dict = SMALL, classes: int = 3, seed: int = 0) -> 
                               batch_size=32, world_size=4, dist_url='env://', distributed=True,
                               model_args={'dim_feat': size['width'], 'depth': size['depth'],
                                           'num_heads': size['heads'], 'qk_scale': None})
-    return {'model': weights, 'optimizer': {'state': {0: adam}, 'param_groups': [{'lr': 1e-3, 'params': [0]}]},
+    return {'model': weights, 'optimizer': {'state': {0: adam}, 'param_groups': [
+                {'lr': 1e-3, 'betas': (0.9, 0.95), 'eps': 1e-8, 'amsgrad': False, 'params': [0]}]},
             'scaler': {'scale': 65536., '_growth_tracker': 0}, 'epoch': 99, 'args': args}
 
 
-def write(path: Path, content: dict, prefix: str = '') -> str:
-    torch.save(content | {'model': {prefix + name: value for name, value in content['model'].items()}}, path)
+def write(path: Path, content: dict, prefix: str = '', zipped: bool = True) -> str:
+    torch.save(content | {'model': {prefix + name: value for name, value in content['model'].items()}}, path,
+               _use_new_zipfile_serialization=zipped)
     return str(path)

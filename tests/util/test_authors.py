@@ -15,7 +15,7 @@ import tools.export
 from data.common import one_hot, write_npz
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
-from tests.authors_file import THEIRS, made_up, write
+from tests.authors_file import FULL, authors_checkpoint, write
 from tests.conftest import refusal
 from util.checkpoint import Checkpoint
 
@@ -43,7 +43,7 @@ def output(stage, weights):
 @pytest.mark.parametrize('stage, kind', [('pretrain', 'pre-training'), ('linprobe', 'linear probe'),
                                          ('finetune', 'fine-tuning')])
 def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
-    theirs, out = made_up(stage), tmp_path / 'ours.pth'
+    theirs, out = authors_checkpoint(stage), tmp_path / 'ours.pth'
     convert(write(tmp_path / 'theirs.pth', theirs, prefix), '--out', out)
     said = capsys.readouterr().out
     assert f'theirs.pth: {kind}, epoch 99' in said and 'width 32, 2 blocks of 4 heads, 16 frames' in said
@@ -65,7 +65,7 @@ def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
 
 def test_files_come_before_their_args_and_options_after(tmp_path):
     (tmp_path / 'b.yaml').write_text('benchmark: ntu60_xsub\nmin_lr: 0.5\nlabel_draw: balanced\n')
-    theirs = write(tmp_path / 'theirs.pth', made_up('finetune'))
+    theirs = write(tmp_path / 'theirs.pth', authors_checkpoint('finetune'))
     convert(theirs, '--out', tmp_path / 'ours.pth', '--config', tmp_path / 'b.yaml', '--weight_decay', 0.5,
             '--data_path', 'data/X.npz')
     settings = Checkpoint.read(tmp_path / 'ours.pth').args
@@ -76,7 +76,7 @@ def test_files_come_before_their_args_and_options_after(tmp_path):
 def test_every_command_takes_a_converted_file(tiny, tmp_path):
     size = ['--dim_feat', '32', '--num_heads', '4']
     for stage in ('pretrain', 'finetune'):
-        convert(write(tmp_path / f'{stage}.theirs', made_up(stage)), '--out', tmp_path / f'{stage}.pth')
+        convert(write(tmp_path / f'{stage}.theirs', authors_checkpoint(stage)), '--out', tmp_path / f'{stage}.pth')
     for command, name in ((main_linprobe, 'probe'), (main_finetune, 'tuned')):
         command.main([*tiny, *size, '--epochs', '1', '--finetune', str(tmp_path / 'pretrain.pth'), '--output_dir',
                       str(tmp_path / name)])
@@ -96,7 +96,8 @@ def test_their_own_sizes_need_no_option_but_the_benchmark(tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 8, 150)).astype(np.float32)
     write_npz(tmp_path / 'D.npz', **{f'{name}_{split}': value for split in ('train', 'test') for name, value in
                                      (('x', x), ('y', one_hot([3, 59], 60)))})
-    convert(write(tmp_path / 'theirs.pth', made_up('finetune', THEIRS, 60)), '--out', tmp_path / 'ours.pth', *benchmark)
+    path = write(tmp_path / 'theirs.pth', authors_checkpoint('finetune', FULL, 60))
+    convert(path, '--out', tmp_path / 'ours.pth', *benchmark)
     weights = Checkpoint.read(tmp_path / 'ours.pth').model
     assert sum(value.numel() for name, value in weights.items() if 'running' not in name and 'num_' not in name) \
         == 19_572_284       # as published
@@ -122,7 +123,7 @@ SPOILT = {
     'whole numbers': (lambda w: w | {'norm.bias': torch.ones(32, dtype=torch.long)}, 'norm.bias is torch.int64'),
     'some prefixed': (lambda w: {'module.' * (n == 'norm.bias') + n: v for n, v in w.items()}, 'module.norm.bias'),
     'an encoder': (lambda w: {n: v for n, v in w.items() if not n.startswith('head.')}, 'neither a decoder'),
-    'two stages': (lambda w: w | made_up('pretrain')['model'], 'head.fc1.weight is not a weight'),
+    'two stages': (lambda w: w | authors_checkpoint('pretrain')['model'], 'head.fc1.weight is not a weight'),
     'too wide to be true': (
         lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'GB of weights'),
 }
@@ -131,14 +132,14 @@ SPOILT = {
 @pytest.mark.parametrize('case', SPOILT)
 def test_spoilt_weights_are_refused_and_nothing_is_left(case, tmp_path):
     spoil, says = SPOILT[case]
-    theirs = made_up('finetune')
+    theirs = authors_checkpoint('finetune')
     path = write(tmp_path / 'theirs.pth', theirs | {'model': spoil(theirs['model']), 'args': argparse.Namespace()})
     refusal(lambda: convert(path, '--out', tmp_path / 'ours.pth'), path, says)
     assert os.listdir(tmp_path) == ['theirs.pth']
 
 
 def told(**more):
-    theirs = made_up('finetune')
+    theirs = authors_checkpoint('finetune')
     args = vars(theirs['args'])
     return theirs | {'args': argparse.Namespace(**args | more | {
         'model_args': args['model_args'] | more.get('model_args', {})})}

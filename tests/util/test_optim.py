@@ -1,8 +1,12 @@
+"""Schedules, parameter groups, metrics and random numbers, against golden values and independent loops."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
@@ -10,6 +14,7 @@ from tests import golden_numbers
 from util import metrics, optim, rng
 
 TINY = {'dim_feat': 16, 'num_heads': 2, 'num_frames': 12, 'num_joints': 5, 't_patch_size': 3}
+ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope='module')
@@ -17,50 +22,41 @@ def golden():
     return golden_numbers.load('optim.json')
 
 
-def by_name(model, groups):
-    """{parameter name: the group it is in}, every parameter in one group at most."""
+def groups_by_name(model, groups):
+    """{parameter name: its group}; every parameter is in one group at most."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     pairs = [(names[id(parameter)], group) for group in groups for parameter in group['params']]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
-def test_learning_rate_curves(golden):
+# ---- learning rate and parameter groups ------------------------------------------------------------------------------
+
+
+def test_learning_rate_curves_are_the_golden_ones(golden):
     assert len(golden['lr_schedule']) == 3
     for curve in golden['lr_schedule']:
-        given = [optim.learning_rate(epoch, curve['lr'], curve['min_lr'], curve['warmup_epochs'], curve['epochs'])
+        rates = [optim.learning_rate(epoch, curve['lr'], curve['min_lr'], curve['warmup_epochs'], curve['epochs'])
                  for epoch, _ in curve['points']]
-        assert given == pytest.approx([value for _, value in curve['points']], rel=1e-12, abs=0)
+        assert rates == pytest.approx([value for _, value in curve['points']], rel=1e-12, abs=0)
 
 
-def test_layer_and_weight_decay_of_every_parameter_when_finetuning(golden):
-    recipe = golden['layer_decay']
-    model = ActionTransformer(7, 'finetune', depth=recipe['depth'], **TINY)
-    groups = by_name(model, optim.param_groups(model, recipe['weight_decay'], recipe['layer_decay']))
-    assert groups.keys() == recipe['param'].keys() == dict(model.named_parameters()).keys()
-    for name, (scale, decay) in recipe['param'].items():
-        given = groups[name]['lr_scale'], groups[name]['weight_decay']
-        assert given == pytest.approx((scale, decay), rel=1e-12, abs=0), name
+@settings(ANY, max_examples=100)
+@given(st.integers(1, 400), st.floats(0, 1, exclude_max=True), st.floats(1e-6, 10), st.floats(0, 1), st.integers(1, 50))
+def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_minimum(epochs, warm, lr, least, steps):
+    warmup, min_lr, slack = warm * epochs, least * lr, 1e-9 * lr
+    times = [i / steps for i in range(epochs * steps + 1)][::max(1, epochs * steps // 300)]
+    rates = [(epoch, optim.learning_rate(epoch, lr, min_lr, warmup, epochs)) for epoch in times]
+    rising, falling = ([rate for epoch, rate in rates if (epoch < warmup) == early] for early in (True, False))
+    assert all(0 <= rate <= lr + slack for rate in rising) and rising == sorted(rising)
+    assert all(min_lr - slack <= rate <= lr + slack for rate in falling)
+    assert all(later <= rate + slack for rate, later in zip(falling, falling[1:], strict=False))
+    for epoch, expected in ((warmup, lr), (epochs, min_lr), (0, 0 if warmup else lr)):
+        assert optim.learning_rate(epoch, lr, min_lr, warmup, epochs) == pytest.approx(expected, rel=1e-9, abs=slack)
 
 
-def test_weight_decay_of_every_parameter_when_pretraining(golden):
-    model = MAMP(depth=2, decoder_depth=1, decoder_dim_feat=8, **TINY)
-    groups = by_name(model, optim.adamw(model, (0.9, 0.95), 0.05).param_groups)
-    decays = {name: group['weight_decay'] for name, group in groups.items()}
-    assert decays == golden['pretrain_weight_decay']
-    assert all(group['lr_scale'] == 1 and group['betas'] == (0.9, 0.95) for group in groups.values())
-
-
-def test_probe_optimises_its_head_alone():
-    model = ActionTransformer(7, 'linprobe', depth=2, **TINY)
-    optimizer = optim.sgd(model, weight_decay=0.)
-    assert by_name(model, optimizer.param_groups).keys() == {'head.fc.1.weight', 'head.fc.1.bias'}
-    assert all(group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
-               for group in optimizer.param_groups)
-
-
-def test_a_step_decays_and_scales_as_the_groups_say(golden):
-    """With zero gradients AdamW only decays: w · (1 − lr · lr_scale · weight decay)."""
+def test_layer_and_weight_decay_of_fine_tuning_are_the_golden_ones(golden):
+    """Also in what a step does: with zero gradients AdamW only decays, w · (1 − lr · lr_scale · weight decay)."""
     recipe = golden['layer_decay']
     model = ActionTransformer(7, 'finetune', depth=recipe['depth'], **TINY)
     for parameter in model.parameters():
@@ -69,41 +65,58 @@ def test_a_step_decays_and_scales_as_the_groups_say(golden):
     optimizer = optim.adamw(model, (0.9, 0.999), recipe['weight_decay'], recipe['layer_decay'])
     optim.set_learning_rate(optimizer, 0.5)
     optimizer.step()
-    for name, parameter in model.named_parameters():
-        scale, decay = recipe['param'][name]
-        assert parameter.flatten()[0].item() == pytest.approx(1 - 0.5 * scale * decay, abs=1e-7), name
+    groups = groups_by_name(model, optimizer.param_groups)
+    assert groups.keys() == recipe['param'].keys() == dict(model.named_parameters()).keys()
+    for name, (scale, decay) in recipe['param'].items():
+        group = groups[name]
+        assert (group['lr_scale'], group['weight_decay']) == pytest.approx((scale, decay), rel=1e-12, abs=0), name
+        value = model.get_parameter(name).flatten()[0].item()
+        assert value == pytest.approx(1 - 0.5 * scale * decay, abs=1e-7), name
 
 
-def brute_force_metrics(logits, label):
+def test_weight_decay_of_pretraining_is_the_golden_one(golden):
+    model = MAMP(depth=2, decoder_depth=1, decoder_dim_feat=8, **TINY)
+    groups = groups_by_name(model, optim.adamw(model, (0.9, 0.95), 0.05).param_groups)
+    assert {name: group['weight_decay'] for name, group in groups.items()} == golden['pretrain_weight_decay']
+    assert all(group['lr_scale'] == 1 and group['betas'] == (0.9, 0.95) for group in groups.values())
+
+
+def test_the_probe_optimises_its_head_alone():
+    model = ActionTransformer(7, 'linprobe', depth=2, **TINY)
+    optimizer = optim.sgd(model, weight_decay=0.)
+    assert groups_by_name(model, optimizer.param_groups).keys() == {'head.fc.1.weight', 'head.fc.1.bias'}
+    assert all(group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
+               for group in optimizer.param_groups)
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def metrics_by_loops(logits, label):
     top1 = top5 = loss = 0
-    for row, wanted in zip(logits.astype(np.float64), label, strict=True):
+    for row, correct in zip(logits.astype(np.float64), label, strict=True):
         best = np.argsort(-row)
-        top1 += best[0] == wanted
-        top5 += wanted in best[:5]
-        loss += np.log(np.exp(row - row.max()).sum()) + row.max() - row[wanted]
+        top1 += best[0] == correct
+        top5 += correct in best[:5]
+        loss += np.log(np.exp(row - row.max()).sum()) + row.max() - row[correct]
     samples = len(label)
     return {'top1': 100 * top1 / samples, 'top5': 100 * top5 / samples, 'loss': loss / samples, 'samples': samples}
 
 
-@pytest.mark.parametrize('classes', [2, 3, 5, 6, 60])
-def test_metrics_against_loops(classes):
+@pytest.mark.parametrize('classes', [3, 6, 60])
+def test_metrics_equal_those_of_loops_also_summed_over_uneven_batches(classes):
     draw = np.random.default_rng(classes)
     logits = (draw.standard_normal((97, classes)) * 3).astype(np.float32)
     label = draw.integers(classes, size=97)
-    counts = metrics.count_correct(torch.from_numpy(logits), torch.from_numpy(label))
+    parts = [torch.from_numpy(array).split([64, 32, 1]) for array in (logits, label)]
+    counts = sum(metrics.count_correct(*part) for part in zip(*parts, strict=True))
     assert (counts.shape, counts.dtype) == ((4,), torch.float64)
     summary = metrics.summarise(counts)
-    assert summary == pytest.approx(brute_force_metrics(logits, label), rel=1e-5)
+    assert summary == pytest.approx(metrics_by_loops(logits, label), rel=1e-5)
     assert (summary['top5'] == 100) == (classes <= 5) and type(summary['samples']) is int
 
 
-def test_counts_of_uneven_batches_add_up():
-    draw = np.random.default_rng(1)
-    logits = torch.from_numpy(draw.standard_normal((50, 11)).astype(np.float32))
-    label = torch.from_numpy(draw.integers(11, size=50))
-    parts = sum(metrics.count_correct(*part) for part in zip(logits.split([32, 17, 1]), label.split([32, 17, 1]),
-                                                             strict=True))
-    assert metrics.summarise(parts) == pytest.approx(metrics.summarise(metrics.count_correct(logits, label)), rel=1e-6)
+# ---- random numbers --------------------------------------------------------------------------------------------------
 
 
 class SplitMix64:
@@ -120,21 +133,14 @@ class SplitMix64:
         return z ^ (z >> 31)
 
 
-@pytest.mark.parametrize('key', [0, 1, 1234567, 2**62 + 12345, 2**63 - 1])
-@pytest.mark.parametrize('size', [1, 3, 50])
+@pytest.mark.parametrize('key', [0, 1234567, 2**63 - 1])
+@pytest.mark.parametrize('size', [1, 50])
 def test_uniform_is_the_splitmix64_stream_of_the_key(key, size):
     """Position p takes numbers p · size to p · size + size − 1 of the stream, the upper 24 bits of each."""
-    stream = SplitMix64(key)
+    stream, state = SplitMix64(key), torch.get_rng_state()
     expected = [[(next(stream) >> 40) / 2**24 for _ in range(size)] for _ in range(8)]
     assert rng.uniform(key, torch.arange(8), size).tolist() == expected
-
-
-def test_uniform_leaves_the_global_generators_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    rng.uniform(7, torch.arange(4), 5)
-    rng.derive_seed(1, 2)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state), "PyTorch's generator is left alone"
 
 
 def test_uniform_is_uniform():
@@ -144,8 +150,8 @@ def test_uniform_is_uniform():
     # five standard deviations of the mean, the variance (kurtosis: 1/80 − 1/144 = 1/180) and a correlation
     assert abs(numbers.mean() - 1 / 2) < 5 * math.sqrt(1 / 12 / count)
     assert abs(numbers.var() - 1 / 12) < 5 * math.sqrt(1 / 180 / count)
-    for one, other in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
-        correlation = ((one - 0.5) * (other - 0.5)).mean() * 12
-        assert abs(correlation) < 5 / math.sqrt(one.numel())
+    for first, second in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
+        correlation = ((first - 0.5) * (second - 0.5)).mean() * 12
+        assert abs(correlation) < 5 / math.sqrt(first.numel())
     shares = numbers.flatten().histc(100, 0, 1) / count
     assert (shares - 0.01).abs().max() < 5 * math.sqrt(0.01 * 0.99 / count)

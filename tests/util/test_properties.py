@@ -1,4 +1,4 @@
-"""Properties of schedules, parameter groups and checkpoint files, for any settings, content and damage."""
+"""Properties of checkpoint files, for any content and damage."""
 
 import math
 import os
@@ -10,10 +10,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from model_transformer import ActionTransformer
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
-from util.optim import learning_rate, param_groups
 
 ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
@@ -24,40 +22,6 @@ def skip_fsync():
         patch.setattr(os, 'fsync', lambda descriptor: None)
         yield
 
-
-# --- schedules and groups -------------------------------------------------------------------------------------------
-
-@settings(ANY, max_examples=100)
-@given(st.integers(1, 400), st.floats(0, 1, exclude_max=True), st.floats(1e-6, 10), st.floats(0, 1), st.integers(1, 50))
-def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_minimum(epochs, warm, lr, least, steps):
-    warmup, min_lr, slack = warm * epochs, least * lr, 1e-9 * lr
-    times = [i / steps for i in range(epochs * steps + 1)][::max(1, epochs * steps // 300)]
-    rates = [(epoch, learning_rate(epoch, lr, min_lr, warmup, epochs)) for epoch in times]
-    rising, falling = ([rate for epoch, rate in rates if (epoch < warmup) == early] for early in (True, False))
-    assert all(0 <= rate <= lr + slack for rate in rising) and rising == sorted(rising)
-    assert all(min_lr - slack <= rate <= lr + slack for rate in falling)
-    assert all(later <= rate + slack for rate, later in zip(falling, falling[1:], strict=False))
-    for epoch, expected in ((warmup, lr), (epochs, min_lr), (0, 0 if warmup else lr)):
-        assert learning_rate(epoch, lr, min_lr, warmup, epochs) == pytest.approx(expected, rel=1e-9, abs=slack)
-
-
-@settings(ANY, max_examples=10)
-@given(st.integers(1, 13), st.floats(.1, 1), st.floats(0, 1))
-def test_each_layer_learns_slower_than_the_one_above_it(depth, decay, weight_decay):
-    model = ActionTransformer(3, 'finetune', dim_feat=4, depth=depth, num_heads=1, num_frames=4, num_joints=2)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    listed = [(names[parameter], group) for group in param_groups(model, weight_decay, decay)
-              for parameter in group['params']]
-    assert sorted(name for name, _ in listed) == sorted(names.values()), 'each in one group, once'
-    layers = {'joints_embed': 0, 'pos_embed': 0, 'temp_embed': 0, 'norm': depth + 1, 'head': depth + 1}
-    for name, group in listed:
-        parts = name.split('.')
-        layer = int(parts[1]) + 1 if parts[0] == 'blocks' else layers[parts[0]]
-        assert group['lr_scale'] == pytest.approx(decay ** (depth + 1 - layer), rel=1e-9), name
-        assert group['weight_decay'] == (weight_decay if model.get_parameter(name).ndim > 1 else 0), name
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 # Eight bytes: any, or NaNs with a payload, quiet and signalling, infinity and minus zero.
@@ -151,7 +115,7 @@ KINDS = st.sampled_from(['whole', 'whole', 'cut', 'empty', 'changed', 'removed']
 @example([(0, True), (0, False), (0, False)], ['whole', 'cut', 'whole', 'whole', 'whole', 'whole'])
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=4),
        st.lists(KINDS, min_size=6, max_size=6))
-def test_newest_is_the_newest_undamaged_checkpoint(tmp_path_factory, saves, kinds):
+def test_auto_takes_the_latest_intact_checkpoint(tmp_path_factory, saves, kinds):
     """After any saves (steps inside an epoch, whether the epoch's own file is written too) and any damage."""
     folder = tmp_path_factory.mktemp('run')
     for epoch, (steps, numbered) in enumerate(saves):
