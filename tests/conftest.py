@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from data.common import one_hot, write_npz
-from util.checkpoint import LAST, Checkpoint
+from util.checkpoint import LAST, Checkpoint, newest
 from util.errors import UserError
 from util.trainer import Trainer
 
@@ -199,7 +199,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def read_place(folder: Path) -> tuple[int, int]:
     """Epoch and step at which a run continues."""
-    checkpoint = Checkpoint.read(folder / LAST)
+    _, checkpoint = newest(folder) or (None, Checkpoint({}))
     return checkpoint.epoch + 1, checkpoint.step
 
 

@@ -1,3 +1,5 @@
+"""The encoder and the classifier: golden logits, the authors' names, initial values, and formulas in float64."""
+
 import math
 
 import numpy as np
@@ -6,42 +8,26 @@ import torch
 from torch import nn
 
 from model_mamp import MAMP
-from model_transformer import ActionTransformer, SkeletonEncoder, make_blocks
+from model_transformer import ActionTransformer, make_blocks
 from tests import golden_numbers
+from tests.authors_file import SMALL, weight_shapes
 from tests.golden_numbers import ACTIVATION_ATOL
 
 TINY = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 12, 'num_joints': 5, 't_patch_size': 3}
 
-ENCODER_KEYS = {'joints_embed.proj.weight', 'joints_embed.proj.bias', 'pos_embed', 'temp_embed', 'norm.weight',
-                'norm.bias'}
-BLOCK_KEYS = {'norm1.weight', 'norm1.bias', 'attn.qkv.weight', 'attn.qkv.bias', 'attn.proj.weight', 'attn.proj.bias',
-              'norm2.weight', 'norm2.bias', 'mlp.fc1.weight', 'mlp.fc1.bias', 'mlp.fc2.weight', 'mlp.fc2.bias'}
-DECODER_KEYS = {'decoder_embed.weight', 'decoder_embed.bias', 'mask_token', 'decoder_norm.weight', 'decoder_norm.bias',
-                'decoder_temp_embed', 'decoder_pos_embed', 'decoder_pred.weight', 'decoder_pred.bias'}
-HEAD_KEYS = {
-    'linprobe': {'head.fc.0.running_mean', 'head.fc.0.running_var', 'head.fc.0.num_batches_tracked',
-                 'head.fc.1.weight', 'head.fc.1.bias'},
-    'finetune': {'head.bn.weight', 'head.bn.bias', 'head.bn.running_mean', 'head.bn.running_var',
-                 'head.bn.num_batches_tracked', 'head.fc1.weight', 'head.fc1.bias', 'head.fc2.weight',
-                 'head.fc2.bias'}}
 
-
-def block_keys(prefix, depth):
-    return {f'{prefix}.{i}.{key}' for i in range(depth) for key in BLOCK_KEYS}
-
-
-def clips(count, bodies=2, seed=0):
+def make_clips(count, bodies=2, seed=0):
     return torch.randn(count, 3, 12, 5, bodies, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize('name', ['linprobe_small', 'finetune_small'])
-def test_golden_logits(name):
+def test_logits_are_the_golden_ones(name):
     golden = golden_numbers.load(name)
     config = dict(golden['config'])
     seed = config.pop('seed')
     model = ActionTransformer(**config)
     if weights := golden_numbers.weights(golden):
-        model.load_state_dict(weights)                                              # strict
+        model.load_state_dict(weights)
     else:
         golden_numbers.fill_weights(model, seed)
     with torch.no_grad():
@@ -49,34 +35,20 @@ def test_golden_logits(name):
     np.testing.assert_allclose(logits.numpy(), golden['logits'], rtol=0, atol=ACTIVATION_ATOL)
 
 
-def test_number_of_parameters():
+def test_the_number_of_parameters_is_the_published_one():
     model = ActionTransformer(num_classes=60, protocol='finetune')
     assert sum(parameter.numel() for parameter in model.parameters()) == 19_572_284
 
 
-# State keys are the authors', so that their weights load
-
-def test_state_keys_of_pretraining():
-    model = MAMP(**TINY | {'decoder_dim_feat': 8, 'decoder_depth': 3})
-    assert set(model.state_dict()) == (ENCODER_KEYS | block_keys('blocks', 2) | DECODER_KEYS
-                                       | block_keys('decoder_blocks', 3))
-
-
-@pytest.mark.parametrize('protocol', ['linprobe', 'finetune'])
-def test_state_keys_of_classification(protocol):
-    model = ActionTransformer(7, protocol, **TINY)
-    assert set(model.state_dict()) == ENCODER_KEYS | block_keys('blocks', 2) | HEAD_KEYS[protocol]
+@pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
+def test_weights_have_the_names_and_shapes_of_the_authors(stage):
+    size = {'dim_feat': SMALL['width'], 'depth': SMALL['depth'], 'num_heads': 4, 'num_frames': 16, 'num_joints': 5}
+    model = MAMP(decoder_dim_feat=SMALL['width'], decoder_depth=1, **size) if stage == 'pretrain' else \
+        ActionTransformer(7, stage, **size)
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == weight_shapes(stage, SMALL, 7)
 
 
-def test_shapes_of_the_embeddings():
-    state = MAMP(**TINY | {'decoder_dim_feat': 8}).state_dict()
-    shapes = {name: tuple(state[name].shape) for name in state if name.endswith(('embed', 'token'))}
-    assert shapes == {'pos_embed': (1, 1, 5, 16), 'temp_embed': (1, 4, 1, 16), 'mask_token': (1, 1, 8),
-                      'decoder_pos_embed': (1, 1, 5, 8), 'decoder_temp_embed': (1, 4, 1, 8)}
-    assert state['joints_embed.proj.weight'].shape == (16, 3, 3, 1)
-
-
-# Initial values
+# ---- initial values --------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module', params=['MAMP', 'finetune', 'linprobe'])
 def fresh(request):
@@ -87,12 +59,13 @@ def fresh(request):
     return ActionTransformer(60, request.param, **size)
 
 
-def test_linear_layers_start_xavier_uniform_with_zero_bias(fresh):
+def test_linear_layers_are_initialised_xavier_uniform_with_zero_bias(fresh):
     for name, module in fresh.named_modules():
         if not isinstance(module, nn.Linear):
             continue
         assert not module.bias.any(), name
-        if name == 'head.fc.1':                                                     # the probe's, tested below
+        if name == 'head.fc.1':                                                     # the probe's
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.05)
             continue
         bound = math.sqrt(6 / (module.in_features + module.out_features))           # qkv as one 3D × D matrix
         largest, spread = module.weight.abs().max().item(), module.weight.std().item()
@@ -101,7 +74,7 @@ def test_linear_layers_start_xavier_uniform_with_zero_bias(fresh):
     assert fresh.blocks[0].attn.qkv.weight.shape == (192, 64)
 
 
-def test_norms_embeddings_and_convolution_start_as_they_should(fresh):
+def test_norms_embeddings_and_convolution_have_their_initial_distributions(fresh):
     for name, module in fresh.named_modules():
         if isinstance(module, nn.LayerNorm) or name == 'head.bn':
             assert (module.weight == 1).all() and not module.bias.any(), name
@@ -117,13 +90,7 @@ def test_norms_embeddings_and_convolution_start_as_they_should(fresh):
         assert fresh.mask_token.std().item() == pytest.approx(0.02, rel=0.5)        # 48 values
 
 
-def test_probe_head_starts_small():
-    torch.manual_seed(2)
-    head = ActionTransformer(60, 'linprobe', **TINY | {'dim_feat': 64}).head
-    assert head.fc[1].weight.std().item() == pytest.approx(0.01, rel=0.05)
-
-
-def test_norms_have_their_epsilon(fresh):
+def test_norms_have_the_epsilon_of_the_authors(fresh):
     norms = {name: module.eps for name, module in fresh.named_modules() if isinstance(module, nn.LayerNorm)}
     assert {'blocks.0.norm1', 'blocks.1.norm2', 'norm'} <= set(norms) and set(norms.values()) == {1e-5}
     if isinstance(fresh, ActionTransformer):
@@ -132,21 +99,12 @@ def test_norms_have_their_epsilon(fresh):
                 if isinstance(module, nn.BatchNorm1d)} == expected
 
 
-def test_small_inputs_show_the_epsilon():
-    """Where the variance is as small as eps, the output says which eps it was."""
-    encoder = SkeletonEncoder(**TINY | {'depth': 0})
-    tokens = torch.randn(1, 20, 16, generator=torch.Generator().manual_seed(3)) * 3e-3
-    centred = tokens.double() - tokens.double().mean(dim=2, keepdim=True)
-    expected = centred / (centred.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(encoder.encode(tokens).double(), expected, rtol=1e-4, atol=1e-5)
-
-
-# Layout
+# ---- layout ----------------------------------------------------------------------------------------------------------
 
 def test_features_keep_bodies_segments_and_joints_apart():
     model = ActionTransformer(7, 'finetune', **TINY | {'depth': 0}).eval()
     golden_numbers.fill_weights(model, seed=4)
-    x = clips(2)
+    x = make_clips(2)
     with torch.no_grad():
         features = model.features(x)
         assert features.shape == (2, 2, 4, 5, 16)
@@ -156,7 +114,7 @@ def test_features_keep_bodies_segments_and_joints_apart():
     assert changed.nonzero().tolist() == [[1, 0, 2, 3]]                             # without blocks nothing mixes
 
 
-def test_heads_pool_what_the_protocol_says():
+def test_heads_equal_their_formulas():
     features = torch.randn(3, 2, 4, 5, 16, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         probe = ActionTransformer(7, 'linprobe', **TINY).eval().head
@@ -171,9 +129,9 @@ def test_heads_pool_what_the_protocol_says():
         np.testing.assert_allclose(tuned(features).numpy(), hidden @ tuned.fc2.weight.double().numpy().T, atol=1e-5)
 
 
-# Training modes
+# ---- training --------------------------------------------------------------------------------------------------------
 
-def test_probe_trains_the_head_alone():
+def test_the_probe_trains_its_head_alone():
     model = ActionTransformer(7, 'linprobe', **TINY | {'drop_path_rate': 0.5})
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {'head.fc.1.weight',
                                                                                                   'head.fc.1.bias'}
@@ -181,7 +139,7 @@ def test_probe_trains_the_head_alone():
     encoder = [module for name, module in model.named_modules() if name and not name.startswith('head')]
     assert len(encoder) > 20 and not any(module.training for module in encoder)
 
-    x = clips(6)
+    x = make_clips(6)
     features = model.features(x)
     assert torch.equal(model.features(x), features) and not features.requires_grad  # no stochastic depth
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -195,15 +153,15 @@ def test_probe_trains_the_head_alone():
     assert not model.training and not any(module.training for module in model.modules())
 
 
-def test_finetuning_trains_everything():
+def test_fine_tuning_trains_everything():
     model = ActionTransformer(7, 'finetune', **TINY)
     assert all(module.training for module in model.train().modules())
-    model(clips(6)).square().sum().backward()
+    model(make_clips(6)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert not any(module.training for module in model.eval().modules())
 
 
-def test_head_dropout_is_on_in_training_only():
+def test_the_head_drops_out_in_training_only():
     model = ActionTransformer(7, 'finetune', **TINY, head_dropout=0.3)
     features = torch.ones(4, 2, 4, 5, 16)
     torch.manual_seed(6)
@@ -212,26 +170,21 @@ def test_head_dropout_is_on_in_training_only():
     assert torch.equal(model.head.eval().dropout(features), features)
 
 
-# Stochastic depth
-
 def test_drop_path_rates_are_the_golden_ones():
     golden = golden_numbers.load('optim.json')['drop_path_rates']
     model = ActionTransformer(7, 'finetune', **TINY | {'depth': golden['depth'], 'drop_path_rate': golden['rate']})
     for branch in ('drop_path1', 'drop_path2'):
         rates = [getattr(getattr(block, branch), 'drop_prob', 0.) for block in model.blocks]
         assert rates == golden['per_block']
-
-
-def test_pretraining_has_no_stochastic_depth():
-    model = MAMP(**TINY | {'decoder_dim_feat': 8})
-    assert not any(getattr(module, 'drop_prob', 0.) for module in model.modules())
+    pretraining = MAMP(**TINY | {'decoder_dim_feat': 8})
+    assert not any(getattr(module, 'drop_prob', 0.) for module in pretraining.modules())
 
 
 def test_stochastic_depth_is_drawn_per_body():
     """Every body keeps or loses each branch whole; bodies of one clip are drawn apart."""
     model = ActionTransformer(7, 'finetune', **TINY | {'drop_path_rate': 0.5})
     golden_numbers.fill_weights(model, seed=7)
-    x = clips(1, bodies=1).expand(32, -1, -1, -1, 2)                                # 64 equal bodies
+    x = make_clips(1, bodies=1).expand(32, -1, -1, -1, 2)                           # 64 equal bodies
     with torch.no_grad():
         first, second = model.blocks                                                # rates 0 and 0.5
         tokens = first(model.embed(model.fold_bodies(x[:1, ..., :1])))
@@ -249,8 +202,8 @@ def test_stochastic_depth_is_drawn_per_body():
     assert (nearest[:, 0] != nearest[:, 1]).any()
 
 
-def test_blocks_are_pre_norm_with_exact_gelu():
-    """One block against the formulas, in float64 without a fused kernel."""
+def test_a_block_equals_its_formulas():
+    """Pre-norm attention and an MLP with exact GELU, in float64."""
     block, = make_blocks(8, 1, 2, 4.)
     golden_numbers.fill_weights(block, seed=9)
     block = block.double()
@@ -276,8 +229,8 @@ def test_blocks_are_pre_norm_with_exact_gelu():
         torch.testing.assert_close(block(tokens), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('changes, named', [({'num_frames': 13}, 'num_frames 13'), ({'dim_feat': 15}, 'dim_feat 15'),
+@pytest.mark.parametrize('changes, part', [({'num_frames': 13}, 'num_frames 13'), ({'dim_feat': 15}, 'dim_feat 15'),
                                             ({'protocol': 'knn'}, "'knn'")])
-def test_impossible_settings_are_refused(changes, named):
-    with pytest.raises(ValueError, match=named):
+def test_impossible_settings_are_refused(changes, part):
+    with pytest.raises(ValueError, match=part):
         ActionTransformer(**{'num_classes': 7, 'protocol': 'finetune'} | TINY | changes)

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
@@ -14,7 +12,6 @@ from tests import golden_numbers
 from util import metrics, optim, rng
 
 TINY = {'dim_feat': 16, 'num_heads': 2, 'num_frames': 12, 'num_joints': 5, 't_patch_size': 3}
-ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope='module')
@@ -39,20 +36,6 @@ def test_learning_rate_curves_are_the_golden_ones(golden):
         rates = [optim.learning_rate(epoch, curve['lr'], curve['min_lr'], curve['warmup_epochs'], curve['epochs'])
                  for epoch, _ in curve['points']]
         assert rates == pytest.approx([value for _, value in curve['points']], rel=1e-12, abs=0)
-
-
-@settings(ANY, max_examples=100)
-@given(st.integers(1, 400), st.floats(0, 1, exclude_max=True), st.floats(1e-6, 10), st.floats(0, 1), st.integers(1, 50))
-def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_minimum(epochs, warm, lr, least, steps):
-    warmup, min_lr, slack = warm * epochs, least * lr, 1e-9 * lr
-    times = [i / steps for i in range(epochs * steps + 1)][::max(1, epochs * steps // 300)]
-    rates = [(epoch, optim.learning_rate(epoch, lr, min_lr, warmup, epochs)) for epoch in times]
-    rising, falling = ([rate for epoch, rate in rates if (epoch < warmup) == early] for early in (True, False))
-    assert all(0 <= rate <= lr + slack for rate in rising) and rising == sorted(rising)
-    assert all(min_lr - slack <= rate <= lr + slack for rate in falling)
-    assert all(later <= rate + slack for rate, later in zip(falling, falling[1:], strict=False))
-    for epoch, expected in ((warmup, lr), (epochs, min_lr), (0, 0 if warmup else lr)):
-        assert optim.learning_rate(epoch, lr, min_lr, warmup, epochs) == pytest.approx(expected, rel=1e-9, abs=slack)
 
 
 def test_layer_and_weight_decay_of_fine_tuning_are_the_golden_ones(golden):

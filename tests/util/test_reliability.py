@@ -7,16 +7,8 @@ import signal
 import pytest
 import torch
 
-from tests.conftest import (
-    RUN_STAGE,
-    Stopped,
-    check_same_run,
-    on_step,
-    read_place,
-    refusal,
-    train,
-    train_until,
-)
+from tests import conftest
+from tests.conftest import RUN_STAGE, check_same_run, on_step, read_place, read_result, refusal, train, train_until
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
 from util.preempt import MARKER, Interrupted, Preempted
@@ -179,46 +171,16 @@ def test_a_run_killed_within_an_epoch_continues_bit_for_bit(stage, fork, stage_o
     check_same_run(killed, whole)
 
 
-# The process is killed some seconds after its first step begins; it writes what it was doing, or how long it trained.
 KILL_AFTER_SECONDS = """
-import os, pathlib, signal, sys, threading, time
-import main_finetune, main_pretrain
-from util.trainer import Trainer, finish_run
-seconds, note, doing, began = float(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)), ['starting'], []
+import os, signal, sys, threading, time
+from tests.conftest import on_step
+seconds = float(sys.argv.pop(1))
 
-def die():
+def kill():
     time.sleep(seconds)
-    if doing[0] != 'finished':
-        note.write_text(doing[0])
-        os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def during(name, function):
-    def noted(*arguments, **more):
-        before, doing[0] = doing[0], name
-        try:
-            return function(*arguments, **more)
-        finally:
-            doing[0] = before
-    return noted
-
-def steps(trainer, epoch, steps=Trainer.steps):
-    for step in steps(trainer, epoch):
-        if not began:
-            began.append(time.perf_counter())
-            threading.Thread(target=die, daemon=True).start()
-        doing[0] = 'a step'
-        yield step
-        doing[0] = 'between steps'
-
-def finish(trainer):
-    result = finish_run(trainer)
-    doing[0] = 'finished'
-    note.write_text(str(time.perf_counter() - began[0]))
-    return result
-
-Trainer.steps, Trainer.save = steps, during('saving', Trainer.save)
-main_finetune.evaluate = during('evaluation', main_finetune.evaluate)
-main_pretrain.finish_run = main_finetune.finish_run = finish
+on_step(1, lambda _: threading.Thread(target=kill, daemon=True).start())
 """ + RUN_STAGE
 
 
@@ -226,25 +188,19 @@ main_pretrain.finish_run = main_finetune.finish_run = finish
 @pytest.mark.parametrize('stage', STAGES)
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, kills, fork, stage_options, tmp_path):
     """Each process is killed at a random moment of its share of the training, on average in the middle of it."""
-    whole, killed, note = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'note'
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     options = [stage, *stage_options[stage], '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1',
                '--accum_iter', '2', '--save_steps', '2', '--output_dir']
-    assert fork(KILL_AFTER_SECONDS, 1e6, note, *options, whole).codes == [0]
-    seconds, draw, moments, places = float(note.read_text()), random.Random(kills), [], [(0, 0)]
-    again = [*options, killed, '--resume', 'auto']
+    assert fork(RUN_STAGE, *options, whole).codes == [0]
+    seconds, draw, places = read_result(whole)['wall_seconds'], random.Random(kills), [(0, 0)]
     for _ in range(kills):
-        note.unlink()
-        done = fork(KILL_AFTER_SECONDS, draw.uniform(0, seconds / (kills + 1)), note, *again)
-        assert done.codes == [-signal.SIGKILL] and note.exists(), done.text
-        moments.append(note.read_text())
-        _, checkpoint = newest(killed) or (None, Checkpoint({}))
-        places.append((checkpoint.epoch + 1, checkpoint.step))
-    assert fork(RUN_STAGE, *again).codes == [0]
-    print(f'{stage}: {kills} kills in {seconds:.1f} s of training, during '
-          f'{ {moment: moments.count(moment) for moment in moments} }; continued at {places}')     # pytest -rP shows it
-    assert places == sorted(places)
+        done = fork(KILL_AFTER_SECONDS, draw.uniform(0, seconds / (kills + 1)), *options, killed, '--resume', 'auto')
+        assert done.codes == [-signal.SIGKILL], done.text
+        places.append(read_place(killed))
+    assert fork(RUN_STAGE, *options, killed, '--resume', 'auto').codes == [0]
+    print(f'{stage}: {kills} kills in {seconds:.1f} s of training; continued at {places}')      # pytest -rP shows it
     if kills > 1:
-        assert any(step for _, step in places) and len(set(places)) > kills / 2
+        assert places == sorted(places) and any(step for _, step in places) and len(set(places)) > kills / 2
     check_same_run(killed, whole)
 
 
@@ -254,8 +210,8 @@ def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path, 
     options = [*tiny, '--label_fraction', '0.5', '--save_scores']
 
     def stop(*_):
-        raise Stopped
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        raise conftest.Stopped
+    with monkeypatch.context() as patch, pytest.raises(conftest.Stopped):
         patch.setattr(main_finetune, 'predict', stop)
         train('finetune', options, tmp_path)
     assert read_place(tmp_path) == (2, 0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,23 +14,15 @@ import engine_pretrain
 import main_finetune
 from data.common import write_npz
 from model_mamp import MAMP
-from tests.conftest import (
-    NUM_TEST,
-    NUM_TRAIN,
-    check_same_run,
-    read_lines,
-    read_result,
-    read_weights,
-    refusal,
-    train,
-    train_until,
-)
+from model_transformer import ActionTransformer
+from tests.conftest import NUM_TEST, NUM_TRAIN, check_same_run, read_lines, read_result, refusal, train, train_until
 from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args
 from util.dist import World
 from util.log import RunLog
 from util.metrics import count_correct
 from util.optim import adamw, set_learning_rate
+from util.precision import Precision
 from util.results import Result
 
 
@@ -75,7 +68,7 @@ def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tm
 
 def test_the_probe_trains_its_head_only_and_counts_every_test_clip(tiny, pretrained, tmp_path):
     train('linprobe', [*tiny, '--finetune', str(pretrained / LAST)], tmp_path)
-    before, after = read_weights(pretrained), read_weights(tmp_path)
+    before, after = (Checkpoint.read(folder / LAST).model for folder in (pretrained, tmp_path))
     encoder = [name for name in after if not name.startswith('head.')]
     assert encoder and all(torch.equal(after[name], before[name]) for name in encoder)
     assert after['head.fc.0.num_batches_tracked'] == 2 * (NUM_TRAIN // 4)
@@ -103,12 +96,26 @@ def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp
         assert halves['train_loss'] == pytest.approx(line['train_loss'], rel=1e-6)
 
 
+def test_accumulated_gradients_of_a_classifier_are_those_of_the_whole_batch():
+    """In eval mode: in training, BatchNorm's statistics are those of a micro-batch."""
+    model = ActionTransformer(3, 'finetune', dim_feat=16, depth=1, num_heads=2, num_frames=8, num_joints=5).eval()
+    clips, label, outcomes = torch.randn(4, 3, 8, 5, 2), torch.tensor([0, 1, 2, 1]), []
+    for accum_iter in (1, 2):
+        trainer = SimpleNamespace(args=SimpleNamespace(accum_iter=accum_iter, smoothing=0.1), model=model, loss_sum=0.,
+                                  precision=Precision('fp32', torch.device('cpu')))
+        model.zero_grad()
+        for batch in zip(clips.chunk(accum_iter), label.chunk(accum_iter), strict=True):
+            engine_finetune.forward_backward(trainer, *batch)
+        outcomes.append([trainer.loss_sum, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*outcomes)
+
+
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(tiny_pretrain, pretrained, tmp_path):
     train('pretrain', tiny_pretrain, tmp_path / 'same', '--num_workers', '2')
     check_same_run(tmp_path / 'same', pretrained)
     train('pretrain', tiny_pretrain, tmp_path / 'other', '--seed', '1')
-    name = 'decoder_pred.weight'
-    assert not torch.equal(read_weights(tmp_path / 'other')[name], read_weights(pretrained)[name])
+    bias, other = (Checkpoint.read(folder / LAST).model['norm.bias'] for folder in (pretrained, tmp_path / 'other'))
+    assert not torch.equal(bias, other)
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
