@@ -1,4 +1,4 @@
-"""Numbers that the authors' program produced, and the filling of weights that they were produced with."""
+"""Golden numbers: outputs of the authors' program, and the weights they were computed with."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = (ROOT / 'tests/golden', Path(os.environ.get('MAMP_SHARED', ROOT / '../shared')) / 'golden')
 
-# fp32 on a CPU; right code agrees to about 2e-7
+# fp32 on a CPU; correct code agrees to about 2e-7
 LOSS_RTOL, ACTIVATION_ATOL, GRADIENT_RTOL = 2e-6, 2e-5, 5e-5
 
 
 def load(name: str) -> dict:
-    """A golden file by its name: the arrays of an .npz ('feeder_ntu' or 'feeder_ntu.npz') or a .json's content.
+    """Read a golden file: the arrays of an .npz ('feeder_ntu' or 'feeder_ntu.npz') or the content of a .json.
 
-    A member `config` or `grad_norms`, which is JSON, comes parsed. Skips the test when the file is nowhere.
+    Members `config` and `grad_norms`, which are JSON, are parsed. Skips the test if the file is missing.
     """
     name = name if Path(name).suffix else f'{name}.npz'
     path = next((place / name for place in PLACES if (place / name).exists()), None)
@@ -39,7 +39,7 @@ def weights(golden: dict) -> dict[str, torch.Tensor]:
 
 
 def fill_weights(model: nn.Module, seed: int) -> None:
-    """The weights of the golden files that store none: small normal numbers, one stream a key, norms around 1."""
+    """Fill in the weights of golden files that store none: small normal numbers, one stream a key, norms around 1."""
     state = model.state_dict()
     for i, key in enumerate(sorted(state)):         # i counts every key, the integer counters of BatchNorm included
         if not state[key].is_floating_point():
