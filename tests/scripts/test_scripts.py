@@ -14,7 +14,7 @@ import yaml
 
 from data import prepare_ntu, synthesize
 from tests.conftest import ROOT
-from tests.util.test_recipes import BENCHMARKS
+from tests.util.test_config import BENCHMARKS
 from util.config import parse_args
 
 SCRIPTS = ROOT / 'scripts'
