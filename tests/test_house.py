@@ -3,8 +3,9 @@
 import ast
 
 import pytest
+import torch
 
-from tests.conftest import ROOT, refusal, run, train
+from tests.conftest import ROOT, on_step, refusal, run, train
 
 # What the modules of a folder may import of this repository.
 ALLOWED = {'util': {'util', 'feeder', 'model'}, 'feeder': {'util', 'feeder'}, 'model': {'util', 'model'},
@@ -75,3 +76,10 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_two(tiny_pretrain, tmp_p
 def test_bad_input_is_refused_before_training(tiny_pretrain, tmp_path, options, part):
     refusal(lambda: train('pretrain', tiny_pretrain, tmp_path / 'out', *options), part)
     assert not (tmp_path / 'out').exists()
+
+
+def test_running_out_of_memory_is_one_line(tiny_pretrain, tmp_path, monkeypatch):
+    def run_out(_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.93 GiB.\nAnd a page of advice.')
+    on_step(1, run_out, patch=monkeypatch.setattr)
+    refusal(lambda: train('pretrain', tiny_pretrain, tmp_path), 'out of memory on cpu', '1.93 GiB', '--batch_size')
