@@ -1,7 +1,5 @@
 """Schedules, parameter groups, metrics and random numbers, against golden values and independent loops."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -124,17 +122,3 @@ def test_uniform_is_the_splitmix64_stream_of_the_key(key, size):
     expected = [[(next(stream) >> 40) / 2**24 for _ in range(size)] for _ in range(8)]
     assert rng.uniform(key, torch.arange(8), size).tolist() == expected
     assert torch.equal(torch.get_rng_state(), state), "PyTorch's generator is left alone"
-
-
-def test_uniform_is_uniform():
-    numbers = rng.uniform(rng.derive_seed(0, 1, 2), torch.arange(2000), 500).double()
-    count = numbers.numel()
-    assert numbers.min() >= 0 and numbers.max() < 1
-    # five standard deviations of the mean, the variance (kurtosis: 1/80 − 1/144 = 1/180) and a correlation
-    assert abs(numbers.mean() - 1 / 2) < 5 * math.sqrt(1 / 12 / count)
-    assert abs(numbers.var() - 1 / 12) < 5 * math.sqrt(1 / 180 / count)
-    for first, second in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
-        correlation = ((first - 0.5) * (second - 0.5)).mean() * 12
-        assert abs(correlation) < 5 / math.sqrt(first.numel())
-    shares = numbers.flatten().histc(100, 0, 1) / count
-    assert (shares - 0.01).abs().max() < 5 * math.sqrt(0.01 * 0.99 / count)
