@@ -70,9 +70,10 @@ def stage_options(tiny, tiny_pretrain) -> dict[str, list[str]]:
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def train(stage: str, options: list[str], folder: Path, *more: str) -> None:
+def train(stage: str, options: list[str], folder: Path | None = None, *more: str) -> None:
     """Run main_<stage>.py in this process."""
-    assert importlib.import_module(f'main_{stage}').main([*options, '--output_dir', str(folder), *more]) == 0
+    output = [] if folder is None else ['--output_dir', str(folder)]
+    assert importlib.import_module(f'main_{stage}').main([*options, *output, *more]) == 0
 
 
 def run(*command: str, env: dict | None = None, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -2,10 +2,7 @@
 
 import ast
 
-import pytest
-import torch
-
-from tests.conftest import ROOT, on_step, refusal, run, train
+from tests.conftest import ROOT
 
 # What the modules of a folder may import of this repository.
 ALLOWED = {'util': {'util', 'feeder', 'model'}, 'feeder': {'util', 'feeder'}, 'model': {'util', 'model'},
@@ -60,26 +57,3 @@ def test_every_command_answers_help_and_a_bad_option(fork):
         assert f'{name}: exit codes [0, 2]' in done.text, done.text
     errors = [line for line in done.text.splitlines() if line.startswith('error: ')]
     assert len(errors) == len(modules) and 'Traceback' not in done.text
-
-
-def test_an_error_of_the_user_is_one_line_and_exit_code_two(tiny_pretrain, tmp_path):
-    done = run('main_pretrain.py', *tiny_pretrain, '--data_path', 'nowhere.npz', '--output_dir', str(tmp_path / 'out'))
-    assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: nowhere.npz')
-    assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize('options, part', [
-    (['--num_joints', '7'], 'num_joints'), (['--device', 'cuda'], 'GPU'), (['--device', 'abacus'], 'abacus'),
-    (['--effective_batch_size', '64'], '22 training clips'), (['--resume', 'nowhere.pth'], 'nowhere.pth'),
-    (['--dim_feat', '200000'], 'GB of weights'), (['--attention', 'flash'], 'CUDA GPU'),
-    (['--output_dir', '/proc/x'], 'cannot be written')], ids=str)
-def test_bad_input_is_refused_before_training(tiny_pretrain, tmp_path, options, part):
-    refusal(lambda: train('pretrain', tiny_pretrain, tmp_path / 'out', *options), part)
-    assert not (tmp_path / 'out').exists()
-
-
-def test_running_out_of_memory_is_one_line(tiny_pretrain, tmp_path, monkeypatch):
-    def run_out(_):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.93 GiB.\nAnd a page of advice.')
-    on_step(1, run_out, patch=monkeypatch.setattr)
-    refusal(lambda: train('pretrain', tiny_pretrain, tmp_path), 'out of memory on cpu', '1.93 GiB', '--batch_size')

@@ -146,6 +146,23 @@ def check_predictions(folder, expected) -> None:
                     assert np.array_equal(file[member], other[member])
 
 
+AVERAGE_GRADIENTS = """
+import torch
+from util.dist import init_world
+with init_world('cpu', 60) as world:
+    model = torch.nn.Linear(3, 2).requires_grad_(False)
+    model.weight.grad = torch.full((2, 3), world.rank + 1.)
+    world.average_gradients(model)
+    assert (model.weight.grad == 1.5).all() and model.bias.grad is None
+"""
+
+
+def test_gradients_are_averaged_not_summed(fork):
+    """AdamW would hide a constant factor."""
+    done = fork(AVERAGE_GRADIENTS, processes=2)
+    assert done.codes == [0, 0], done.text
+
+
 # Each process notes which clips it trains on.
 NOTE_ROWS = """
 import os, pathlib, sys

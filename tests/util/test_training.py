@@ -226,10 +226,11 @@ def test_losses_are_logged_every_few_steps_and_at_the_end_of_an_epoch(tiny_pretr
     assert (3 * losses[3] + 2 * losses[5]) / 5 == pytest.approx(read_lines(tmp_path)[0]['train_loss'])
 
 
-def test_the_learning_rate_follows_the_schedule_at_every_step(tiny_pretrain, tmp_path, monkeypatch):
+@pytest.mark.parametrize('stage, engine', [('pretrain', engine_pretrain), ('finetune', engine_finetune)])
+def test_the_learning_rate_follows_the_schedule_at_every_step(stage, engine, stage_options, tmp_path, monkeypatch):
     rates = []
-    monkeypatch.setattr(engine_pretrain, 'set_learning_rate', lambda optimizer, lr: rates.append(lr))
-    train('pretrain', tiny_pretrain, tmp_path, '--warmup_epochs', '1', '--min_lr', '1e-4')
+    monkeypatch.setattr(engine, 'set_learning_rate', lambda optimizer, lr: rates.append(lr))
+    train(stage, stage_options[stage], tmp_path, '--warmup_epochs', '1', '--min_lr', '1e-4')
     assert rates[:6] == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
     assert rates[5:] == pytest.approx([1e-4 + 9e-4 * (1 + np.cos(np.pi * step / 5)) / 2 for step in range(5)])
 
