@@ -38,9 +38,10 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, _) -> None:
         name = signal.Signals(number).name
-        if name == 'SIGINT' and request.signal:
+        if name == 'SIGINT' == request.signal:
             raise KeyboardInterrupt
-        request.signal = name
+        if name != 'SIGINT' or request.signal is None:      # after a cluster's signal Ctrl-C changes nothing
+            request.signal = name
 
     numbers = [signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:       # background jobs of a shell ignore Ctrl-C
