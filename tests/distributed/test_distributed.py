@@ -137,13 +137,13 @@ def check_predictions(folder, expected) -> None:
     files = [path.relative_to(expected) for path in expected.rglob('*.npz')]
     assert len(files) == 2 * (2 + 2 + 1)
     for path in files:
-        with np.load(folder / path) as file, np.load(expected / path) as other:
-            assert file.files == other.files
-            for member in other.files:
-                if other[member].dtype.kind == 'f':
-                    np.testing.assert_allclose(file[member], other[member], rtol=1e-4, atol=1e-6)
+        with np.load(folder / path) as file, np.load(expected / path) as reference:
+            assert file.files == reference.files
+            for member in reference.files:
+                if reference[member].dtype.kind == 'f':
+                    np.testing.assert_allclose(file[member], reference[member], rtol=1e-4, atol=1e-6)
                 elif member != 'run':
-                    assert np.array_equal(file[member], other[member])
+                    assert np.array_equal(file[member], reference[member])
 
 
 AVERAGE_GRADIENTS = """

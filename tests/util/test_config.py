@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from functools import partial
 
 import pytest
 import yaml
@@ -36,14 +37,13 @@ def parse(stage, *options, files=()):
 
 def test_later_layers_win(write):
     """From the weakest: a file, its map of the stage, a second file, its map, the command line; all combinations."""
-    for given in itertools.product([False, True], repeat=5):
-        values = [101 + layer if is_given else None for layer, is_given in enumerate(given)]
+    for values in itertools.product(*([None, 101 + layer] for layer in range(5))):
         files = write(*({'num_joints': 7, 'linprobe': {'warmup_epochs': 999},
                          **({'warmup_epochs': shared} if shared else {}),
                          'pretrain': {'warmup_epochs': own} if own else {}}
                         for shared, own in (values[:2], values[2:4])))
         args = parse('pretrain', '--epochs', 500, *(['--warmup_epochs', values[4]] if values[4] else []), files=files)
-        assert args.warmup_epochs == max((value for value in values if value), default=0), given
+        assert args.warmup_epochs == max((value for value in values if value), default=0), values
 
 
 def test_numbers_and_flags_are_read_as_people_write_them(write):
@@ -62,7 +62,7 @@ def test_a_setting_of_another_stage_is_accepted_in_its_place_only(write):
     assert parse('pretrain', files=[shared]).mask_ratio == parse('pretrain', files=[own]).mask_ratio == 0.5
     assert not hasattr(parse('finetune', files=[shared]), 'mask_ratio')
     for stage in STAGES:
-        refusal(lambda stage=stage: parse(stage, files=[misplaced]), misplaced, 'finetune: unknown setting')
+        refusal(partial(parse, stage, files=[misplaced]), misplaced, 'finetune: unknown setting')
 
 
 @pytest.mark.parametrize('text, part', [
@@ -100,10 +100,10 @@ def test_a_missing_setting_is_named(stage):
         options = list(REQUIRED[stage])
         at = options.index(f'--{name}')
         del options[at:at + 2]
-        refusal(lambda options=options: parse_args(stage, options), f'--{name}')
+        refusal(partial(parse_args, stage, options), f'--{name}')
 
 
-def test_what_is_not_used_need_not_be_given():
+def test_settings_without_use_may_be_missing():
     args = parse_args('finetune', ['--eval', '--resume', 'auto', '--data_path', 'x.npz'])
     assert (args.epochs, args.lr, args.output_dir) == (None, None, 'runs/x/finetune')
     args = parse_args('retrieval', ['--features', 'x/features.npz'])
@@ -115,7 +115,7 @@ def test_what_is_not_used_need_not_be_given():
 @pytest.mark.parametrize('layers, lr, blr', [
     ([{'lr': 0.1}, {'blr': 0.2}], None, 0.2), ([{'blr': 0.2}, {'lr': 0.1}], 0.1, None),
     ([{'lr': 0.1, 'pretrain': {'blr': 0.2}}], None, 0.2), ([{'blr': 0.2, 'linprobe': {'lr': 0.5}}], None, 0.2)])
-def test_of_lr_and_blr_the_later_one_counts(write, layers, lr, blr):
+def test_the_later_of_lr_and_blr_counts(write, layers, lr, blr):
     options = ['--data_path', 'd.npz', '--epochs', '2', '--config', *write(*layers)]
     for more, expected in (([], (lr, blr)), (['--blr', '0.9'], (None, 0.9)), (['--lr', '0.9'], (0.9, None))):
         args = parse_args('pretrain', [*options, *more])
@@ -133,13 +133,13 @@ def resolve(world, effective=None, size=None, accum=None, lr=0.1, blr=None):
 
 @pytest.mark.parametrize('world', [1, 2, 3, 8])
 def test_batch_size_and_accumulation_follow_from_the_effective_batch(world):
-    """By search: what is not given may be anything that makes the product correct, accumulation only if it must."""
+    """By search: a missing setting takes any value that makes the product correct, accumulation only if needed."""
     for effective, size, accum in itertools.product([None, 6, 8, 48, 64], [None, 1, 4, 6, 100], [None, 1, 2, 3]):
         sizes = [size] if size else range(1, 101)
         accums = [accum] if accum else ([1] if size is None or effective is None else range(1, 101))
         fits = [(s, a) for s in sizes for a in accums if effective in (None, s * a * world)]
         if size is None and effective is None or not fits:
-            refusal(lambda given=(effective, size, accum): resolve(world, *given), '--effective_batch_size')
+            refusal(partial(resolve, world, effective, size, accum), '--effective_batch_size')
         else:
             args = resolve(world, effective, size, accum)
             assert fits == [(args.batch_size, args.accum_iter)]

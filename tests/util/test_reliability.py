@@ -7,11 +7,21 @@ import signal
 import pytest
 import torch
 
-from tests import conftest
-from tests.conftest import RUN_STAGE, check_same_run, on_step, read_place, read_result, refusal, train, train_until
+import main_finetune
+from tests.conftest import (
+    RUN_STAGE,
+    Stopped,
+    check_same_run,
+    on_step,
+    read_place,
+    read_result,
+    refusal,
+    train,
+    train_until,
+)
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
-from util.preempt import MARKER, Interrupted, Preempted
+from util.preempt import MARKER, Interrupted, Preempted, catch_stop_signals
 from util.trainer import NonFiniteLoss
 
 STAGES = ('pretrain', 'linprobe', 'finetune')
@@ -26,10 +36,12 @@ def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
 
 def test_auto_skips_damaged_checkpoints_with_a_warning(tmp_path, caplog):
     assert newest(tmp_path) is None
-    make_checkpoint(1).write(tmp_path / 'checkpoint-1.pth')
-    make_checkpoint(2).write(tmp_path / LAST)
-    make_checkpoint(2, 7).write(tmp_path / LAST, PREVIOUS)
-    last, previous, kept = (tmp_path / name for name in (LAST, PREVIOUS, 'checkpoint-1.pth'))
+    names = (LAST, PREVIOUS, 'checkpoint-10.pth', 'checkpoint-9.pth')
+    last, previous, kept, older = (tmp_path / name for name in names)
+    make_checkpoint(9).write(older)
+    make_checkpoint(10).write(kept)
+    make_checkpoint(10).write(last)
+    make_checkpoint(10, 7).write(last, PREVIOUS)
     assert newest(tmp_path)[0] == last
 
     content = bytearray(last.read_bytes())
@@ -38,7 +50,7 @@ def test_auto_skips_damaged_checkpoints_with_a_warning(tmp_path, caplog):
     assert newest(tmp_path)[0] == previous and caplog.messages[-1].startswith(f'skipped: {last}')
     previous.write_bytes(previous.read_bytes()[:-200])
     assert newest(tmp_path)[0] == kept and caplog.messages[-1].startswith(f'skipped: {previous}')
-    kept.write_bytes(b'')
+    kept.write_bytes(b''), older.unlink()
     refusal(lambda: newest(tmp_path), tmp_path, 'all of its checkpoints are damaged', '--output_dir')
 
 
@@ -118,14 +130,25 @@ def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, s
     check_same_run(tmp_path, whole)
 
 
-def test_a_second_ctrl_c_ends_a_run_at_once(ctrl_c, tiny_pretrain, tmp_path, monkeypatch):
-    def press_twice(_):
+@pytest.mark.parametrize('first, error', [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)])
+def test_a_second_ctrl_c_ends_a_run_at_once(first, error, ctrl_c, tiny_pretrain, tmp_path, monkeypatch):
+    """A Ctrl-C after the signal of a cluster is the first."""
+    def send(_):
+        os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-    on_step(3, press_twice, patch=monkeypatch.setattr)
-    with pytest.raises(KeyboardInterrupt):
+    on_step(3, send, patch=monkeypatch.setattr)
+    with pytest.raises(error):
         train('pretrain', tiny_pretrain, tmp_path)
-    assert not (tmp_path / LAST).exists() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (tmp_path / LAST).exists() == (tmp_path / MARKER).exists() == (error is Preempted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_ctrl_c_stays_ignored(ctrl_c):
+    """As in background jobs of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with catch_stop_signals() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal is None
 
 
 SIGNAL_AT_STEP_3 = """
@@ -206,12 +229,11 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, kills, 
 
 def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path, monkeypatch):
     """Scripts skip folders with a result.json: it is written last, and resuming writes what is missing."""
-    import main_finetune
     options = [*tiny, '--label_fraction', '0.5', '--save_scores']
 
     def stop(*_):
-        raise conftest.Stopped
-    with monkeypatch.context() as patch, pytest.raises(conftest.Stopped):
+        raise Stopped
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(main_finetune, 'predict', stop)
         train('finetune', options, tmp_path)
     assert read_place(tmp_path) == (2, 0)

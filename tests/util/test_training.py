@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,17 @@ import main_finetune
 from data.common import write_npz
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
-from tests.conftest import NUM_TEST, NUM_TRAIN, check_same_run, read_lines, read_result, refusal, train, train_until
+from tests.conftest import (
+    NUM_TEST,
+    NUM_TRAIN,
+    check_same_run,
+    read_lines,
+    read_result,
+    read_weights,
+    refusal,
+    train,
+    train_until,
+)
 from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args
 from util.dist import World
@@ -68,7 +79,7 @@ def test_fine_tuning_learns_and_eval_repeats_its_last_score(tiny, pretrained, tm
 
 def test_the_probe_trains_its_head_only_and_counts_every_test_clip(tiny, pretrained, tmp_path):
     train('linprobe', [*tiny, '--finetune', str(pretrained / LAST)], tmp_path)
-    before, after = (Checkpoint.read(folder / LAST).model for folder in (pretrained, tmp_path))
+    before, after = read_weights(pretrained), read_weights(tmp_path)
     encoder = [name for name in after if not name.startswith('head.')]
     assert encoder and all(torch.equal(after[name], before[name]) for name in encoder)
     assert after['head.fc.0.num_batches_tracked'] == 2 * (NUM_TRAIN // 4)
@@ -86,7 +97,7 @@ def test_variants_of_pretraining_run(tiny_pretrain, tmp_path, options):
     assert 0 < read_result(tmp_path)['train_loss'] < 10
 
 
-# ---- the same run in other ways --------------------------------------------------------------------------------------
+# ---- runs that must be equal -----------------------------------------------------------------------------------------
 
 
 def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp_path):
@@ -114,8 +125,8 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(tiny_pretrain, pr
     train('pretrain', tiny_pretrain, tmp_path / 'same', '--num_workers', '2')
     check_same_run(tmp_path / 'same', pretrained)
     train('pretrain', tiny_pretrain, tmp_path / 'other', '--seed', '1')
-    bias, other = (Checkpoint.read(folder / LAST).model['norm.bias'] for folder in (pretrained, tmp_path / 'other'))
-    assert not torch.equal(bias, other)
+    biases = [read_weights(folder)['norm.bias'] for folder in (pretrained, tmp_path / 'other')]
+    assert not torch.equal(*biases)
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
@@ -155,8 +166,8 @@ def test_a_run_continues_within_an_epoch_with_the_same_clips_only(tiny_pretrain,
     train_until(2, 'pretrain', options, folder)
     for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
         changed = ['--data_path', str(changed_npz / f'{name}.npz')]
-        refusal(lambda changed=changed: train('pretrain', options, folder, *changed), 'within an epoch',
-                f'{clips} clips', 'give the same settings and data')
+        refusal(partial(train, 'pretrain', options, folder, *changed), 'within an epoch', f'{clips} clips',
+                'give the same settings and data')
     refusal(lambda: train('pretrain', options, folder, '--seed', '1'), 'within an epoch', 'seed 0 -> 1')
     shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
     train('pretrain', options, folder, '--data_path', str(tmp_path / 'copy.npz'))
