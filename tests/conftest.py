@@ -206,7 +206,7 @@ def read_place(folder: Path) -> tuple[int, int]:
 
 
 def check_same_run(folder: Path, expected: Path) -> None:
-    """Check that weights, optimizer state, scores and log of two runs are equal bit for bit."""
+    """Check that weights, optimizer state, scores, log and names of checkpoints of two runs are equal bit for bit."""
     checkpoint, reference = (Checkpoint.read(path / LAST) for path in (folder, expected))
     assert len(checkpoint.optimizer['state']) > 0
     for values, references in ((checkpoint.model, reference.model),
@@ -216,6 +216,7 @@ def check_same_run(folder: Path, expected: Path) -> None:
     lines, references = ([{name: value for name, value in line.items() if name not in ('seconds', 'clips_per_s')}
                           for line in read_lines(path)] for path in (folder, expected))
     assert lines == references and lines
+    assert {path.name for path in folder.glob('*.pth')} == {path.name for path in expected.glob('*.pth')}
 
 
 def refusal(call: Callable, *parts) -> str:

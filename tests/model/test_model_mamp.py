@@ -278,10 +278,3 @@ def test_mask_target_and_loss_are_fp32_under_autocast(target):
         assert loss == model.forward_loss(bodies, pred.float(), mask, 1)
     rounded = model.draw_mask(bodies.bfloat16(), 0.6, 0.8, uniform)[2]
     assert not torch.equal(rounded, exact)                                          # the test can see the difference
-
-
-@pytest.mark.parametrize('changes, part', [({'num_frames': 13}, 'num_frames 13'), ({'target': 'bone'}, "'bone'"),
-                                           ({'decoder_dim_feat': 9}, 'decoder_dim_feat 9')])
-def test_impossible_settings_are_refused(changes, part):
-    with pytest.raises(ValueError, match=part):
-        MAMP(**TINY | changes)

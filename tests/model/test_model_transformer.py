@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model_mamp import MAMP
-from model_transformer import ActionTransformer, make_blocks
+from model_transformer import ActionTransformer, SkeletonEncoder, make_blocks
 from tests import golden_numbers
 from tests.authors_file import SMALL, weight_shapes
 from tests.golden_numbers import ACTIVATION_ATOL
@@ -160,6 +160,7 @@ def test_the_head_drops_out_in_training_only():
     torch.manual_seed(6)
     dropped = model.head.train().dropout(features)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / features.numel()))
+    assert not torch.equal(model.head(features), model.head(features))
     assert torch.equal(model.head.eval().dropout(features), features)
 
 
@@ -222,8 +223,10 @@ def test_a_block_equals_its_formulas():
         torch.testing.assert_close(block(tokens), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('changes, part', [({'num_frames': 13}, 'num_frames 13'), ({'dim_feat': 15}, 'dim_feat 15'),
-                                            ({'protocol': 'knn'}, "'knn'")])
-def test_impossible_settings_are_refused(changes, part):
+@pytest.mark.parametrize('constructor, settings, part', [
+    (SkeletonEncoder, {'num_frames': 13}, 'num_frames 13'), (SkeletonEncoder, {'dim_feat': 15}, 'dim_feat 15'),
+    (MAMP, {'decoder_dim_feat': 9}, 'decoder_dim_feat 9'), (MAMP, {'target': 'bone'}, "'bone'"),
+    (ActionTransformer, {'num_classes': 7, 'protocol': 'knn'}, "'knn'")])
+def test_impossible_settings_are_refused(constructor, settings, part):
     with pytest.raises(ValueError, match=part):
-        ActionTransformer(**{'num_classes': 7, 'protocol': 'finetune'} | TINY | changes)
+        constructor(**settings)

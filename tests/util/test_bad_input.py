@@ -1,5 +1,7 @@
 """Mistakes of users end in one line, before anything is computed or written: one case a kind."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,8 @@ def files(tiny_npz, tiny_pretrain, tiny, tmp_path_factory):
             'seed': checkpoint | {'args': checkpoint['args'] | {'seed': {'a': 1}}}}.items():
         torch.save(content, folder / f'{name}.pth')
     (folder / 'cut.pth').write_bytes((folder / 'pretrain' / LAST).read_bytes()[:5000])
+    (folder / 'damaged').mkdir()
+    shutil.copy(folder / 'cut.pth', folder / 'damaged' / LAST)
     with np.load(tiny_npz) as file:
         arrays = dict(file)
     arrays['x_train'][3, 0, 1] = np.nan
@@ -49,6 +53,7 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('pretrain', '--output_dir /proc/x', 'cannot be written'),
     # checkpoints
     ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', '--resume {}/cut.pth', 'not a complete'),
+    ('pretrain', '--resume auto --output_dir {}/damaged', 'all of its checkpoints are damaged'),
     ('pretrain', '--resume {}/text', 'not a complete checkpoint'), ('pretrain', '--resume {}/list.pth', 'holds a list'),
     ('pretrain', '--resume {}/epoch.pth', "'epoch' has the wrong type"),
     ('pretrain', '--resume {}/bare.pth', 'no optimizer state'), ('pretrain', '--resume {}/momenta.pth', 'does not fit'),

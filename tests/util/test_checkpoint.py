@@ -103,13 +103,6 @@ def test_classes_other_than_a_namespace_are_refused(tmp_path, authors, value):
     assert argparse.Namespace not in torch.serialization.get_safe_globals(), 'allowed only while reading'
 
 
-@pytest.mark.parametrize('content', ['', 'version https://git-lfs.github.com\n', 'epoch: 3\n'])
-def test_text_files_are_refused(tmp_path, content):
-    path = tmp_path / 'notes.pth'
-    path.write_text(content)
-    refusal(lambda: Checkpoint.read(path), path)
-
-
 @pytest.mark.parametrize('part', ['model', 'encoder'])
 def test_weights_that_do_not_fit_change_nothing(golden_weights, part):
     def refused(weights, *parts, **size):

@@ -1,13 +1,18 @@
 """Schedules, parameter groups, metrics and random numbers, against golden values and independent loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from engine_pretrain import update_weights
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests import golden_numbers
 from util import metrics, optim, rng
+from util.capture import NO_GRAPHS
+from util.dist import World
 
 TINY = {'dim_feat': 16, 'num_heads': 2, 'num_frames': 12, 'num_joints': 5, 't_patch_size': 3}
 
@@ -68,6 +73,19 @@ def test_the_probe_optimises_its_head_alone():
     assert groups_by_name(model, optimizer.param_groups).keys() == {'head.fc.1.weight', 'head.fc.1.bias'}
     assert all(group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
                for group in optimizer.param_groups)
+
+
+def test_an_update_clips_the_gradient_norm_and_returns_it():
+    model = torch.nn.Linear(3, 2)
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.)
+    trainer = SimpleNamespace(args=SimpleNamespace(clip_grad=0.1), model=model, world=World(0, 1, torch.device('cpu')),
+                              optimizer=torch.optim.SGD(model.parameters(), lr=1.), graphs=NO_GRAPHS)
+    assert update_weights(trainer).item() == pytest.approx(2 * 8 ** 0.5)
+    moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]) - before
+    assert moved.norm().item() == pytest.approx(0.1, rel=1e-5)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from tests.conftest import (
     on_step,
     read_place,
     read_result,
-    refusal,
     train,
     train_until,
 )
@@ -32,26 +31,6 @@ def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
 
 
 # ---- damaged checkpoints ---------------------------------------------------------------------------------------------
-
-
-def test_auto_skips_damaged_checkpoints_with_a_warning(tmp_path, caplog):
-    assert newest(tmp_path) is None
-    names = (LAST, PREVIOUS, 'checkpoint-10.pth', 'checkpoint-9.pth')
-    last, previous, kept, older = (tmp_path / name for name in names)
-    make_checkpoint(9).write(older)
-    make_checkpoint(10).write(kept)
-    make_checkpoint(10).write(last)
-    make_checkpoint(10, 7).write(last, PREVIOUS)
-    assert newest(tmp_path)[0] == last
-
-    content = bytearray(last.read_bytes())
-    content[content.index(torch.load(last)['model']['weight'].numpy().tobytes()) + 1] ^= 1     # a bit of a weight
-    last.write_bytes(content)
-    assert newest(tmp_path)[0] == previous and caplog.messages[-1].startswith(f'skipped: {last}')
-    previous.write_bytes(previous.read_bytes()[:-200])
-    assert newest(tmp_path)[0] == kept and caplog.messages[-1].startswith(f'skipped: {previous}')
-    kept.write_bytes(b''), older.unlink()
-    refusal(lambda: newest(tmp_path), tmp_path, 'all of its checkpoints are damaged', '--output_dir')
 
 
 def test_a_kill_between_any_two_renames_leaves_an_intact_checkpoint(tmp_path, monkeypatch):
@@ -81,6 +60,28 @@ def test_a_kill_between_any_two_renames_leaves_an_intact_checkpoint(tmp_path, mo
         if not killed:
             break
     assert not killed and epochs == [1, 1, 2]
+
+
+def test_a_kill_between_the_checkpoints_of_an_epoch_loses_none(tiny, tmp_path, monkeypatch):
+    """The best, the kept and the last one."""
+    written = []
+
+    def stop_or_write(checkpoint, path, previous=None, write=Checkpoint.write):
+        if not left:
+            raise Stopped
+        left.pop()
+        written.append(path.name)
+        write(checkpoint, path, previous)
+    monkeypatch.setattr(Checkpoint, 'write', stop_or_write)
+    left = [None] * 10
+    train('finetune', tiny, tmp_path / 'whole')
+    for writes in range(len(written)):
+        folder, left = tmp_path / str(writes), [None] * writes
+        with pytest.raises(Stopped):
+            train('finetune', tiny, folder)
+        left = [None] * 10
+        train('finetune', tiny, folder, '--resume', 'auto')
+        check_same_run(folder, tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'finetune'])

@@ -107,8 +107,8 @@ def test_accumulation_does_not_change_pretraining(tiny_pretrain, pretrained, tmp
         assert halves['train_loss'] == pytest.approx(line['train_loss'], rel=1e-6)
 
 
-def test_accumulated_gradients_of_a_classifier_are_those_of_the_whole_batch():
-    """In eval mode: in training, BatchNorm's statistics are those of a micro-batch."""
+def test_loss_and_accumulated_gradients_of_a_classifier_are_those_of_the_whole_batch():
+    """In eval mode: in training, BatchNorm's statistics are those of a micro-batch. Smoothing mixes in all classes."""
     model = ActionTransformer(3, 'finetune', dim_feat=16, depth=1, num_heads=2, num_frames=8, num_joints=5).eval()
     clips, label, outcomes = torch.randn(4, 3, 8, 5, 2), torch.tensor([0, 1, 2, 1]), []
     for accum_iter in (1, 2):
@@ -119,6 +119,9 @@ def test_accumulated_gradients_of_a_classifier_are_those_of_the_whole_batch():
             engine_finetune.forward_backward(trainer, *batch)
         outcomes.append([trainer.loss_sum, *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(*outcomes)
+    log_probability = model(clips).log_softmax(dim=1)
+    expected = -(0.9 * log_probability[range(4), label] + 0.1 * log_probability.mean(dim=1)).mean()
+    torch.testing.assert_close(outcomes[0][0], expected)
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(tiny_pretrain, pretrained, tmp_path):
