@@ -212,7 +212,7 @@ def check_same_run(folder: Path, expected: Path) -> None:
     for values, references in ((checkpoint.model, reference.model),
                                (checkpoint.optimizer['state'], reference.optimizer['state'])):
         torch.testing.assert_close(values, references, rtol=0, atol=0)
-    assert all(checkpoint.progress[name] == reference.progress[name] for name in ('last', 'best', 'last_loss'))
+    assert all(checkpoint.progress[name] == reference.progress[name] for name in ('last', 'best', 'last_loss', 'clips'))
     lines, references = ([{name: value for name, value in line.items() if name not in ('seconds', 'clips_per_s')}
                           for line in read_lines(path)] for path in (folder, expected))
     assert lines == references and lines

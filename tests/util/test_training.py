@@ -27,7 +27,7 @@ from tests.conftest import (
     train,
     train_until,
 )
-from util.checkpoint import LAST, Checkpoint
+from util.checkpoint import BEST, LAST, Checkpoint
 from util.config import parse_args
 from util.dist import World
 from util.log import RunLog
@@ -86,7 +86,7 @@ def test_the_probe_trains_its_head_only_and_counts_every_test_clip(tiny, pretrai
     result = read_result(tmp_path)
     assert result['last']['samples'] == NUM_TEST and result['last']['epoch'] == 1
     assert result['method'] == 'MAMP' and result['pretraining']['epoch'] == 1
-    assert result['best']['top1'] >= result['last']['top1'] and (tmp_path / 'checkpoint-best.pth').exists()
+    assert result['best']['top1'] >= result['last']['top1'] and (tmp_path / BEST).exists()
 
 
 @pytest.mark.parametrize('options', [['--stream', 'velocity', '--clip_grad', '0.1'], ['--precision', 'bf16'],
@@ -262,6 +262,25 @@ def test_a_non_finite_test_loss_is_null_and_ends_no_run(tiny, tmp_path, monkeypa
     assert result['last']['loss'] is None and scores['loss'] is None and result['last']['samples'] == NUM_TEST
     assert Result.read(tmp_path / 'result.json').last == result['last']
     assert capsys.readouterr().err.count('test loss is not finite') == 2
+
+
+def test_the_best_epoch_is_that_of_the_highest_accuracy(tiny, tmp_path, monkeypatch):
+    accuracies = iter([30., 50., 40.])
+    monkeypatch.setattr(main_finetune, 'evaluate', lambda *_: {
+        'top1': next(accuracies), 'top5': 90., 'loss': 1., 'samples': NUM_TEST})
+    train('finetune', tiny, tmp_path, '--epochs', '3')
+    result = read_result(tmp_path)
+    assert [(result[name]['epoch'], result[name]['top1']) for name in ('best', 'last')] == [(1, 50.), (2, 40.)]
+    assert Checkpoint.read(tmp_path / BEST).epoch == 1
+
+
+def test_logits_are_compared_in_fp32(tiny, tmp_path, monkeypatch):
+    """Those of bf16 would tie."""
+    dtypes = []
+    monkeypatch.setattr(engine_finetune, 'count_correct', lambda logits, label: dtypes.append(logits.dtype)
+                        or count_correct(logits, label))
+    train('finetune', tiny, tmp_path, '--precision', 'bf16', '--epochs', '1')
+    assert {*dtypes} == {torch.float32}
 
 
 def test_predictions_do_not_replace_those_of_another_run(tiny, tmp_path):
