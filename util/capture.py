@@ -86,8 +86,9 @@ NO_GRAPHS = GraphRecorder(torch.device('cpu'), enabled=False)
 class CapturedFunction:
     """A function of tensors that replays a graph of its work, one for each combination of argument shapes.
 
-    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS. Warm-up
-    and capture use the same input buffers: with other strides, a compiled function would compile again in the capture.
+    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS.
+    Warm-up and capture use the same input buffers: with other strides, a compiled function would compile again in the
+    capture.
     """
 
     def __init__(self, function: Callable, recorder: GraphRecorder):
@@ -101,7 +102,8 @@ class CapturedFunction:
         if key not in self.graphs and len(self.graphs) == MAX_GRAPHS:
             return self.recorder.run(self.function, inputs)
         if key not in self.buffers:
-            self.buffers[key] = tuple(torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs)
+            self.buffers[key] = tuple(torch.empty_like(value, memory_format=torch.contiguous_format)
+                                      for value in inputs)
         for buffer, value in zip(self.buffers[key], inputs, strict=True):
             buffer.copy_(value, non_blocking=True)
         self.calls[key] += 1
