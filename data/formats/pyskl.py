@@ -1,46 +1,82 @@
-"""PYSKL annotation files: pickles of {'split': …, 'annotations': [{'frame_dir', 'label', 'keypoint', …}, …]}."""
+"""PYSKL annotation files: pickles of {'annotations': [{'frame_dir', 'label', 'keypoint', …}, …], …}, or of the list."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy._core import multiarray, numeric
 
-from data.formats.recording import Options, Recording, choose_layout
-from feeder.layouts import Layout
-from util.errors import UserError, one_line
+from data.formats.recording import Options, Recording, choose_layout, clean
+from util.errors import UserError, one_line, printable
 
-# The only names that a pickle may refer to: those by which NumPy 1 and 2 store arrays, dtypes and numbers.
-ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
-for _core in ('numpy.core', 'numpy._core'):
-    ALLOWED |= {(f'{_core}.multiarray', '_reconstruct'): multiarray._reconstruct,
-                (f'{_core}.multiarray', 'scalar'): multiarray.scalar,
-                (f'{_core}.numeric', '_frombuffer'): numeric._frombuffer}
+# Array types of plain numbers. NumPy's own constructors also take object arrays, whose bytes would be read as pointers.
+NUMBERS = re.compile(r'[<>=|]?(b1|[iu][1248]|f[248])')
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and NumPy arrays; refuses everything else before it is called."""
+class _Type:
+    """Stands for numpy.dtype."""
 
-    def find_class(self, module: str, name: str):
-        if (module, name) == ('_codecs', 'encode'):     # how protocols 0 to 2 store bytes
-            return _encode_latin1
-        if (module, name) not in ALLOWED:
-            raise UserError(f'refused, it refers to {module}.{name}; only plain values and NumPy arrays are read')
-        return ALLOWED[module, name]
+    def __init__(self, code: str | bytes, *_):
+        self.code = code if isinstance(code, str) else code.decode('ascii')
+
+    def __setstate__(self, state: tuple):
+        self.code = state[1] + self.code.lstrip('<>=|')         # the byte order
+
+
+class _Array:
+    """Stands for numpy.ndarray; `values` are set by the pickle's second step."""
+
+    values: np.ndarray | None = None
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state: tuple):
+        _, shape, dtype, is_fortran, content = state
+        self.values = _to_array(content, dtype, shape, 'F' if is_fortran else 'C')
+
+
+def _to_array(content: bytes | str, dtype: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+    if not NUMBERS.fullmatch(dtype.code):
+        raise UserError(f'refused, it has an array of type {dtype.code!r:.40}; only arrays of numbers are read')
+    content = content.encode('latin1') if isinstance(content, str) else bytes(content)      # str: written by Python 2
+    return np.ndarray(shape, dtype.code, content, order=order)      # checks that the content is large enough
+
+
+def _from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.values = _to_array(content, dtype, shape, order)
+    return array
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     if encoding != 'latin1':
-        raise UserError(f'refused, it encodes text as {encoding!r:.20}')
+        raise UserError(f'refused, it encodes text as {encoding!r:.20}; only plain values and NumPy arrays are read')
     return text.encode('latin1')
 
 
+# The names by which NumPy 1 and 2 store arrays and numbers, and protocols 0 to 2 bytes, with what is called instead.
+ALLOWED = {'numpy.ndarray': _Array, 'numpy.dtype': _Type, '_codecs.encode': _encode_latin1}
+for _core in ('numpy.core', 'numpy._core'):
+    ALLOWED |= {f'{_core}.multiarray._reconstruct': _Array, f'{_core}.numeric._frombuffer': _from_buffer,
+                f'{_core}.multiarray.scalar': lambda dtype, content: _to_array(content, dtype, (), 'C').item()}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads plain values and arrays of numbers; refuses any other name, so that nothing in the file is executed."""
+
+    def find_class(self, module: str, name: str):
+        if f'{module}.{name}' not in ALLOWED:
+            raise UserError(f'refused, it refers to {module}.{name}; only plain values and NumPy arrays are read')
+        return ALLOWED[f'{module}.{name}']
+
+
 def read_pickle(path: Path):
-    """Read a pickle without executing anything in it; raises UserError."""
+    """Read a pickle of plain values and arrays without executing anything in it; raises UserError."""
     try:
         with open(path, 'rb') as file:
-            return ArrayUnpickler(file).load()
+            return ArrayUnpickler(file, encoding='latin1').load()
     except UserError:
         raise
     except OSError as error:
@@ -50,36 +86,36 @@ def read_pickle(path: Path):
                         'again') from error
 
 
-def read(path: Path, layout: Layout | None, options: Options) -> Iterator[Recording]:
+def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
     content = read_pickle(path)
     annotations = content.get('annotations') if isinstance(content, dict) else content
     if not isinstance(annotations, list) or not annotations:
-        raise UserError("has no list of annotations, so it is not a PYSKL file; give another file")
+        raise UserError('has no list of annotations, so it is not a PYSKL file; give another file')
     for number, annotation in enumerate(annotations):
         try:
             name, keypoint, label = _check_annotation(annotation)
             frames = keypoint.swapaxes(0, 1)                                                # (T, M, V, 3)
-            own = choose_layout(frames, layout)
-            yield Recording(name, options.clean(frames, own), own, label)
+            layout = choose_layout(frames, options.layout)
+            yield Recording(path, clean(frames, layout, options.scale, options.centre), layout, label, name)
         except UserError as error:
-            raise UserError(f'annotation {number} (from 0): {error}') from error
+            name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
+            title = f', {printable(name):.80}' if isinstance(name, str) else ''
+            yield UserError(f'annotation {number} (from 0{title}): {error}')
 
 
 def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     """Name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for missing or wrong entries."""
     if not isinstance(annotation, dict):
         raise UserError('not a map')
-    name, label, keypoint = (annotation.get(key) for key in ('frame_dir', 'label', 'keypoint'))
+    name, label = annotation.get('frame_dir'), annotation.get('label')
+    keypoint = getattr(annotation.get('keypoint'), 'values', None)
     if not isinstance(name, str) or not name.isprintable():
         raise UserError('frame_dir is not a name')
-    if not isinstance(label, int | np.integer) or isinstance(label, bool) or label < 0:
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise UserError('label is not an integer from 0')
-    if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or keypoint.dtype.kind not in 'fiu' \
-            or 0 in keypoint.shape:
-        raise UserError('keypoint is not an array of numbers (bodies, frames, joints, 3)')
+    if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or 0 in keypoint.shape:
+        raise UserError('keypoint is not an array (bodies, frames, joints, 3)')
     if keypoint.shape[3] != 3:
         raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); give annotations '
                         'of 3D skeletons')
-    if annotation.get('total_frames', keypoint.shape[1]) != keypoint.shape[1]:
-        raise UserError(f'keypoint has {keypoint.shape[1]} frames, total_frames is {annotation["total_frames"]}')
-    return name, keypoint, int(label)
+    return name, keypoint, label

@@ -18,16 +18,16 @@ import tools.retrieval
 from data import prepare_ntu, prepare_nwucla, synthesize
 from data.common import one_hot, write_npz
 from data.formats import read_recording
-from data.formats.recording import clean
+from data.formats.recording import Recording, clean
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, ROOT, refusal
-from tests.data.test_formats import unpacked
+from tests.data.test_formats import unpack
 from tools.recognition import Recogniser
-from tools.recordings import Clip, Segment, predict_clips, read_clips, sliding_windows, timeline
+from tools.recordings import Segment, predict_clips, read_clips, sliding_windows, timeline
 from util.checkpoint import Checkpoint
 from util.predictions import read_features
 
@@ -137,7 +137,7 @@ def test_raw_ntu_text_equals_saved_scores(stream, tmp_path, capsys):
 @pytest.mark.parametrize('dataset, classes', [('ntu60', 60), ('ntu120', 120)])
 def test_the_second_body_is_that_of_the_data_set(dataset, classes, tmp_path):
     """Zeros, or the first one again; entry by the benchmark, as checkpoints did not always say how many bodies."""
-    raw = unpacked('ntu_excerpt_raw.tar.xz', tmp_path) / dataset
+    raw = unpack('ntu_excerpt_raw.tar.xz', tmp_path) / dataset
     prepare_ntu.main(['--dataset', dataset, '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub',
                       '--workers', '1'])
     npz, path = tmp_path / f'{dataset.upper()}_XSub.npz', save_model(tmp_path / 'c.pth', 25, classes, dataset + '_xsub')
@@ -145,8 +145,8 @@ def test_the_second_body_is_that_of_the_data_set(dataset, classes, tmp_path):
     expected |= evaluated(path, npz, 'test', 25, classes) if len(np.load(npz)['x_test']) else {}
     recogniser, single = Recogniser(path, 'cpu'), 0
     for found in predict_clips(recogniser, read_clips(sorted(raw.iterdir()), recogniser), 2):
-        np.testing.assert_allclose(found.scores[0], expected[found.name], rtol=0, atol=1e-5)
-        single += read_recording(found.recording).frames.shape[1] == 1
+        np.testing.assert_allclose(found.scores[0], expected[found.recording.name], rtol=0, atol=1e-5)
+        single += read_recording(found.recording.path).frames.shape[1] == 1
     assert single, 'one with a single actor'
 
 
@@ -163,7 +163,7 @@ def test_nwucla_json_equals_its_npz(tmp_path):
     path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
     expected = evaluated(path, tmp_path / 'NWUCLA_XView.npz', 'test', 20, 10)
     recogniser = Recogniser(path, 'cpu')
-    found = {one.name: one for one in predict_clips(recogniser, read_clips(sorted(folder.iterdir()), recogniser), 16)}
+    found = {one.recording.name: one for one in predict_clips(recogniser, read_clips(sorted(folder.iterdir()), recogniser), 16)}
     assert recogniser.num_bodies == 1 and len(found) == 40 and len(expected) > 5
     for name, scores in expected.items():
         np.testing.assert_allclose(found[name].scores[0], scores, rtol=0, atol=1e-5)
@@ -171,7 +171,7 @@ def test_nwucla_json_equals_its_npz(tmp_path):
 
 def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     """Neither is centred for a model of PKU-MMD; a window of a label's rows is the sample of that label."""
-    raw = unpacked('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1/skeleton/0003-M.txt'
+    raw = unpack('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1/skeleton/0003-M.txt'
     rows = np.loadtxt(raw)
     rows[40:47] = 0         # nobody for a while: the clip then ends so many frames earlier, as in training
     np.savetxt(raw, rows, '%.7f')
@@ -236,7 +236,7 @@ def test_windows_are_recordings_of_their_own(tmp_path, capsys):
     assert np.load(tmp_path / 'f.npz')['name_test'].tolist() == ['a[0:20]', 'a[15:35]', 'a[30:50]']
     assert 'label_test' not in np.load(tmp_path / 'f.npz')
     empty = np.concatenate([frames, np.zeros((60, 20, 3)), frames])[:, None].astype(np.float32)
-    found, = predict_clips(recogniser, iter([Clip(path, 'a', empty, None, True)]), 3, 20, 20)
+    found, = predict_clips(recogniser, [Recording(path, empty, None)], 3, 20, 20)
     assert [place.start for place in found.windows] == [0, 20, 40, 100, 120, 140]
 
 
