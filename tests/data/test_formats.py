@@ -127,16 +127,16 @@ def test_npy(tmp_path):
     frames = np.random.default_rng(1).normal(3, 1, (7, 2, 25, 3))
     frames[:2, 0] = 0                   # body 0 comes in frame 2, body 1 leaves in frame 5
     frames[5:, 1] = 0
-    frames[3] = 0                       # nobody
+    frames[3] = 0                       # without a body
     np.save(tmp_path / 'a.npy', frames * 100)
-    got = read_recording(tmp_path / 'a.npy', scale=0.01)
+    recording = read_recording(tmp_path / 'a.npy', scale=0.01)
     expected = np.zeros((6, 2, 25, 3))
     for row, t in enumerate((0, 1, 2, 4, 5, 6)):
         for body in range(2):
             if frames[t, body].any():
                 expected[row, body] = frames[t, body] - frames[2, 0, 1]         # the spine, first frame of body 0
-    assert (got.name, got.layout, got.label, got.frames.dtype) == ('a', V2, None, np.float32)
-    np.testing.assert_allclose(got.frames, expected, rtol=0, atol=2e-7)
+    assert (recording.name, recording.layout, recording.label, recording.frames.dtype) == ('a', V2, None, np.float32)
+    np.testing.assert_allclose(recording.frames, expected, rtol=0, atol=2e-7)
     np.testing.assert_allclose(read_recording(tmp_path / 'a.npy', centre=False).frames,
                                100 * frames[[0, 1, 2, 4, 5, 6]], rtol=1e-7)
 
