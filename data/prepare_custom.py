@@ -68,24 +68,16 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
 
     Raises UserError if the table as a whole cannot be used.
     """
-    lines = _read_lines(path)
-    header = [cell.strip().lower() for cell in lines[0][1]]
-    split_column = 'split' if test_subjects is None else 'subject'
-    for column in ('file', 'label', split_column):
-        if header.count(column) != 1:
-            raise UserError(f'{path}: line 1: {header.count(column)} columns {column!r} in {quote(",".join(header))}; '
-                            'it needs one each of file, label, and split or, with --test_subjects, subject')
-    if test_subjects is not None and 'split' in header:
-        raise UserError(f'{path}: line 1: has a column split, and --test_subjects is given; leave one of them out')
-    rows, errors, lines_by_file, subjects = [], [], {}, set()
+    column = 'split' if test_subjects is None else 'subject'
     test = ['test'] if test_subjects is None else [_plain_subject(subject) for subject in test_subjects]
-    for line, cells in lines[1:]:
+    rows, errors, lines_by_file, subjects = [], [], {}, set()
+    for line, values in _read_lines(path, column):
         try:
-            if len(cells) != len(header):
-                raise UserError(f'{len(cells)} cells, expected {len(header)} as in line 1')
-            values = dict(zip(header, map(str.strip, cells), strict=True))
-            subjects.add(_plain_subject(values[split_column]))
-            row = _check_row(f'{path}: line {line}', values, split_column, test, raw)
+            if None in values or None in values.values():
+                raise UserError('does not have as many cells as line 1')
+            values = {name: cell.strip() for name, cell in values.items()}
+            subjects.add(_plain_subject(values[column]))
+            row = _check_row(f'{path}: line {line}', values, column, test, raw)
             file = os.path.realpath(row.path)
             if file in lines_by_file:
                 raise UserError(f'{row.name!r:.80} is a duplicate of line {lines_by_file[file]}')
@@ -94,13 +86,13 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
             continue
         lines_by_file[file] = line
         rows.append(row)
-    if test_subjects and rows and (missing := sorted(set(test) - subjects)):
+    if test_subjects and (missing := sorted(set(test) - subjects)):
         raise UserError(f'--test_subjects {missing[0]}: no line of {path} has this subject; correct it')
     return rows, errors
 
 
-def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Number and cells of the lines of a CSV file that are not empty."""
+def _read_lines(path: Path, split_column: str) -> list[tuple[int, dict]]:
+    """Line number and cells by column of the rows of a CSV file that are not empty."""
     try:
         text = Source(path).read().decode('utf-8-sig')
     except UserError as error:
@@ -108,16 +100,22 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise UserError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8') from error
     delimiter = max(',;\t', key=text.partition('\n')[0].count)
-    reader, lines = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=delimiter), []
+    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True, delimiter=delimiter)
     try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((reader.line_num, cells))
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        for column in ('file', 'label', split_column):
+            if reader.fieldnames.count(column) != 1:
+                raise UserError(f'{path}: line 1: {reader.fieldnames.count(column)} columns {column!r} in '
+                                f'{quote(",".join(reader.fieldnames))}; it needs one each of file, label, and split '
+                                'or, with --test_subjects, subject')
+        if split_column == 'subject' and 'split' in reader.fieldnames:
+            raise UserError(f'{path}: line 1: has a column split, and --test_subjects is given; leave one of them out')
+        rows = [(reader.line_num, values) for values in reader if any(values.values())]
     except csv.Error as error:
-        raise UserError(f'{path}: line {reader.line_num}: not CSV ({error}); correct it') from error
-    if len(lines) < 2:
+        raise UserError(f'{path}: line {reader.reader.line_num}: not CSV ({error}); correct it') from error
+    if not rows:
         raise UserError(f'{path}: has no rows; it needs a line with the column names and one for each recording')
-    return lines
+    return rows
 
 
 def _check_row(source: str, values: dict[str, str], split_column: str, test: Sequence[str], raw: Path) -> Row:
@@ -152,7 +150,6 @@ def class_names(rows: Sequence[Row]) -> list[str]:
 def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Recording:
     """Read the recording of a row; raises UserError without the path, which `str(row)` has."""
     try:
-        scale = 1. if FORMATS[format_from_suffix(row.path)].is_metric else scale
         return read_recording(row.path, layout, scale=scale, centre=centre)
     except UserError as error:
         raise UserError(str(error).removeprefix(f'{row.path}: ')) from error

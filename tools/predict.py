@@ -24,10 +24,10 @@ import numpy as np
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.formats import FORMATS, format_from_suffix, suffixes
+from data.formats import FORMATS, format_from_suffix
 from data.formats.recording import Recording, body_size, layout_note, size_note
 from tools.recognition import Recogniser
-from tools.recordings import Prediction, Timing, find_files, predict_clips, read_clips, timeline
+from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline
 from util.errors import Parser, UserError, printable, run_main
 from util.files import atomic_write, check_outputs
 from util.options import COUNT, POSITIVE, text
@@ -143,17 +143,12 @@ def check(args: argparse.Namespace) -> list[Path]:
     targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
                and (name == 'features' or target != '-')]
     check_outputs(targets, [args.checkpoint, *files])
-    folders = [folder for folder in args.files if folder.is_dir()]
-    for option, target in targets:      # not where the next run would read it
-        inside = [folder for folder in folders if folder.resolve() in Path(target).resolve().parents]
-        if inside and target.lower().endswith(suffixes(args.format)):
-            raise UserError(f'{option} {target}: is inside {inside[0]}, whose files are read; give another folder')
     return files
 
 
 def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
     """Predict all files and write the outputs; returns the exit code."""
-    failures, entries, predictions, timing, sizes, layouts = [], [], [], Timing(), {}, set()
+    failures, entries, predictions, sizes, layouts, count = [], [], [], {}, set(), 0
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
     def readable_clips() -> Iterator[Recording]:
@@ -167,7 +162,8 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
                 failures.append(clip)
 
     start = time.perf_counter()
-    for prediction in predict_clips(recogniser, readable_clips(), args.batch_size, args.window, args.hop, timing):
+    for prediction in predict_clips(recogniser, readable_clips(), args.batch_size, args.window, args.hop):
+        count += len(prediction.windows)
         if args.features:
             blank = prediction.recording._replace(frames=prediction.recording.frames[:0])   # frees the memory
             predictions.append(prediction._replace(recording=blank))
@@ -175,7 +171,6 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
             entries.append(to_entry(prediction, recogniser.class_names, args))
             if prints_text:
                 print(to_text(entries[-1]), flush=True)
-    reading = time.perf_counter() - start - timing.computing
     unreadable = [{'file': printable(path), 'reason': printable(str(error))} for path, error in failures]
     content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
                'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
@@ -186,9 +181,8 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
         write(args.csv, to_csv(entries))
     if predictions:
         write_features(args.features, predictions, args.window is not None, recogniser)
-    print(f'{timing.clips:,} {"windows" if args.window else "clips"}: {reading:.1f} s reading, '
-          f'{timing.computing:.1f} s computing on {recogniser.device}', *size_note(sizes), *layout_note(layouts),
-          sep='\n', file=sys.stderr)
+    print(f'{count:,} {"windows" if args.window else "clips"} in {time.perf_counter() - start:.1f} s on '
+          f'{recogniser.device}', *size_note(sizes), *layout_note(layouts), sep='\n', file=sys.stderr)
     for failure in unreadable:
         print(f'error: {failure["reason"]}', file=sys.stderr)
     return UserError.exit_code if failures else 0

@@ -4,9 +4,7 @@ Axis letters: T frames, M bodies, V joints, C classes, D feature width.
 """
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -67,8 +65,7 @@ def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | N
                split: str) -> Iterator[Recording | UserError]:
     if FORMATS[name].guesses_layout and recogniser.layout not in LAYOUTS:
         layout = layout or recogniser.layout        # the number of joints does not identify a custom layout
-    if scale is None:
-        scale = 1. if FORMATS[name].is_metric else recogniser.scale
+    scale = recogniser.scale if scale is None else scale
     has_labels = _has_same_labels(path, name, recogniser, split)
     for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints):
         if isinstance(recording, Recording):
@@ -128,12 +125,6 @@ class Prediction(NamedTuple):
     scores: np.ndarray | None       # (windows, C)
 
 
-@dataclass
-class Timing:
-    computing: float = 0.       # seconds
-    clips: int = 0
-
-
 def sliding_windows(num_frames: int, window: int | None, hop: int | None) -> list[Window]:
     """Return windows of `window` frames every `hop` (default: half a window), the last one at the end of the recording.
 
@@ -163,19 +154,15 @@ def timeline(windows: Sequence[Window], scores: np.ndarray) -> list[Segment]:
 
 
 def predict_clips(recogniser: Recogniser, recordings: Iterable[Recording], batch_size: int, window: int | None = None,
-                  hop: int | None = None, timing: Timing | None = None) -> Iterator[Prediction]:
+                  hop: int | None = None) -> Iterator[Prediction]:
     """Yield a prediction for each recording, in order; windows without any body are left out."""
-    timing = timing or Timing()
     clips = ((number, recording, place, frames) for number, recording in enumerate(recordings)
              for place in sliding_windows(len(recording.frames), window, hop)
              if (frames := _cut(recording, place, recogniser, window is not None)) is not None)
 
     def outputs() -> Iterator[tuple[int, Recording, Window, dict[str, np.ndarray]]]:
         for batch in batched(clips, batch_size):
-            start = time.perf_counter()
             values = recogniser.predict([frames for *_, frames in batch])
-            timing.computing += time.perf_counter() - start
-            timing.clips += len(batch)
             for row, (number, recording, place, _) in enumerate(batch):
                 yield number, recording, place, {name: array[row] for name, array in values.items()}
 

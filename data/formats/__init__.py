@@ -27,17 +27,16 @@ from util.errors import UserError
 class Format(NamedTuple):
     suffixes: tuple[str, ...]
     read: Callable[[Path, Options], Iterator[Recording | UserError]]
-    is_metric: bool = False         # its unit is the metre
     guesses_layout: bool = False    # from the number of joints
 
 
 FORMATS = {
-    'ntu': Format(('.skeleton',), ntu.read, is_metric=True),
-    'pku': Format(('.txt',), pku.read, is_metric=True),
-    'nwucla': Format(('.json',), nwucla.read, is_metric=True),
+    'ntu': Format(('.skeleton',), ntu.read),
+    'pku': Format(('.txt',), pku.read),
+    'nwucla': Format(('.json',), nwucla.read),
     'npy': Format(('.npy',), npy.read, guesses_layout=True),
     'bvh': Format(('.bvh',), bvh.read),
-    'npz': Format(('.npz',), npz.read, is_metric=True),
+    'npz': Format(('.npz',), npz.read),
     'pyskl': Format(('.pkl', '.pickle'), pyskl.read, guesses_layout=True),
 }
 
@@ -64,8 +63,8 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
         path: the file; nothing in it is executed.
         layout: joint layout, its name or YAML file; by default that of the format or of the number of joints.
         name: a key of FORMATS; by default the one of the suffix.
-        scale: metres per unit of the file, for formats without a unit of their own (npy, bvh, pyskl).
-        centre: move bodies to the origin, for the same formats and pku.
+        scale: metres per unit of npy, bvh and pyskl files; the other formats are in metres.
+        centre: move bodies to the origin, in the same formats and pku; the others are centred, or not, as stored.
         split: 'train' or 'test' of npz files; by default both.
         num_joints: joints of a body in npz files, if the layout is not known.
 
@@ -76,9 +75,6 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
     name = format_from_suffix(path) if name is None else name
     if name not in FORMATS:
         raise UserError(f'unknown format {name!r:.40}; give one of {", ".join(FORMATS)}')
-    if not scale > 0 or (scale != 1 and FORMATS[name].is_metric):
-        raise UserError(f'{path}: scale {scale:g} for a file of format {name}; give a positive one, and for npy, bvh '
-                        'and pyskl only: the others are in metres')
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None

@@ -164,7 +164,6 @@ def test_damaged_files(name, text, parts, tmp_path):
 
 def test_invalid_arguments(tmp_path):
     refusal(lambda: read_recording('a.npy', name='mocap'), "'mocap'", 'ntu, pku')
-    refusal(lambda: read_recording('a.skeleton', scale=0.01), 'scale 0.01', 'in metres')
     np.save(tmp_path / 'nine.npy', np.ones((3, 9, 3)) + np.arange(9)[:, None])
     assert read_recording(tmp_path / 'nine.npy').layout is None
     refusal(lambda: read_recording(tmp_path / 'nine.npy', 'coco-17'), '9 joints', 'coco-17 17')

@@ -162,11 +162,12 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     dataset_file(folder / 'many.npz')
     rows.append({'file': 'many.npz', 'label': 'jump', 'split': 'train'})
     table = write_table(tmp_path / 'l.csv', rows)
-    table.write_text(table.read_text() + 'one,two\n')
+    table.write_text(table.read_text() + 'one,two\na,b,train,d\n')
     expected = [(2, 'missing.npy: no such file'), (4, 'is not a name'), (5, "split 'val'"), (7, 'duplicate of line 6'),
-                (15, 'unknown file suffix'), (17, '2 cells, expected 3'), (8, 'not finite'),
+                (15, 'unknown file suffix'), (17, 'as many cells as line 1'),
+                (18, 'as many cells as line 1'), (8, 'not finite'),
                 (9, '25 joints are not those of the other files'), (16, 'several clips')]
-    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '9 damaged, nothing written', '--skip_damaged')
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '10 damaged, nothing written', '--skip_damaged')
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f'damaged: {table}: line ')]
     assert listing(tmp_path / 'out') == [] and len(lines) == len(expected)
     for line, (number, part) in zip(lines, expected, strict=True):
@@ -175,7 +176,7 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     content = members(tmp_path / 'out/custom.npz')
     names = {*content['name_train'].tolist(), *content['name_test'].tolist()}
     assert names == {rows[i]['file'] for i in (3, 7, 8, 9, 10, 11)}
-    assert len((tmp_path / 'out/custom_damaged.txt').read_text().splitlines()) == 9
+    assert len((tmp_path / 'out/custom_damaged.txt').read_text().splitlines()) == 10
 
 
 @pytest.mark.parametrize('text, more, part', [
