@@ -42,12 +42,12 @@ FORMATS = {
 
 
 def suffixes(name: str | None = None) -> tuple[str, ...]:
-    """File suffixes of one format, or of all."""
+    """Return the file suffixes of one format, or of all."""
     return tuple(suffix for key, entry in FORMATS.items() if name in (None, key) for suffix in entry.suffixes)
 
 
 def format_from_suffix(path: Path) -> str:
-    """Name of the format of a file by its suffix; raises UserError for an unknown one."""
+    """Return the name of the format of a file, by its suffix; raises UserError for an unknown one."""
     for name, entry in FORMATS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
@@ -64,7 +64,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
         layout: joint layout, its name or YAML file; by default that of the format or of the number of joints.
         name: a key of FORMATS; by default the one of the suffix.
         scale: metres per unit of npy, bvh and pyskl files; the other formats are in metres.
-        centre: move bodies to the origin, in the same formats and pku; the others are centred, or not, as stored.
+        centre: move bodies to the origin; ntu and nwucla files are always centred, npz files used as stored.
         split: 'train' or 'test' of npz files; by default both.
         num_joints: joints of a body in npz files, if the layout is not known.
 

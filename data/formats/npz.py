@@ -23,6 +23,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
                 or y.dtype.kind not in 'biuf' or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
             raise UserError(f'x_{split} is {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; expected floating-point '
                             'numbers (N, T, M·V·3) and one-hot labels (N, classes); write the file again')
+        x, labels = np.asarray(x), y.argmax(axis=1)         # slices of a memmap are slow to make
         layout, num_joints = _find_joints(x.shape[2], options)
         names = [f'{split}_{row}' for row in range(len(x))]
         if has_member(path, f'name_{split}'):
@@ -39,7 +40,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
                 yield UserError(f'clip {row} of x_{split} has NaN or infinite coordinates; correct or remove it and '
                                 'write the file again')
             else:
-                yield Recording(path, frames.reshape(len(frames), -1, num_joints, 3), layout, int(y[row].argmax()),
+                yield Recording(path, frames.reshape(len(frames), -1, num_joints, 3), layout, int(labels[row]),
                                 str(name))
 
 

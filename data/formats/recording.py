@@ -31,7 +31,7 @@ class Recording(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its file, and its name in a file of many."""
+        """File, and name in a file of many, on one line."""
         return printable(self.path if self.member is None else f'{self.path}:{self.member}')
 
     @property
@@ -88,7 +88,7 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
 
 
 def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
-    """The layout of frames (T, M, V, 3): the requested one, the file's own, or the default for so many joints.
+    """Return the layout of frames (T, M, V, 3): the requested one, the file's own, or the one known for so many joints.
 
     Raises UserError if the requested one has another number of joints.
     """
@@ -99,13 +99,13 @@ def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None 
 
 
 def valid_frames(frames: np.ndarray) -> np.ndarray:
-    """The frames (T', M, V, 3) that training would use of a clip (T, M, V, 3): as many as do not sum to zero."""
+    """Return the frames (T', M, V, 3) that training would use of a clip (T, M, V, 3): as many as do not sum to zero."""
     sums = frames.reshape(len(frames), -1).sum(axis=1)                                      # (T,)
     return frames[:max(np.count_nonzero(sums), 1)]
 
 
 def body_size(frames: np.ndarray) -> float:
-    """Largest extent of a body along an axis in metres, median over the frames of (T, M, V, 3)."""
+    """Return the largest extent of a body along an axis in metres, the median over the frames of (T, M, V, 3)."""
     bodies = frames[frames.any(axis=(2, 3))]        # (bodies of all frames, V, 3)
     return float(np.median(np.ptp(bodies, axis=1).max(axis=1)))
 

@@ -187,23 +187,21 @@ def npy_header(shape, descr="'<f4'"):
     return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text
 
 
-HEADERS = {
-    'more than there is': npy_header('(1000000000000, 9)'), 'beyond 64 bits': npy_header('(' + '9' * 40 + ',)'),
-    'negative': npy_header('(-3, 4)'), 'objects': npy_header('(1,)', "'|O'"), 'nested': npy_header('(' * 4000),
-    'objects in a record': npy_header('(1,)', "[('a', '|O')]"), 'no header': b'\x93NUMPY\x01\x00\xff\xff',
-    'a call': npy_header('(1,)', "__import__('os').mkdir('trace')")}
+HEADERS = (
+    npy_header('(1000000000000, 9)'), npy_header('(' + '9' * 40 + ',)'), npy_header('(-3, 4)'), npy_header('(' * 4000),
+    npy_header('(1,)', "'|O'"), npy_header('(1,)', "[('a', '|O')]"), b'\x93NUMPY\x01\x00\xff\xff',
+    npy_header('(1,)', "__import__('os').mkdir('trace')"))
 
 
-@pytest.mark.parametrize('header', HEADERS)
-def test_false_headers_of_arrays(header, tmp_path, monkeypatch):
+def test_false_headers_of_arrays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    content = HEADERS[header] + bytes(36)
-    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile('f.npz', 'w', compression) as archive:
-            archive.writestr('x_train.npy', content)
-        refusal(lambda: open_member('f.npz', 'x_train'), 'f.npz')
-    (tmp_path / 'a.npy').write_bytes(content)
-    refusal(lambda: list(read_recordings('a.npy')), 'a.npy')
+    for header in HEADERS:
+        for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile('f.npz', 'w', compression) as archive:
+                archive.writestr('x_train.npy', header + bytes(36))
+            refusal(lambda: open_member('f.npz', 'x_train'), 'f.npz')
+        (tmp_path / 'a.npy').write_bytes(header + bytes(36))
+        refusal(lambda: list(read_recordings('a.npy')), 'a.npy')
     assert files_in(tmp_path) == ['a.npy', 'f.npz']
 
 

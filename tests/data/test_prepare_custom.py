@@ -179,17 +179,17 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     assert len((tmp_path / 'out/custom_damaged.txt').read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize('text, more, part', [
-    ('file,label,split\n', [], 'has no rows'), ('file,split\na,train\n', [], "0 columns 'label' in 'file,split'"),
-    ('file,label\na,b\n', [], "0 columns 'split'"),
-    ('file,label,split\na,b,train\n', ['--test_subjects', '1'], "0 columns 'subject'"),
-    ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'leave one of them out'),
-    ('file,label,subject\nclip00.npy,b,1\n', ['--test_subjects', '1', '7'], '--test_subjects 7: no line'),
-    ('file,label,split\n"a,b,train\n', [], 'line 2: not CSV'), ('file,label,split\n\udcff,b,train\n', [], 'not UTF-8')])
-def test_invalid_tables(text, more, part, raw, tmp_path):
-    (tmp_path / 'l.csv').write_text(text, errors='surrogateescape')
-    message = refusal(lambda: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), part)
-    assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
+def test_invalid_tables(raw, tmp_path):
+    for text, more, part in (
+            ('file,label,split\n', [], 'has no rows'), ('file,label\na,b\n', [], "0 columns 'split'"),
+            ('file,split\na,train\n', [], "0 columns 'label' in 'file,split'"),
+            ('file,label,split\na,b,train\n', ['--test_subjects', '1'], "0 columns 'subject'"),
+            ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'leave one of them out'),
+            ('file,label,subject\nclip00.npy,b,1\n', ['--test_subjects', '1', '7'], '--test_subjects 7: no line'),
+            ('file,label,split\n"a,b,train\n', [], 'line 2: not CSV'), ('file,label\n\udcff,b\n', [], 'not UTF-8')):
+        (tmp_path / 'l.csv').write_text(text, errors='surrogateescape')
+        message = refusal(lambda more=more: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), part)
+        assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
 
 
 @pytest.mark.parametrize('delimiter', [',', ';', '\t'])
