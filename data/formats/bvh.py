@@ -21,7 +21,7 @@ import numpy as np
 from data.formats.recording import Options, Recording, choose_layout, clean
 from data.pipeline import Source
 from feeder.layouts import Layout, make_layout
-from util.errors import UserError, printable
+from util.errors import UserError, one_line, printable
 
 NUMBER = r'[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?'
 STATEMENT = re.compile(rf'''\s*(
@@ -52,7 +52,7 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
 def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:
     """Read joint positions (T, V, 3) float64 in the file's unit, and the layout `name` of its joints.
 
-    Raises UserError with the number of the wrong line or frame.
+    Raises UserError, with the number of the wrong line.
     """
     text = content.decode('utf-8', 'replace')
     motion = MOTION.search(text)
@@ -101,20 +101,13 @@ def parse_hierarchy(text: str) -> list[Joint]:
 
 def parse_frames(rows: list[str], width: int) -> np.ndarray:
     """Parse rows of `width` numbers: (T, width)."""
-    def is_frame(row: str) -> bool:
-        try:
-            return len(row.split()) == width and bool(np.isfinite([float(word) for word in row.split()]).all())
-        except ValueError:
-            return False
-
     try:
         channels = np.loadtxt(rows, comments=None, ndmin=2)
-        if channels.shape == (len(rows), width) and np.isfinite(channels).all():
-            return channels
-    except ValueError:
-        pass
-    frame = next((number for number, row in enumerate(rows) if not is_frame(row)), 0)
-    raise UserError(f'frame {frame} (from 0) is not {width} numbers, one per channel')
+    except ValueError as error:
+        raise UserError(f'its frames are not {width} numbers each ({one_line(error)})') from error
+    if channels.shape != (len(rows), width):
+        raise UserError(f'its frames are {channels.shape[1]} numbers each, its channels {width}')
+    return channels
 
 
 def compute_positions(joints: list[Joint], channels: np.ndarray) -> np.ndarray:

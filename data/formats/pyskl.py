@@ -10,57 +10,42 @@ import numpy as np
 from data.formats.recording import Options, Recording, choose_layout, clean
 from util.errors import UserError, one_line, printable
 
-# Array types of plain numbers. NumPy's own constructors also take object arrays, whose bytes would be read as pointers.
+# Array types that are read. NumPy itself would also make arrays of objects, whose bytes are pointers.
 NUMBERS = re.compile(r'[<>=|]?(b1|[iu][1248]|f[248])')
 
 
 class _Type:
     """Stands for numpy.dtype."""
 
-    def __init__(self, code: str | bytes, *_):
-        self.code = code if isinstance(code, str) else code.decode('ascii')
+    def __init__(self, code: str, *_):
+        self.code = code
 
     def __setstate__(self, state: tuple):
         self.code = state[1] + self.code.lstrip('<>=|')         # the byte order
 
+    def check(self) -> np.dtype:
+        if not NUMBERS.fullmatch(self.code):
+            raise UserError(f'refused, it has an array of type {self.code!r:.40}; only arrays of numbers are read')
+        return np.dtype(self.code)
 
-class _Array:
-    """Stands for numpy.ndarray; `values` are set by the pickle's second step."""
 
-    values: np.ndarray | None = None
-
-    def __init__(self, *_):
-        pass
+class _Array(np.ndarray):
+    """Stands for numpy.ndarray."""
 
     def __setstate__(self, state: tuple):
-        _, shape, dtype, is_fortran, content = state
-        self.values = _to_array(content, dtype, shape, 'F' if is_fortran else 'C')
+        version, shape, dtype, is_fortran, content = state
+        super().__setstate__((version, shape, dtype.check(), is_fortran, content))
 
 
-def _to_array(content: bytes | str, dtype: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if not NUMBERS.fullmatch(dtype.code):
-        raise UserError(f'refused, it has an array of type {dtype.code!r:.40}; only arrays of numbers are read')
-    content = content.encode('latin1') if isinstance(content, str) else bytes(content)      # str: written by Python 2
-    return np.ndarray(shape, dtype.code, content, order=order)      # checks that the content is large enough
+def _from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.ndarray(shape, dtype.check(), bytes(content), order=order)
 
 
-def _from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.values = _to_array(content, dtype, shape, order)
-    return array
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != 'latin1':
-        raise UserError(f'refused, it encodes text as {encoding!r:.20}; only plain values and NumPy arrays are read')
-    return text.encode('latin1')
-
-
-# The names by which NumPy 1 and 2 store arrays and numbers, and protocols 0 to 2 bytes, with what is called instead.
-ALLOWED = {'numpy.ndarray': _Array, 'numpy.dtype': _Type, '_codecs.encode': _encode_latin1}
+# The names by which NumPy 1 and 2 store arrays and numbers, and protocols 0 to 2 bytes, with what stands for them.
+ALLOWED = {'numpy.ndarray': None, 'numpy.dtype': _Type, '_codecs.encode': lambda text, _: text.encode('latin1')}
 for _core in ('numpy.core', 'numpy._core'):
-    ALLOWED |= {f'{_core}.multiarray._reconstruct': _Array, f'{_core}.numeric._frombuffer': _from_buffer,
-                f'{_core}.multiarray.scalar': lambda dtype, content: _to_array(content, dtype, (), 'C').item()}
+    ALLOWED |= {f'{_core}.multiarray._reconstruct': lambda *_: _Array(0), f'{_core}.numeric._frombuffer': _from_buffer,
+                f'{_core}.multiarray.scalar': lambda dtype, content: _from_buffer(content, dtype, (), 'C').item()}
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -108,7 +93,7 @@ def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     if not isinstance(annotation, dict):
         raise UserError('not a map')
     name, label = annotation.get('frame_dir'), annotation.get('label')
-    keypoint = getattr(annotation.get('keypoint'), 'values', None)
+    keypoint = annotation.get('keypoint')
     if not isinstance(name, str) or not name.isprintable():
         raise UserError('frame_dir is not a name')
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
