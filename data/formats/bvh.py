@@ -28,10 +28,10 @@ STATEMENT = re.compile(rf'''\s*(
     (?P<keyword>ROOT|JOINT)[ \t]+(?P<name>[^{{\n]*[^{{\s])\s*\{{ |
     (?P<end>End)\s+Site\s*\{{ |
     OFFSET(?P<offset>(\s+{NUMBER}){{3}})(?!\S) |
-    CHANNELS\s+(?P<count>\d+)(?P<channels>(\s+[xyz](position|rotation))*)(?!\S) |
+    CHANNELS\s+(?P<count>\d{{1,3}})(?P<channels>(\s+[xyz](position|rotation))*)(?!\S) |
     (?P<close>\}})
 )''', re.IGNORECASE | re.VERBOSE)
-MOTION = re.compile(r'^\s*MOTION\s+Frames\s*:\s*(\d+)\s+Frame\s+Time\s*:.*$', re.IGNORECASE | re.MULTILINE)
+MOTION = re.compile(r'^\s*MOTION\s+Frames\s*:\s*(\d{1,9})\s+Frame\s+Time\s*:.*$', re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass
@@ -54,13 +54,13 @@ def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:
 
     Raises UserError, with the number of the wrong line.
     """
-    text = content.decode('utf-8', 'replace')
+    text = content.decode('utf-8-sig', 'replace')
     motion = MOTION.search(text)
     if motion is None:
         raise UserError('has no MOTION section that begins with "Frames:" and "Frame Time:"')
     joints = parse_hierarchy(text[:motion.start()])
     rows = [row for row in text[motion.end():].splitlines() if row.strip()]
-    if len(rows) != int(motion[1]):
+    if not rows or len(rows) != int(motion[1]):
         raise UserError(f'announces {int(motion[1]):,} frames, but has {len(rows):,}')
     channels = parse_frames(rows, sum(len(joint.channels) for joint in joints))
     layout = make_layout(printable(name), {joint.name: joint.parent for joint in joints}, 'its hierarchy')
@@ -94,7 +94,7 @@ def parse_hierarchy(text: str) -> list[Joint]:
         line = 1 + text.count('\n', 0, text.index(rest[0], position))
         raise UserError(f'line {line}: {rest[0]!r:.40} is out of place, or what follows it is incomplete')
     names = [joint.name for joint in joints]
-    if path or len(set(names)) < len(names) or any(joint.offset is None for joint in joints):
+    if path or not joints or len(set(names)) < len(names) or any(joint.offset is None for joint in joints):
         raise UserError('its hierarchy is incomplete: a }, an OFFSET or a unique name is missing')
     return joints
 

@@ -227,7 +227,7 @@ def test_arrays_in_pickles(tmp_path):
         (tmp_path / 'a').write_bytes(written)
         values = read_pickle(tmp_path / 'a')
         np.testing.assert_array_equal(values, array)
-        assert values.dtype == array.dtype.newbyteorder('=')
+        assert values.dtype.newbyteorder('=') == array.dtype.newbyteorder('=')
 
 
 @pytest.mark.parametrize('change, part', [
