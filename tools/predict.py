@@ -36,7 +36,7 @@ COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
 def top_classes(scores: np.ndarray, names: list[str], count: int) -> list[dict]:
-    """The most likely classes of scores (C,), best first; ties by label."""
+    """Return the most likely classes of scores (C,), best first; ties by label."""
     best = np.argsort(-scores, kind='stable')[:count].tolist()
     return [{'label': label, 'class': names[label], 'probability': round(float(scores[label]), 6)} for label in best]
 
@@ -117,7 +117,7 @@ def build_parser() -> Parser:
     add('--csv', metavar='PATH', help='write a row per class, or per segment with --window; - for stdout')
     add('--features', metavar='NPZ', help='write mean features, for tools/retrieval.py')
     add('--split', choices=('train', 'test'), default='test', help='split of npz files (default: test)')
-    add('--format', help='format of all files (default: by suffix)')
+    add('--format', choices=tuple(FORMATS), help='format of all files (default: by suffix)')
     add('--layout', metavar='NAME|YAML', help='joint layout of the files (default: their own, or by the number of '
         'joints)')
     add('--scale', type=POSITIVE, help='metres per unit of npy, BVH and PYSKL files (default: that of the training '
@@ -132,9 +132,7 @@ def build_parser() -> Parser:
 
 
 def check(args: argparse.Namespace) -> list[Path]:
-    """Files to read; raises UserError for outputs that cannot be written and contradictory options."""
-    if args.format is not None and args.format not in FORMATS:
-        raise UserError(f'--format {args.format!r:.40}: unknown format; give one of {", ".join(FORMATS)}')
+    """Return the files to read; raises UserError for outputs that cannot be written and contradictory options."""
     if args.json == '-' and args.csv == '-':
         raise UserError('--json - and --csv -: only one of them can go to stdout; give the other a file')
     if args.hop and (args.window is None or args.hop > args.window):
