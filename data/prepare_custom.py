@@ -1,16 +1,16 @@
-"""Recordings of one's own to one interchange file, and a settings file with which every stage trains on it.
+"""Prepare your own recordings: one dataset file, and a config file with which every stage trains on it.
 
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR [--layout coco-17|skeleton.yaml]
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR --test_subjects 3 6 9
 
-The table's first line names its columns: `file` (as seen from --raw; of any format that data/recordings.py reads, one
-clip each) and `label` (the class's name), and either `split` (train or test) or `subject`, of which --test_subjects
-names those that test. Other columns may be there. It writes, for `--name custom`:
+The first line of the table names its columns: `file` (relative to --raw, one recording each, in any format of
+data/formats), `label` (the class name), and either `split` (train or test) or `subject`, with the test subjects in
+--test_subjects. Other columns are ignored; commas, semicolons or tabs separate them. Output, for `--name custom`:
 
-- `custom.npz`: clips in the order of the table, their files as names;
-- `custom_about.json`: the class names, label 0 first (in ascending order, numbers by their value), and --centre and
-  --scale; checkpoints take it along, so that recordings are prepared alike when they are to be named;
-- `custom.yaml`: the settings; `custom_layout.yaml`: the joints, where they are none of the known layouts.
+- `custom.npz`: the clips in the order of the table, named after their files;
+- `custom_about.json`: class names, label 0 first (in ascending order, numbers by value), --centre and --scale;
+  checkpoints store it, so that tools/predict.py prepares recordings alike;
+- `custom.yaml`: the config file; `custom_layout.yaml`: the joints, unless their layout is a known one.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from typing import NamedTuple
 
 import yaml
 
-if not __package__:  # run by path: the repository's root is not on the search path yet
+if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.formats import FORMATS, format_from_suffix, read_recording
-from data.formats.recording import body_size, size_note
-from data.pipeline import Parsed, Sample, Source, Tally, add_options, collect, settle_damaged, write_protocol
+from data.formats.recording import Recording, body_size, layout_note, size_note
+from data.pipeline import Parsed, Sample, Source, Spool, Tally, add_options, collect, settle_damaged, write_protocol
 from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, quote, run_main
@@ -43,176 +43,193 @@ from util.files import atomic_write, check_outputs, check_writable, read_yaml
 from util.options import POSITIVE, Number
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
-CHUNK = 8           # files a process parses at a time
-SEGMENT = 4         # frames of one segment in every recipe
+CHUNK = 8           # files that a process parses at a time
+SEGMENT = 4         # frames per segment in every recipe
 
 
 class Row(NamedTuple):
-    """A line of the table that could be used."""
+    """A valid line of the table."""
 
-    table: Path
-    line: int
-    name: str       # the file, as the table has it
+    source: str     # table and line
+    name: str       # the file, as in the table
     path: Path
     label: str
-    train: bool
+    is_train: bool
 
     def __str__(self) -> str:
-        return f'{self.table}: line {self.line}: {self.name}'
+        return f'{self.source}: {self.name}'
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
 def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tuple[list[Row], list[str]]:
-    """The rows that can be used, and what is wrong with the others, each with its line.
+    """Return the valid rows of the table, and an error with its line number for each other row.
 
-    Raises UserError when the table as a whole cannot be used.
+    Raises UserError if the table as a whole cannot be used.
     """
-    lines = _split(path)
-    header = [cell.strip().lower() for cell in lines[0][1]] if lines else []
-    by_subject = test_subjects is not None
-    for column in ('file', 'label', 'subject' if by_subject else 'split'):
-        if header.count(column) != 1:
-            hint = ' (or subject, and --test_subjects)' if column == 'split' else ''
-            raise UserError(f'{path}: line 1: {header.count(column)} columns {column!r} among '
-                            f'{quote(",".join(header))}; it needs one of file, of label and of '
-                            f'{"subject" if by_subject else "split"}{hint}')
-    if by_subject and 'split' in header:
-        raise UserError(f'{path}: line 1: there is a column split, and --test_subjects is given; leave one of them out')
-    rows, faults, seen = [], [], {}
-    wanted = {_subject(subject) for subject in test_subjects or ()}
-    for line, cells in lines[1:]:
+    column = 'split' if test_subjects is None else 'subject'
+    test = ['test'] if test_subjects is None else [_plain_subject(subject) for subject in test_subjects]
+    rows, errors, lines_by_file, subjects = [], [], {}, set()
+    for line, values in _read_lines(path, column):
         try:
-            row = _row(path, line, cells, header, raw, wanted)
-            place = os.path.realpath(row.path)
-            if place in seen:
-                raise UserError(f'{row.name!r:.80} is there twice, first in line {seen[place]}')
+            if None in values or None in values.values():
+                raise UserError('does not have as many cells as line 1')
+            values = {name: cell.strip() for name, cell in values.items()}
+            subjects.add(_plain_subject(values[column]))
+            row = _check_row(f'{path}: line {line}', values, column, test, raw)
+            file = os.path.realpath(row.path)
+            if file in lines_by_file:
+                raise UserError(f'{row.name!r:.80} is a duplicate of line {lines_by_file[file]}')
         except UserError as error:
-            faults.append(f'{path}: line {line}: {error}')
+            errors.append(f'{path}: line {line}: {error}')
             continue
-        seen[place] = line
+        lines_by_file[file] = line
         rows.append(row)
-    if by_subject and rows:
-        there = {_subject(cells[header.index('subject')]) for _, cells in lines[1:] if len(cells) == len(header)}
-        if absent := sorted(wanted - there):
-            raise UserError(f'--test_subjects {absent[0]}: no line of {path} has this subject; correct it')
-    return rows, faults
+    if test_subjects and (missing := sorted(set(test) - subjects)):
+        raise UserError(f'--test_subjects {missing[0]}: no line of {path} has this subject; correct it')
+    return rows, errors
 
 
-def _split(path: Path) -> list[tuple[int, list[str]]]:
-    """The lines of a CSV file that are not empty: number and cells."""
+def _read_lines(path: Path, split_column: str) -> list[tuple[int, dict]]:
+    """Line number and cells by column of the rows of a CSV file that are not empty."""
     try:
         text = Source(path).read().decode('utf-8-sig')
     except UserError as error:
         raise UserError(f'{path}: {error}; correct --labels') from error
     except UnicodeDecodeError as error:
-        raise UserError(f'{path}: not text in UTF-8 ({error.reason} at byte {error.start}); save it so') from error
-    reader, lines = csv.reader(io.StringIO(text, newline=''), strict=True), []
+        raise UserError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8') from error
+    delimiter = max(',;\t', key=text.partition('\n')[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True, delimiter=delimiter)
     try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((reader.line_num, cells))
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        for column in ('file', 'label', split_column):
+            if reader.fieldnames.count(column) != 1:
+                raise UserError(f'{path}: line 1: {reader.fieldnames.count(column)} columns {column!r} in '
+                                f'{quote(",".join(reader.fieldnames))}; it needs one each of file, label, and split '
+                                'or, with --test_subjects, subject')
+        if split_column == 'subject' and 'split' in reader.fieldnames:
+            raise UserError(f'{path}: line 1: has a column split, and --test_subjects is given; leave one of them out')
+        rows = [(reader.line_num, values) for values in reader if any(values.values())]
     except csv.Error as error:
-        raise UserError(f'{path}: line {reader.line_num}: not CSV ({error}); correct it') from error
-    if len(lines) < 2:
-        raise UserError(f'{path}: has no row; it needs a line with the names of the columns and one for each clip')
-    return lines
+        raise UserError(f'{path}: line {reader.reader.line_num}: not CSV ({error}); correct it') from error
+    if not rows:
+        raise UserError(f'{path}: has no rows; it needs a line with the column names and one for each recording')
+    return rows
 
 
-def _row(table: Path, line: int, cells: Sequence[str], header: Sequence[str], raw: Path, wanted: set[str]) -> Row:
-    if len(cells) != len(header):
-        raise UserError(f'{len(cells)} cells, where line 1 names {len(header)} columns')
-    values = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
-    for column in ('file', 'label'):
+def _check_row(source: str, values: dict[str, str], split_column: str, test: Sequence[str], raw: Path) -> Row:
+    for column in ('file', 'label', split_column):
         if not values[column] or not values[column].isprintable():
-            raise UserError(f'{column} {values[column]!r:.80} is no name')
-    if wanted:
-        if not values['subject']:
-            raise UserError('it names no subject')
-        train = _subject(values['subject']) not in wanted
-    elif values['split'].lower() not in ('train', 'test'):
+            raise UserError(f'{column} {values[column]!r:.80} is not a name')
+    split = _plain_subject(values[split_column])
+    if split_column == 'split' and (split := split.lower()) not in ('train', 'test'):
         raise UserError(f'split {values["split"]!r:.40} is neither train nor test')
-    else:
-        train = values['split'].lower() == 'train'
-    path = raw / values['file']
-    if not os.path.isfile(path):    # of a name too long, too
+    path = raw / values['file'].replace('\\', '/')
+    if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     format_from_suffix(path)
-    return Row(table, line, values['file'], path, values['label'], train)
+    return Row(source, values['file'], path, values['label'], split not in test)
 
 
-def _subject(text: str) -> str:
-    """'03' and '3' are one subject."""
+def _plain_subject(text: str) -> str:
+    """A subject without leading zeros: '03' and '3' are the same."""
     text = text.strip()
-    return str(int(text)) if text.isdecimal() and len(text) < 10 else text
+    return text.lstrip('0') or '0' if text.isdecimal() else text
 
 
 def class_names(rows: Sequence[Row]) -> list[str]:
-    """The labels of all rows, each once, in ascending order: numbers by their value, before texts."""
-    def key(name: str) -> tuple:
-        return not name.isdecimal(), int(name) if name.isdecimal() and len(name) < 10 else 0, name
-
-    return sorted({row.label for row in rows}, key=key)
+    """Return the labels of all rows in ascending order: numbers by value, then texts."""
+    return sorted({row.label for row in rows},
+                  key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
 # ---- the clips -------------------------------------------------------------------------------------------------------
 
 
-def read(row: Row, layout: Layout | None, scale: float, centre: bool):
-    """The row's recording; UserError without its path, which the row has. Formats in metres know no scale."""
+def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Recording:
+    """Read the recording of a row; raises UserError without the path, which `str(row)` has."""
     try:
-        scale = 1. if FORMATS[format_from_suffix(row.path)].metres else scale
         return read_recording(row.path, layout, scale=scale, centre=centre)
     except UserError as error:
         raise UserError(str(error).removeprefix(f'{row.path}: ')) from error
 
 
-def parse(row: Row, asked: Layout | None, layout: Layout, classes: dict[str, int], scale: float,
+def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
           centre: bool) -> Parsed:
-    """The row's clip, of the layout `asked` for or its own; UserError when that is not `layout`, or as `read`."""
-    recording = read(row, asked, scale, centre)
+    """Read the clip of a row, in the requested layout or its own; raises UserError if that is not `layout`."""
+    recording = read_row(row, requested, scale, centre)
     if recording.layout is None or recording.layout.joints != layout.joints:
         raise UserError(f'its {recording.num_joints} joints are not those of the other files, the {len(layout.joints)} '
-                        f'of {layout.name}; leave it out, or give --layout where only names differ')
-    frames = recording.frames
-    bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1      # without empty ones at the end
-    rows = frames[:, :bodies].reshape(len(frames), -1)
-    return Parsed([Sample(row.name, classes[row.label], rows)], row.path.stat().st_size, Counter())
+                        f'of {layout.name}; leave it out, or give --layout if only names differ')
+    frames = recording.frames                                                               # (T, M, V, 3)
+    bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1                # without empty last ones
+    sample = Sample(row.name, labels[row.label], frames[:, :bodies].reshape(len(frames), -1))
+    return Parsed([sample], row.path.stat().st_size, Counter())
 
 
-def common_layout(rows: Sequence[Row]) -> Layout:
-    """The layout of the first file that can be read; UserError when nobody knows it, or none can be read."""
-    fault = 'no file to read it from'
+def first_layout(rows: Sequence[Row]) -> Layout:
+    """Return the layout of the first readable file; raises UserError if it is not known, or no file is readable."""
+    message = 'there is no file'
     for row in rows:
         try:
-            recording = read(row, None, 1., True)
+            recording = read_row(row, None, 1., True)
         except UserError as error:
-            fault = f'{row}: {error}'
+            message = f'{row}: {error}'
             continue
         if recording.layout is None:
-            raise UserError(f'{row}: its {recording.num_joints} joints are of no known layout; give --layout a YAML '
-                            'file that names them')
+            raise UserError(f'{row}: the layout of its {recording.num_joints} joints is not known; give --layout a '
+                            'YAML file with their names')
+        if FORMATS[format_from_suffix(row.path)].guesses_layout:
+            print(*layout_note([recording.layout]))
         return recording.layout
-    raise UserError(f'no file could be read, the last one: {fault}')
+    raise UserError(f'no file could be read, the last one: {message}')
 
 
-# ---- what is written -------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
-def settings_of(args: argparse.Namespace, layout: Layout, classes: int, train: int) -> dict:
-    """What the settings file holds; recipes whose effective batch exceeds the training clips get a smaller one."""
-    known = layout in LAYOUTS
-    settings = {'benchmark': args.name, 'data_path': str((args.out / f'{args.name}.npz').resolve()),
-                'layout': layout.name if known else str((args.out / f'{args.name}_layout.yaml').resolve()),
-                'num_joints': len(layout.joints), 'num_frames': args.num_frames}
-    if classes > 1:
-        settings['num_classes'] = classes
+def output_files(args: argparse.Namespace) -> tuple[Path, Path, Path, Path]:
+    """Dataset file, metadata, config file and layout."""
+    path = args.out.resolve() / f'{args.name}.npz'
+    return path, metadata_path(path), path.with_suffix('.yaml'), path.with_name(f'{args.name}_layout.yaml')
+
+
+def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, num_train: int) -> dict:
+    """Return the content of the config file, with smaller batches for recipes whose batch exceeds the training set."""
+    path, _, _, layout_path = output_files(args)
+    settings = {'benchmark': args.name, 'data_path': str(path),
+                'layout': layout.name if layout in LAYOUTS else str(layout_path), 'num_joints': len(layout.joints),
+                'num_frames': args.num_frames}
+    if num_classes > 1:
+        settings['num_classes'] = num_classes
     for stage in ('pretrain', 'linprobe', 'finetune'):
-        usual = read_yaml(CONFIG / f'{stage}.yaml', 'settings', 'restore it')['effective_batch_size']
-        if usual > train:
-            settings[stage] = {'effective_batch_size': 1 << (train.bit_length() - 1)}
+        if read_yaml(CONFIG / f'{stage}.yaml', 'settings', 'restore it')['effective_batch_size'] > num_train:
+            settings[stage] = {'effective_batch_size': 1 << (num_train.bit_length() - 1)}
     return settings
+
+
+def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layout: Layout,
+              classes: Sequence[str]) -> None:
+    """Write all files, the config file last; raises UserError if there are too few clips to train on."""
+    train_names = {row.name for row in rows if row.is_train}
+    train = [index for index, name in enumerate(spool.names) if name in train_names]
+    test = [index for index, name in enumerate(spool.names) if name not in train_names]
+    if len(train) < 2 or not test:
+        raise UserError(f'{args.labels}: {len(train)} training and {len(test)} test clips; at least 2 and 1 are needed')
+    path, metadata, config, layout_path = output_files(args)
+    write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths))
+    content = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
+    write_text(metadata, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
+    if layout not in LAYOUTS:
+        write_text(layout_path, to_yaml({'name': layout.name, 'joints': layout.as_map()}))
+    write_text(config, f'# Written by data/prepare_custom.py: {len(train)} training clips, {len(test)} test clips.\n'
+               + to_yaml(make_settings(args, layout, len(classes), len(train))))
+    if len(classes) < 2:
+        print('note: there is only one class, so the data serve for pre-training only')
+    if missing := sorted(set(range(len(classes))) - {spool.labels[index] for index in train}):
+        print(f'note: {len(missing)} classes have no training clip ({", ".join(classes[i] for i in missing[:3])}'
+              f'{", …" if len(missing) > 3 else ""})')
 
 
 def write_text(path: Path, text: str) -> None:
@@ -220,43 +237,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding='utf-8')
 
 
-def as_yaml(content: dict) -> str:
+def to_yaml(content: dict) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
-def outputs_of(args: argparse.Namespace) -> list[Path]:
-    """All files that may be written: data, what is to be known of them, settings, layout."""
-    path = args.out / f'{args.name}.npz'
-    return [path, metadata_path(path), path.with_name(f'{args.name}.yaml'), path.with_name(f'{args.name}_layout.yaml')]
-
-
-def write_all(args: argparse.Namespace, rows: Sequence[Row], spool, layout: Layout, classes: Sequence[str]) -> Path:
-    """Writes the files, the settings last, and returns their path; UserError when there is too little to train on."""
-    trains = {row.name: row.train for row in rows}
-    parts = [[index for index, name in enumerate(spool.names) if trains[name] is side] for side in (True, False)]
-    if len(parts[0]) < 2 or not parts[1]:
-        raise UserError(f'{args.labels}: {len(parts[0])} training and {len(parts[1])} test clips; 2 and 1 are the '
-                        'least')
-    path = args.out / f'{args.name}.npz'
-    write_protocol(path, spool, *parts, len(classes), max(spool.lengths), max(spool.widths))
-    about = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
-    write_text(metadata_path(path), json.dumps(about, indent=1, ensure_ascii=False) + '\n')
-    if layout not in LAYOUTS:
-        write_text(args.out / f'{args.name}_layout.yaml', as_yaml({'name': layout.name, 'joints': layout.as_map()}))
-    settings = path.with_name(f'{args.name}.yaml')
-    write_text(settings, f'# Written by data/prepare_custom.py: {len(parts[0])} training clips, {len(parts[1])} test '
-               f'clips.\n# num_frames is what the clips are resized to.\n'
-               + as_yaml(settings_of(args, layout, len(classes), len(parts[0]))))
-    if len(classes) < 2:
-        print('note: one class only, so this is for pre-training')
-    without = [name for label, name in enumerate(classes) if label not in {spool.labels[index] for index in parts[0]}]
-    if without:
-        print(f'note: {len(without)} classes have no training clip ({", ".join(without[:3])}'
-              f'{", …" if len(without) > 3 else ""})')
-    return settings
-
-
-def _name(text: str) -> str:
+def _file_name(text: str) -> str:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,80}', text):
         raise argparse.ArgumentTypeError(f'{text!r}: give letters, digits, ., _ and -')
     return text
@@ -266,15 +251,15 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--raw', type=Path, required=True, help='folder of the recordings')
     parser.add_argument('--labels', type=Path, required=True, metavar='CSV', help='table of files and labels')
-    parser.add_argument('--out', type=Path, required=True, help='folder for the files; made when missing')
-    parser.add_argument('--name', type=_name, default='custom', help='of the files and the benchmark')
-    parser.add_argument('--layout', metavar='NAME|YAML', help='what the joints are (default: what the files say)')
-    parser.add_argument('--test_subjects', nargs='+', metavar='SUBJECT', help='subjects that test; the others train')
-    parser.add_argument('--scale', type=POSITIVE, default=1., help='metres in a unit of npy, BVH and pickled files')
+    parser.add_argument('--out', type=Path, required=True, help='output folder, created if missing')
+    parser.add_argument('--name', type=_file_name, default='custom', help='name of the files and of the benchmark')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout (default: that of the files)')
+    parser.add_argument('--test_subjects', nargs='+', metavar='SUBJECT', help='subjects of the test split')
+    parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
-                        help='move the bodies of such files and of PKU-MMD to the origin, as those of other sets are')
+                        help='move the bodies of npy, BVH, PYSKL and PKU files to the origin')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
-                        help='frames after the resize, for the settings (default: 120, as in the paper)')
+                        help='frames of a clip after resizing (default: 120, as in the paper)')
     add_options(parser)
     return parser
 
@@ -282,31 +267,31 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.num_frames % SEGMENT:
-        raise UserError(f'--num_frames {args.num_frames} is no multiple of {SEGMENT}, the frames of a segment')
+        raise UserError(f'--num_frames {args.num_frames} is not a multiple of {SEGMENT}, the frames of a segment')
     check_writable(args.out)
-    asked = read_layout(args.layout) if args.layout else None
-    rows, faults = read_table(args.labels, args.raw, args.test_subjects)
-    given = [args.labels, *([args.layout] if args.layout else []), *(row.path for row in rows)]
-    check_outputs([('--name', path) for path in outputs_of(args)], given)
-    classes, tally = class_names(rows), Tally(damaged=faults)
-    damaged = args.out / f'{args.name}_damaged.txt'
-    remedy = 'correct the table or the files'
+    requested = read_layout(args.layout) if args.layout else None
+    rows, errors = read_table(args.labels, args.raw, args.test_subjects)
+    inputs = [args.labels, *([args.layout] if args.layout else []), *(row.path for row in rows)]
+    check_outputs([('--name', path) for path in output_files(args)], inputs)
+    classes, tally = class_names(rows), Tally(damaged=errors)
+    damaged, remedy = args.out / f'{args.name}_damaged.txt', 'correct the table or the files'
     if not rows:
-        settle_damaged(faults, False, damaged, remedy)
-    layout = asked or common_layout(rows)
-    if not asked and layout not in LAYOUTS:     # a BVH file's, called like it
+        settle_damaged(errors, False, damaged, remedy)
+    layout = requested or first_layout(rows)
+    if not requested and layout not in LAYOUTS:     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
-    reader = partial(parse, asked=asked, layout=layout, classes=labels, scale=args.scale, centre=args.centre)
+    reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
-    if note := size_note({name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
-                                  for index, name in enumerate(spool.names)}):
+    sizes = {name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
+             for index, name in enumerate(spool.names)}
+    for note in size_note(sizes):
         print(note, file=sys.stderr)
-    settings = write_all(args, rows, spool, layout, classes)
+    write_all(args, rows, spool, layout, classes)
     tally.print(spool)
     print('next: python main_finetune.py --config config/finetune.yaml '
-          f'{shlex.quote(str(settings))} --finetune CHECKPOINT')
+          f'{shlex.quote(str(output_files(args)[2]))} --finetune CHECKPOINT')
     return 0
 
 

@@ -15,6 +15,8 @@ import csv
 import io
 import json
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,10 @@ import numpy as np
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.formats import FORMATS, suffixes
-from data.formats.recording import body_size, size_note
+from data.formats import FORMATS, format_from_suffix
+from data.formats.recording import Recording, body_size, layout_note, size_note
 from tools.recognition import Recogniser
-from tools.recordings import Clip, Prediction, Timing, find_files, predict_clips, read_clips, timeline
+from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline
 from util.errors import Parser, UserError, printable, run_main
 from util.files import atomic_write, check_outputs
 from util.options import COUNT, POSITIVE, text
@@ -34,14 +36,15 @@ COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
 def top_classes(scores: np.ndarray, names: list[str], count: int) -> list[dict]:
-    """The most likely classes of scores (C,), best first; ties by label."""
+    """Return the most likely classes of scores (C,), best first; ties by label."""
     best = np.argsort(-scores, kind='stable')[:count].tolist()
     return [{'label': label, 'class': names[label], 'probability': round(float(scores[label]), 6)} for label in best]
 
 
 def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace) -> dict:
-    """The JSON entry of a recording."""
-    entry = {'recording': prediction.recording, 'frames': prediction.num_frames, 'label': prediction.label}
+    """Return the JSON entry of a recording."""
+    recording = prediction.recording
+    entry = {'recording': recording.title, 'frames': len(recording.frames), 'label': recording.label}
     if args.window is None:
         return entry | {'top': top_classes(prediction.scores[0], names, args.top)}
     segments = [{'start': segment.start, 'end': segment.end, 'label': segment.label, 'class': names[segment.label],
@@ -52,31 +55,25 @@ def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace)
     return entry | {'segments': segments, 'windows': windows}
 
 
-def to_rows(entry: dict) -> list[list]:
-    """CSV rows of a recording: its most likely classes, or its segments."""
-    if 'segments' in entry:
-        return [[entry['recording'], segment['start'], segment['end'], 1, segment['label'], segment['class'],
-                 segment['probability']] for segment in entry['segments']]
-    return [[entry['recording'], 0, entry['frames'], rank, top['label'], top['class'], top['probability']]
-            for rank, top in enumerate(entry['top'], 1)]
+def to_rows(entry: dict) -> list[dict]:
+    """Return the rows of COLUMNS of a recording: its most likely classes, or its segments."""
+    rows = [{'rank': 1} | segment for segment in entry.get('segments', ())] or \
+        [{'start': 0, 'end': entry['frames'], 'rank': rank} | top for rank, top in enumerate(entry.get('top', ()), 1)]
+    return [{'recording': entry['recording']} | row for row in rows]
 
 
 def to_text(entry: dict) -> str:
-    """Console output of a recording."""
-    head = f'{entry["recording"]} ({entry["frames"]} frames)'
-    if 'segments' in entry:
-        lines = [f'  {segment["start"]:7} to {segment["end"]:<7} {segment["probability"]:5.3f}  {segment["class"]}'
-                 for segment in entry['segments']]
-    else:
-        lines = [f'  {rank:3}  {top["probability"]:5.3f}  {top["class"]}' for rank, top in enumerate(entry['top'], 1)]
-    return '\n'.join([head, *lines])
+    """Return the console output of a recording."""
+    line = '  {start:7} to {end:<7} {probability:5.3f}  {class}' if 'segments' in entry else \
+        '  {rank:3}  {probability:5.3f}  {class}'
+    return '\n'.join([f'{entry["recording"]} ({entry["frames"]} frames)', *(line.format(**r) for r in to_rows(entry))])
 
 
 def to_csv(entries: list[dict]) -> str:
-    """The CSV table of all recordings."""
+    """Return the CSV table of all recordings."""
     out = io.StringIO(newline='')
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
+    writer = csv.DictWriter(out, COLUMNS)
+    writer.writeheader()
     for entry in entries:
         writer.writerows(to_rows(entry))
     return out.getvalue()
@@ -91,25 +88,20 @@ def write(target: str, content: str) -> None:
         file.write(content)
 
 
-class FeatureTable:
-    """Features for --features: a row per recording, or per window, named after its frames."""
+def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
+    """Write the test split of a features.npz: a row per recording, or per window, which is named after its frames.
 
-    def __init__(self):
-        self.rows, self.names, self.labels = [], [], []
-
-    def add(self, prediction: Prediction, windows: bool) -> None:
-        self.rows.append(prediction.features)
-        self.names += [f'{prediction.name}[{place.start}:{place.end}]' if windows else prediction.name
-                       for place in prediction.windows]
-        self.labels += [prediction.label] * len(prediction.windows)
-
-    def write(self, path: str, recogniser: Recogniser) -> None:
-        """Write the test split of a features.npz; without labels unless every recording has one."""
-        labels = {} if None in self.labels else {'label_test': np.array(self.labels, dtype=np.int64)}
-        with atomic_write(path) as partial, open(partial, 'wb') as file:
-            np.savez(file, features_test=np.concatenate(self.rows), name_test=np.array(self.names, dtype=np.str_),
-                     **labels, benchmark=recogniser.benchmark, stream=recogniser.stream,
-                     method=recogniser.method or 'features')
+    It has labels only if every recording has one.
+    """
+    rows = [(prediction.recording, place) for prediction in predictions for place in prediction.windows]
+    names = [f'{recording.name}[{place.start}:{place.end}]' if has_windows else recording.name
+             for recording, place in rows]
+    labels = [recording.label for recording, _ in rows]
+    labels = {} if None in labels else {'label_test': np.array(labels, dtype=np.int64)}
+    with atomic_write(path) as partial, open(partial, 'wb') as file:
+        np.savez(file, features_test=np.concatenate([prediction.features for prediction in predictions]),
+                 name_test=np.array(names, dtype=np.str_), **labels, benchmark=recogniser.benchmark,
+                 stream=recogniser.stream, method=recogniser.method or 'features')
 
 
 def build_parser() -> Parser:
@@ -125,7 +117,7 @@ def build_parser() -> Parser:
     add('--csv', metavar='PATH', help='write a row per class, or per segment with --window; - for stdout')
     add('--features', metavar='NPZ', help='write mean features, for tools/retrieval.py')
     add('--split', choices=('train', 'test'), default='test', help='split of npz files (default: test)')
-    add('--format', help='format of all files (default: by suffix)')
+    add('--format', choices=tuple(FORMATS), help='format of all files (default: by suffix)')
     add('--layout', metavar='NAME|YAML', help='joint layout of the files (default: their own, or by the number of '
         'joints)')
     add('--scale', type=POSITIVE, help='metres per unit of npy, BVH and PYSKL files (default: that of the training '
@@ -140,9 +132,7 @@ def build_parser() -> Parser:
 
 
 def check(args: argparse.Namespace) -> list[Path]:
-    """Files to read; raises UserError for outputs that cannot be written and contradictory options."""
-    if args.format is not None and args.format not in FORMATS:
-        raise UserError(f'--format {args.format!r:.40}: unknown format; give one of {", ".join(FORMATS)}')
+    """Return the files to read; raises UserError for outputs that cannot be written and contradictory options."""
     if args.json == '-' and args.csv == '-':
         raise UserError('--json - and --csv -: only one of them can go to stdout; give the other a file')
     if args.hop and (args.window is None or args.hop > args.window):
@@ -151,30 +141,30 @@ def check(args: argparse.Namespace) -> list[Path]:
     targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
                and (name == 'features' or target != '-')]
     check_outputs(targets, [args.checkpoint, *files])
-    folders = [folder for folder in args.files if folder.is_dir()]
-    for option, target in targets:      # not where the next run would read it
-        inside = [folder for folder in folders if folder.resolve() in Path(target).resolve().parents]
-        if inside and target.lower().endswith(suffixes(args.format)):
-            raise UserError(f'{option} {target}: is inside {inside[0]}, whose files are read; give another folder')
     return files
 
 
 def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
     """Predict all files and write the outputs; returns the exit code."""
-    failures, entries, features, timing, sizes = [], [], FeatureTable(), Timing(), {}
+    failures, entries, predictions, sizes, layouts, count = [], [], [], {}, set(), 0
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
-    def readable_clips():
+    def readable_clips() -> Iterator[Recording]:
         for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split):
-            if isinstance(clip, Clip):
-                sizes[str(clip)] = body_size(clip.frames)
+            if isinstance(clip, Recording):
+                sizes[clip.title] = body_size(clip.frames)
+                if FORMATS[args.format or format_from_suffix(clip.path)].guesses_layout and not args.layout:
+                    layouts.add(clip.layout)
                 yield clip
             else:
                 failures.append(clip)
 
-    for prediction in predict_clips(recogniser, readable_clips(), args.batch_size, args.window, args.hop, timing):
+    start = time.perf_counter()
+    for prediction in predict_clips(recogniser, readable_clips(), args.batch_size, args.window, args.hop):
+        count += len(prediction.windows)
         if args.features:
-            features.add(prediction, args.window is not None)
+            blank = prediction.recording._replace(frames=prediction.recording.frames[:0])   # frees the memory
+            predictions.append(prediction._replace(recording=blank))
         if recogniser.class_names is not None:
             entries.append(to_entry(prediction, recogniser.class_names, args))
             if prints_text:
@@ -187,15 +177,12 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
         write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
     if args.csv:
         write(args.csv, to_csv(entries))
-    if features.rows:
-        features.write(args.features, recogniser)
-    print(f'{timing.clips:,} {"windows" if args.window else "clips"}: {timing.reading:.1f} s reading, '
-          f'{timing.computing:.1f} s computing on {recogniser.device}', file=sys.stderr)
-    if note := size_note(sizes):
-        print(note, file=sys.stderr)
+    if predictions:
+        write_features(args.features, predictions, args.window is not None, recogniser)
+    print(f'{count:,} {"windows" if args.window else "clips"} in {time.perf_counter() - start:.1f} s on '
+          f'{recogniser.device}', *size_note(sizes), *layout_note(layouts), sep='\n', file=sys.stderr)
     for failure in unreadable:
-        prefix = '' if failure['file'] in failure['reason'] else f'{failure["file"]}: '
-        print(f'error: {prefix}{failure["reason"]}', file=sys.stderr)
+        print(f'error: {failure["reason"]}', file=sys.stderr)
     return UserError.exit_code if failures else 0
 
 

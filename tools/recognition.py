@@ -1,4 +1,4 @@
-"""Apply a trained model to recordings; also usable from notebooks.
+"""Apply a trained model to recordings, in notebooks too.
 
 >>> from tools.recognition import Recogniser
 >>> recogniser = Recogniser(checkpoint, device='cpu')
@@ -47,7 +47,7 @@ class InputSpec(NamedTuple):
 
 
 def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
-    """What a checkpoint records about its input; what it lacks comes from the data set of its benchmark.
+    """Return what a checkpoint records about its input, and what it lacks from the data set of its benchmark.
 
     Raises UserError if the class names do not fit the head, or an entry is invalid.
     """
@@ -90,9 +90,7 @@ class Recogniser:
             UserError: the checkpoint is invalid, or the device does not exist.
         """
         self.path, self.device = Path(path), select_device(device)
-        self.checkpoint = Checkpoint.read(path)
-        part = None if self.checkpoint.stage in ('linprobe', 'finetune') else 'encoder'
-        model, self.checkpoint = rebuild_model(path, part)
+        model, self.checkpoint = rebuild_model(path)
         settings, spec = self.checkpoint.args, input_spec(self.checkpoint, path)
         self.model = model.to(self.device)
         self.num_joints, self.width, self.num_frames = (settings[name] for name in

@@ -4,9 +4,7 @@ Axis letters: T frames, M bodies, V joints, C classes, D feature width.
 """
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,32 +13,18 @@ import numpy as np
 
 from data.datasets import find_dataset
 from data.formats import FORMATS, format_from_suffix, read_recordings, suffixes
-from data.formats.arrays import REMEDY
-from data.formats.recording import centre_bodies, valid_frames
-from feeder.dataset import SkeletonDataset
+from data.formats.npz import REMEDY
+from data.formats.recording import Recording, centre_bodies, valid_frames
 from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout
 from feeder.npz import open_member
 from tools.recognition import Recogniser, batched
-from util.errors import UserError, printable
+from util.errors import UserError
 
 LABEL_SETS = {'ntu': ('ntu60', 'ntu120', 'synth'), 'nwucla': ('nwucla',)}   # data sets whose labels these formats hold
 
 
-class Clip(NamedTuple):
-    """A recording of a file, prepared for the model."""
-
-    file: Path
-    name: str               # unique in its file
-    frames: np.ndarray      # (T, M, V, 3) float32
-    label: int | None       # from 0, where the file holds it
-    in_collection: bool     # the file may hold more clips
-
-    def __str__(self) -> str:
-        return printable(f'{self.file}:{self.name}' if self.in_collection else self.file)
-
-
 def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
-    """Files as given, and in folders, at any depth, those with the suffix of a format; each once.
+    """Return the files among `paths`, and in its folders, at any depth, those with the suffix of a format; each once.
 
     Raises UserError for a missing path, a folder without such files, and a file of unknown format.
     """
@@ -62,69 +46,53 @@ def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
 
 
 def read_clips(files: Iterable[Path], recogniser: Recogniser, layout: str | None = None, format_name: str | None = None,
-               scale: float | None = None, split: str = 'test') -> Iterator[Clip | tuple[Path, UserError]]:
+               scale: float | None = None, split: str = 'test') -> Iterator[Recording | tuple[Path, UserError]]:
     """Yield the recordings of all files that fit the model, and for each failure the file and the error.
 
-    Layout, format and scale are as in `read_recordings`; the default scale is that of the training data. `split`
-    selects the clips of npz files.
+    Layout, format, scale and split are as in `read_recordings`; the default scale is that of the training data.
     """
     requested = read_layout(layout) if layout else None
     for path in files:
         try:
             name = format_name or format_from_suffix(path)
-            if name == 'npz':
-                yield from _read_dataset_file(path, split, recogniser, requested)
-            else:
-                yield from _read_file(path, name, recogniser, requested, scale)
+            for recording in _read_file(path, name, recogniser, requested, scale, split):
+                yield (path, recording) if isinstance(recording, UserError) else recording
         except UserError as error:
             yield path, error
 
 
-def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | None,
-               scale: float | None) -> Iterator[Clip]:
-    own = recogniser.layout
-    if layout is None and name in ('npy', 'pyskl') and own not in (None, *LAYOUTS):
-        layout = own        # these files have no joint names, and the number of joints does not tell a custom layout
-    if scale is None:
-        scale = 1. if FORMATS[name].metres else recogniser.scale
+def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | None, scale: float | None,
+               split: str) -> Iterator[Recording | UserError]:
+    if FORMATS[name].guesses_layout and recogniser.layout not in LAYOUTS:
+        layout = layout or recogniser.layout        # the number of joints does not identify a custom layout
+    scale = recogniser.scale if scale is None else scale
+    has_labels = _has_same_labels(path, name, recogniser, split)
+    for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints):
+        if isinstance(recording, Recording):
+            _check_joints(recording, recogniser)
+            recording = recording._replace(label=recording.label if has_labels else None)
+        yield recording
+
+
+def _has_same_labels(path: Path, name: str, recogniser: Recogniser, split: str) -> bool:
+    """True if the labels of a file are those of the model's classes."""
+    if name == 'npz' and recogniser.class_names is not None:
+        return open_member(path, f'y_{split}', REMEDY).shape[-1:] == (len(recogniser.class_names),)
     dataset = find_dataset(recogniser.benchmark)
-    has_labels = name not in LABEL_SETS or (dataset is not None and dataset.key in LABEL_SETS[name])
-    for recording in read_recordings(path, layout, name, scale, recogniser.centre):
-        _check_joints(path, recording.num_joints, recording.layout, recogniser)
-        yield Clip(path, recording.name, recording.frames, recording.label if has_labels else None, FORMATS[name].many)
+    return name not in LABEL_SETS or (dataset is not None and dataset.key in LABEL_SETS[name])
 
 
-def _read_dataset_file(path: Path, split: str, recogniser: Recogniser,
-                       layout: Layout | None) -> Iterator[Clip | tuple[Path, UserError]]:
-    x = open_member(path, f'x_{split}', REMEDY)
-    joints = x.shape[2] // 3 if x.ndim == 3 else 0
-    if joints % recogniser.num_joints:
-        likely = layout or next((known for known in LAYOUTS if joints in (len(known.joints), 2 * len(known.joints))),
-                                None)
-        _check_joints(path, len(likely.joints) if likely else joints, likely, recogniser)
-    if layout:
-        _check_joints(path, len(layout.joints), layout, recogniser)
-    dataset = SkeletonDataset(path, split, recogniser.num_joints)
-    has_labels = recogniser.class_names is None or len(recogniser.class_names) == dataset.num_classes
-    for row, (name, label) in enumerate(zip(dataset.names.tolist(), dataset.label.tolist(), strict=True)):
-        try:
-            frames = dataset[[(row, 0)]].frames.numpy()
-        except UserError as error:
-            yield path, error
-            continue
-        yield Clip(path, name, frames, label if has_labels else None, True)
-
-
-def _check_joints(path: Path, count: int, layout: Layout | None, recogniser: Recogniser) -> None:
+def _check_joints(recording: Recording, recogniser: Recogniser) -> None:
     """Raise UserError if a recording has other joints than the model."""
-    own, layout = recogniser.layout, layout or known_layout(count)
+    def describe(num_joints: int, layout: Layout | None) -> str:
+        layout = layout or known_layout(num_joints)
+        return f'{num_joints} joints' + (f' ({layout.name})' if layout else '')
 
-    def describe(number: int, names: Layout | None) -> str:
-        return f'{number} joints' + (f' ({names.name})' if names else '')
-
-    if count != recogniser.num_joints or (own and layout and own.joints != layout.joints):
-        raise UserError(f'{path}: bodies have {describe(count, layout)}, the model expects '
-                        f'{describe(recogniser.num_joints, own)}; give a checkpoint or recordings with the same joints')
+    num_joints, layout, expected = recording.num_joints, recording.layout, recogniser.layout
+    if num_joints != recogniser.num_joints or (expected and layout and expected.joints != layout.joints):
+        raise UserError(f'{recording.path}: bodies have {describe(num_joints, layout)}, the model expects '
+                        f'{describe(recogniser.num_joints, expected)}; give a checkpoint or recordings with the same '
+                        'joints')
 
 
 # ---- sliding windows -------------------------------------------------------------------------------------------------
@@ -151,26 +119,14 @@ class Segment(NamedTuple):
 class Prediction(NamedTuple):
     """Model outputs for a recording; a single window covers all of it unless windows are requested."""
 
-    recording: str
-    name: str
-    num_frames: int
-    label: int | None
+    recording: Recording
     windows: list[Window]
     features: np.ndarray            # (windows, D)
     scores: np.ndarray | None       # (windows, C)
 
 
-@dataclass
-class Timing:
-    """Seconds spent on reading and on computing, and the number of clips."""
-
-    reading: float = 0.
-    computing: float = 0.
-    clips: int = 0
-
-
 def sliding_windows(num_frames: int, window: int | None, hop: int | None) -> list[Window]:
-    """Windows of `window` frames every `hop` (default: half a window), the last one at the end of the recording.
+    """Return windows of `window` frames every `hop` (default: half a window), the last one at the end of the recording.
 
     Shorter recordings, and all with `window` None, have one window. Each frame belongs to the window with the nearest
     centre.
@@ -197,49 +153,28 @@ def timeline(windows: Sequence[Window], scores: np.ndarray) -> list[Segment]:
     return segments
 
 
-def predict_clips(recogniser: Recogniser, clips: Iterator[Clip], batch_size: int, window: int | None = None,
-                  hop: int | None = None, timing: Timing | None = None) -> Iterator[Prediction]:
-    """Yield a prediction for each clip, in order; windows without any body are left out."""
-    timing = timing or Timing()
+def predict_clips(recogniser: Recogniser, recordings: Iterable[Recording], batch_size: int, window: int | None = None,
+                  hop: int | None = None) -> Iterator[Prediction]:
+    """Yield a prediction for each recording, in order; windows without any body are left out."""
+    clips = ((number, recording, place, frames) for number, recording in enumerate(recordings)
+             for place in sliding_windows(len(recording.frames), window, hop)
+             if (frames := _cut(recording, place, recogniser, window is not None)) is not None)
 
-    def pieces() -> Iterator[tuple[int, Clip, Window, np.ndarray]]:
-        for number, clip in enumerate(clips):
-            for place in sliding_windows(len(clip.frames), window, hop):
-                frames = _cut(clip, place, recogniser, window is not None)
-                if frames is not None:
-                    yield number, clip, place, frames
+    def outputs() -> Iterator[tuple[int, Recording, Window, dict[str, np.ndarray]]]:
+        for batch in batched(clips, batch_size):
+            values = recogniser.predict([frames for *_, frames in batch])
+            for row, (number, recording, place, _) in enumerate(batch):
+                yield number, recording, place, {name: array[row] for name, array in values.items()}
 
-    def outputs():
-        source = batched(pieces(), batch_size)
-        while True:
-            start = time.perf_counter()
-            batch = next(source, None)
-            read = time.perf_counter()
-            timing.reading += read - start
-            if batch is None:
-                return
-            values = recogniser.predict([piece[3] for piece in batch])
-            timing.computing += time.perf_counter() - read
-            timing.clips += len(batch)
-            for row, piece in enumerate(batch):
-                yield piece[:3], {name: array[row] for name, array in values.items()}
-
-    for _, rows in groupby(outputs(), lambda item: item[0][0]):
-        places, values = zip(*rows, strict=True)
-        clip = places[0][1]
-        yield Prediction(str(clip), clip.name, len(clip.frames), clip.label, [place for _, _, place in places],
-                         np.stack([value['features'] for value in values]),
-                         np.stack([value['scores'] for value in values]) if 'scores' in values[0] else None)
+    for _, rows in groupby(outputs(), lambda output: output[0]):
+        _, (recording, *_), places, values = zip(*rows, strict=True)
+        stacked = {name: np.stack([value[name] for value in values]) for name in values[0]}
+        yield Prediction(recording, list(places), stacked['features'], stacked.get('scores'))
 
 
-def _cut(clip: Clip, place: Window, recogniser: Recogniser, windows: bool) -> np.ndarray | None:
+def _cut(recording: Recording, place: Window, recogniser: Recogniser, is_window: bool) -> np.ndarray | None:
     """Valid frames (T', M, V, 3) of a window, centred again; None without any body."""
-    frames = clip.frames[place.start:place.end]
-    if windows:
-        if not frames.any():
-            return None
-        if recogniser.centre:
-            frames = centre_bodies(frames, recogniser.layout)
-    if clip.in_collection and not windows:
-        return frames       # its frames are already counted; counting again could cut off the end
-    return valid_frames(frames.reshape(len(frames), -1), str(clip)).reshape(-1, *frames.shape[1:])
+    frames = recording.frames[place.start:place.end]
+    if is_window and not frames.any():
+        return None
+    return valid_frames(centre_bodies(frames, recogniser.layout) if is_window and recogniser.centre else frames)

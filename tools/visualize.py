@@ -12,6 +12,7 @@ from pathlib import Path
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.formats.recording import Recording
 from feeder.dataset import pack_clips
 from feeder.layouts import Layout, check_same_joints, checkpoint_layout, default_layout, find_layout
 from tools.drawing import pictures
@@ -20,7 +21,7 @@ from tools.drawing.analysis import ClipAnalysis, analyse_clip, load_clip, make_c
 from tools.drawing.animation import animate
 from tools.drawing.webpage import write_page
 from tools.recognition import Recogniser
-from tools.recordings import Clip, find_files, read_clips
+from tools.recordings import find_files, read_clips
 from util.checkpoint import STAGE_TITLES
 from util.errors import Parser, UserError, printable, run_main
 from util.files import check_outputs
@@ -79,11 +80,11 @@ def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) 
     recogniser, clips, count = Recogniser(args.checkpoint, 'cpu'), {}, 0
     files = find_files([Path(path)], None)
     for row, clip in enumerate(read_clips(files, recogniser, args.layout, None, args.scale, args.split)):
-        if not isinstance(clip, Clip):
+        if not isinstance(clip, Recording):
             raise clip[1]
         count = row + 1
         if row in args.clip:
-            title = clip.file.name + (f', {clip.name}' if clip.in_collection else '')
+            title = clip.path.name + (f', {clip.member}' if clip.member is not None else '')
             clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
     if missing := [row for row in args.clip if row not in clips]:
         raise UserError(f'--clip {missing[0]}: {path} has clips 0 to {count - 1}; give one of them')

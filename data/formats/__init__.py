@@ -10,47 +10,44 @@
 | npz | .npz | dataset file, also CTR-GCN's and relatives | as stored |
 | pyskl | .pkl | PYSKL annotations with 3D keypoints (M, T, V, 3) | `clean` |
 
-A reader is a function (path, layout, options) that yields recordings; a new format is a module with one and an entry in
-FORMATS. Axis letters: T frames, M bodies, V joints.
+A reader is a function (path, options) that yields recordings, and the error of a clip that is damaged among others; a
+new format is a module with one and an entry in FORMATS. Axis letters: T frames, M bodies, V joints.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.formats import arrays, bvh, ntu, nwucla, pku, pyskl
+from data.formats import bvh, npy, npz, ntu, nwucla, pku, pyskl
 from data.formats.recording import Options, Recording
 from feeder.layouts import Layout, read_layout
 from util.errors import UserError
 
 
 class Format(NamedTuple):
-    """A file format: its suffixes, its reader, whether its unit is the metre, and whether a file holds many clips."""
-
     suffixes: tuple[str, ...]
-    read: Callable[[Path, Layout | None, Options], Iterator[Recording]]
-    metres: bool = False
-    many: bool = False
+    read: Callable[[Path, Options], Iterator[Recording | UserError]]
+    guesses_layout: bool = False    # from the number of joints
 
 
 FORMATS = {
-    'ntu': Format(('.skeleton',), ntu.read, metres=True),
-    'pku': Format(('.txt',), pku.read, metres=True),
-    'nwucla': Format(('.json',), nwucla.read, metres=True),
-    'npy': Format(('.npy',), arrays.read_npy),
+    'ntu': Format(('.skeleton',), ntu.read),
+    'pku': Format(('.txt',), pku.read),
+    'nwucla': Format(('.json',), nwucla.read),
+    'npy': Format(('.npy',), npy.read, guesses_layout=True),
     'bvh': Format(('.bvh',), bvh.read),
-    'npz': Format(('.npz',), arrays.read_npz, metres=True, many=True),
-    'pyskl': Format(('.pkl', '.pickle'), pyskl.read, many=True),
+    'npz': Format(('.npz',), npz.read),
+    'pyskl': Format(('.pkl', '.pickle'), pyskl.read, guesses_layout=True),
 }
 
 
 def suffixes(name: str | None = None) -> tuple[str, ...]:
-    """File suffixes of one format, or of all."""
+    """Return the file suffixes of one format, or of all."""
     return tuple(suffix for key, entry in FORMATS.items() if name in (None, key) for suffix in entry.suffixes)
 
 
 def format_from_suffix(path: Path) -> str:
-    """Name of the format of a file by its suffix; raises UserError for an unknown one."""
+    """Return the name of the format of a file, by its suffix; raises UserError for an unknown one."""
     for name, entry in FORMATS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
@@ -58,15 +55,18 @@ def format_from_suffix(path: Path) -> str:
 
 
 def read_recordings(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
-                    centre: bool = True) -> Iterator[Recording]:
-    """Yield the recordings of a file, at least one.
+                    centre: bool = True, split: str | None = None,
+                    num_joints: int | None = None) -> Iterator[Recording | UserError]:
+    """Yield the recordings of a file, and for a damaged one in a file of many a UserError in its place.
 
     Args:
         path: the file; nothing in it is executed.
         layout: joint layout, its name or YAML file; by default that of the format or of the number of joints.
         name: a key of FORMATS; by default the one of the suffix.
-        scale: metres per unit of the file, for formats without a unit of their own (npy, bvh, pyskl).
-        centre: move bodies to the origin, for the same formats and pku.
+        scale: metres per unit of npy, bvh and pyskl files; the other formats are in metres.
+        centre: move bodies to the origin; ntu and nwucla files are always centred, npz files used as stored.
+        split: 'train' or 'test' of npz files; by default both.
+        num_joints: joints of a body in npz files, if the layout is not known.
 
     Raises:
         UserError: the file cannot be read, is damaged or of another format, or has other joints than the layout.
@@ -75,20 +75,21 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
     name = format_from_suffix(path) if name is None else name
     if name not in FORMATS:
         raise UserError(f'unknown format {name!r:.40}; give one of {", ".join(FORMATS)}')
-    if not scale > 0 or (scale != 1 and FORMATS[name].metres):
-        raise UserError(f'{path}: scale {scale:g} for a file of format {name}; give a positive one, and for npy, bvh '
-                        'and pyskl only: the others are in metres')
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
-        for recording in FORMATS[name].read(path, layout, Options(scale, centre)):
-            yield recording
+        for recording in FORMATS[name].read(path, Options(layout, scale, centre, split, num_joints)):
+            yield _locate(recording, path) if isinstance(recording, UserError) else recording
         if recording is None:
             raise UserError('has no clips')
     except UserError as error:
-        message = str(error).removeprefix(f'{path}: ').removeprefix(f'{path.name}: ')
-        remedy = '' if '; ' in message else '; correct the file or leave it out'
-        raise UserError(f'{path}: {message}{remedy}') from error
+        raise _locate(error, path) from error
+
+
+def _locate(error: UserError, path: Path) -> UserError:
+    message = str(error).removeprefix(f'{path}: ').removeprefix(f'{path.name}: ')
+    remedy = '' if '; ' in message else '; correct the file or leave it out'
+    return UserError(f'{path}: {message}{remedy}')
 
 
 def read_recording(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
@@ -96,6 +97,8 @@ def read_recording(path: str | Path, layout: Layout | str | None = None, name: s
     """Read a file of one recording; arguments and errors as `read_recordings`."""
     recordings = read_recordings(path, layout, name, scale, centre)
     recording = next(recordings)
+    if isinstance(recording, UserError):
+        raise recording
     if next(recordings, None) is not None:
         raise UserError(f'{path}: holds several clips; give a file of one clip')
     return recording

@@ -6,10 +6,9 @@ from pathlib import Path
 from data.formats.recording import Options, Recording, choose_layout
 from data.pipeline import Source
 from data.prepare_nwucla import parse_clip
-from feeder.layouts import Layout
 
 
-def read(path: Path, layout: Layout | None, _: Options) -> Iterator[Recording]:
+def read(path: Path, options: Options) -> Iterator[Recording]:
     frames, label = parse_clip(Source(path).read(), path.stem)
     frames = frames[:, None]                                                                # (T, 1, V, 3)
-    yield Recording(path.stem, frames, choose_layout(frames, layout), label - 1)
+    yield Recording(path, frames, choose_layout(frames, options.layout), label - 1)

@@ -8,13 +8,12 @@ import numpy as np
 from data.formats.recording import Options, Recording, centre_bodies, choose_layout
 from data.pipeline import Source
 from data.prepare_pku import parse_skeleton
-from feeder.layouts import Layout
 from util.errors import UserError
 
 
-def read(path: Path, layout: Layout | None, options: Options) -> Iterator[Recording]:
+def read(path: Path, options: Options) -> Iterator[Recording]:
     frames = parse_skeleton(Source(path).read()).astype(np.float32).reshape(-1, 2, 25, 3)
     if not frames.any():
         raise UserError('has no valid frame: all coordinates are zero')
-    layout = choose_layout(frames, layout)
-    yield Recording(path.stem, centre_bodies(frames, layout) if options.centre else frames, layout, None)
+    layout = choose_layout(frames, options.layout)
+    yield Recording(path, centre_bodies(frames, layout) if options.centre else frames, layout)

@@ -1,46 +1,67 @@
-"""PYSKL annotation files: pickles of {'split': …, 'annotations': [{'frame_dir', 'label', 'keypoint', …}, …]}."""
+"""PYSKL annotation files: pickles of {'annotations': [{'frame_dir', 'label', 'keypoint', …}, …], …}, or of the list."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy._core import multiarray, numeric
 
-from data.formats.recording import Options, Recording, choose_layout
-from feeder.layouts import Layout
-from util.errors import UserError, one_line
+from data.formats.recording import Options, Recording, choose_layout, clean
+from util.errors import UserError, one_line, printable
 
-# The only names that a pickle may refer to: those by which NumPy 1 and 2 store arrays, dtypes and numbers.
-ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
+# Array types that are read. NumPy itself would also make arrays of objects, whose bytes are pointers.
+NUMBERS = re.compile(r'[<>=|]?(b1|[iu][1248]|f[248])')
+
+
+class _Type:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, code: str, *_):
+        self.code = code
+
+    def __setstate__(self, state: tuple):
+        self.code = state[1] + self.code.lstrip('<>=|')         # the byte order
+
+    def check(self) -> np.dtype:
+        if not NUMBERS.fullmatch(self.code):
+            raise UserError(f'refused, it has an array of type {self.code!r:.40}; only arrays of numbers are read')
+        return np.dtype(self.code)
+
+
+class _Array(np.ndarray):
+    """Stands for numpy.ndarray."""
+
+    def __setstate__(self, state: tuple):
+        version, shape, dtype, is_fortran, content = state
+        super().__setstate__((version, shape, dtype.check(), is_fortran, content))
+
+
+def _from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.ndarray(shape, dtype.check(), bytes(content), order=order)
+
+
+# The names by which NumPy 1 and 2 store arrays and numbers, and protocols 0 to 2 bytes, with what stands for them.
+ALLOWED = {'numpy.ndarray': None, 'numpy.dtype': _Type, '_codecs.encode': lambda text, _: text.encode('latin1')}
 for _core in ('numpy.core', 'numpy._core'):
-    ALLOWED |= {(f'{_core}.multiarray', '_reconstruct'): multiarray._reconstruct,
-                (f'{_core}.multiarray', 'scalar'): multiarray.scalar,
-                (f'{_core}.numeric', '_frombuffer'): numeric._frombuffer}
+    ALLOWED |= {f'{_core}.multiarray._reconstruct': lambda *_: _Array(0), f'{_core}.numeric._frombuffer': _from_buffer,
+                f'{_core}.multiarray.scalar': lambda dtype, content: _from_buffer(content, dtype, (), 'C').item()}
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and NumPy arrays; refuses everything else before it is called."""
+    """Reads plain values and arrays of numbers; refuses any other name, so that nothing in the file is executed."""
 
     def find_class(self, module: str, name: str):
-        if (module, name) == ('_codecs', 'encode'):     # how protocols 0 to 2 store bytes
-            return _encode_latin1
-        if (module, name) not in ALLOWED:
+        if f'{module}.{name}' not in ALLOWED:
             raise UserError(f'refused, it refers to {module}.{name}; only plain values and NumPy arrays are read')
-        return ALLOWED[module, name]
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != 'latin1':
-        raise UserError(f'refused, it encodes text as {encoding!r:.20}')
-    return text.encode('latin1')
+        return ALLOWED[f'{module}.{name}']
 
 
 def read_pickle(path: Path):
-    """Read a pickle without executing anything in it; raises UserError."""
+    """Read a pickle of plain values and arrays without executing anything in it; raises UserError."""
     try:
         with open(path, 'rb') as file:
-            return ArrayUnpickler(file).load()
+            return ArrayUnpickler(file, encoding='latin1').load()
     except UserError:
         raise
     except OSError as error:
@@ -50,36 +71,36 @@ def read_pickle(path: Path):
                         'again') from error
 
 
-def read(path: Path, layout: Layout | None, options: Options) -> Iterator[Recording]:
+def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
     content = read_pickle(path)
     annotations = content.get('annotations') if isinstance(content, dict) else content
     if not isinstance(annotations, list) or not annotations:
-        raise UserError("has no list of annotations, so it is not a PYSKL file; give another file")
+        raise UserError('has no list of annotations, so it is not a PYSKL file; give another file')
     for number, annotation in enumerate(annotations):
         try:
             name, keypoint, label = _check_annotation(annotation)
             frames = keypoint.swapaxes(0, 1)                                                # (T, M, V, 3)
-            own = choose_layout(frames, layout)
-            yield Recording(name, options.clean(frames, own), own, label)
+            layout = choose_layout(frames, options.layout)
+            yield Recording(path, clean(frames, layout, options.scale, options.centre), layout, label, name)
         except UserError as error:
-            raise UserError(f'annotation {number} (from 0): {error}') from error
+            name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
+            title = f', {printable(name):.80}' if isinstance(name, str) else ''
+            yield UserError(f'annotation {number} (from 0{title}): {error}')
 
 
 def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     """Name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for missing or wrong entries."""
     if not isinstance(annotation, dict):
         raise UserError('not a map')
-    name, label, keypoint = (annotation.get(key) for key in ('frame_dir', 'label', 'keypoint'))
+    name, label = annotation.get('frame_dir'), annotation.get('label')
+    keypoint = annotation.get('keypoint')
     if not isinstance(name, str) or not name.isprintable():
         raise UserError('frame_dir is not a name')
-    if not isinstance(label, int | np.integer) or isinstance(label, bool) or label < 0:
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise UserError('label is not an integer from 0')
-    if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or keypoint.dtype.kind not in 'fiu' \
-            or 0 in keypoint.shape:
-        raise UserError('keypoint is not an array of numbers (bodies, frames, joints, 3)')
+    if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or 0 in keypoint.shape:
+        raise UserError('keypoint is not an array (bodies, frames, joints, 3)')
     if keypoint.shape[3] != 3:
         raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); give annotations '
                         'of 3D skeletons')
-    if annotation.get('total_frames', keypoint.shape[1]) != keypoint.shape[1]:
-        raise UserError(f'keypoint has {keypoint.shape[1]} frames, total_frames is {annotation["total_frames"]}')
-    return name, keypoint, int(label)
+    return name, keypoint, label

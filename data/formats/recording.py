@@ -3,24 +3,36 @@
 Axis letters: T frames, M bodies, V joints.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data.ntu_text import FARTHEST
 from feeder.layouts import Layout, known_layout, shared_names
-from util.errors import UserError
+from util.errors import UserError, printable
 
 MIN_SIZE, MAX_SIZE = 0.2, 5.     # metres; bodies outside this range are reported
 
 
 class Recording(NamedTuple):
-    """One recording."""
+    """One recording of a file."""
 
-    name: str
-    frames: np.ndarray          # (T, M, V, 3) float32, metres; zeros where a body is absent
-    layout: Layout | None       # None: not known
-    label: int | None           # from 0, where the file or its name holds it
+    path: Path
+    frames: np.ndarray              # (T, M, V, 3) float32, metres; zeros where a body is absent
+    layout: Layout | None           # None: not known
+    label: int | None = None        # from 0, where the file or its name holds it
+    member: str | None = None       # its name in a file of many; None: the file holds one recording
+
+    @property
+    def name(self) -> str:
+        return self.path.stem if self.member is None else self.member
+
+    @property
+    def title(self) -> str:
+        """File, and name in a file of many, on one line."""
+        return printable(self.path if self.member is None else f'{self.path}:{self.member}')
 
     @property
     def num_joints(self) -> int:
@@ -28,13 +40,13 @@ class Recording(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How to read files that do not specify it themselves."""
+    """How to read files that do not specify it themselves; see `read_recordings`."""
 
-    scale: float = 1.           # metres per unit
-    centre: bool = True         # move bodies to the origin
-
-    def clean(self, frames: np.ndarray, layout: Layout | None) -> np.ndarray:
-        return clean(frames, layout, self.scale, self.centre)
+    layout: Layout | None = None
+    scale: float = 1.
+    centre: bool = True
+    split: str | None = None
+    num_joints: int | None = None
 
 
 def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: bool = True) -> np.ndarray:
@@ -76,9 +88,9 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
 
 
 def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
-    """The layout of frames (T, M, V, 3): the given one, the file's own, or the default for so many joints.
+    """Return the layout of frames (T, M, V, 3): the requested one, the file's own, or the one known for so many joints.
 
-    Raises UserError if the given one has another number of joints.
+    Raises UserError if the requested one has another number of joints.
     """
     if layout and len(layout.joints) != frames.shape[2]:
         raise UserError(f'has {frames.shape[2]} joints, the layout {layout.name} {len(layout.joints)}; give its own '
@@ -86,26 +98,27 @@ def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None 
     return layout or own or known_layout(frames.shape[2])
 
 
-def valid_frames(rows: np.ndarray, name: str) -> np.ndarray:
-    """Valid rows (T', width) float32 of a clip (T, width) of a dataset file: as many as do not sum to zero."""
-    with np.errstate(invalid='ignore', over='ignore'):
-        sums = rows.sum(axis=1)
-    if not np.isfinite(sums).all():
-        raise UserError(f'{name} holds NaN or infinite coordinates; correct or remove it and write the file again')
-    return np.array(rows[:max(np.count_nonzero(sums), 1)], dtype=np.float32)
+def valid_frames(frames: np.ndarray) -> np.ndarray:
+    """Return the frames (T', M, V, 3) that training would use of a clip (T, M, V, 3): as many as do not sum to zero."""
+    sums = frames.reshape(len(frames), -1).sum(axis=1)                                      # (T,)
+    return frames[:max(np.count_nonzero(sums), 1)]
 
 
 def body_size(frames: np.ndarray) -> float:
-    """Largest extent of a body along an axis in metres, median over the frames of (T, M, V, 3)."""
+    """Return the largest extent of a body along an axis in metres, the median over the frames of (T, M, V, 3)."""
     bodies = frames[frames.any(axis=(2, 3))]        # (bodies of all frames, V, 3)
-    return float(np.median(np.ptp(bodies, axis=1).max(axis=1))) if len(bodies) else float('nan')
+    return float(np.median(np.ptp(bodies, axis=1).max(axis=1)))
 
 
-def size_note(sizes: dict[str, float]) -> str | None:
-    """A note on recordings (name: body size) whose bodies do not have human size, None if all do."""
+def size_note(sizes: dict[str, float]) -> list[str]:
+    """Return a note on recordings (title: body size) whose bodies do not have human size, if there are any."""
     unusual = {name: size for name, size in sizes.items() if not MIN_SIZE < size < MAX_SIZE}
-    if not unusual:
-        return None
-    name, size = next(iter(unusual.items()))
-    return (f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies of no human size ({name}: {size:.3g} m); '
-            'give --scale, the metres per unit of the files')
+    return [f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies of no human size ({name}: {size:.3g} m); '
+            'give --scale, the metres per unit of the files' for name, size in list(unusual.items())[:1]]
+
+
+def layout_note(layouts: Iterable[Layout | None]) -> list[str]:
+    """Return a note on the layouts that recordings without joint names were assumed to have."""
+    names = ' or '.join(sorted({layout.name for layout in layouts if layout}))
+    return [f'note: files without joint names are read as {names}, by their number of joints; give --layout if they '
+            'have other joints'] if names else []

@@ -1,5 +1,4 @@
-"""Recordings of one's own: the table, the files that come of it, and that training runs on them."""
-
+"""Custom data sets: the table, the files written, and training on them."""
 
 import csv
 import json
@@ -15,12 +14,10 @@ import main_finetune
 import main_pretrain
 import tools.report
 from data import prepare_custom
-from feeder.classes import read_class_names, read_metadata
 from feeder.layouts import read_layout
 from tests.conftest import ROOT, refusal, run
 from tests.data.test_formats import ARM, dataset_file
 from util.config import parse_args
-from util.errors import UserError
 from util.predictions import read_scores
 
 CLASSES = ['jump', 'sit down', 'wave']
@@ -28,7 +25,7 @@ CLASSES = ['jump', 'sit down', 'wave']
 
 @pytest.fixture
 def raw(tmp_path):
-    """Twelve COCO clips of 5 to 16 frames, class by class in turns, subjects 1 to 4, every other one in a folder."""
+    """Twelve COCO clips of 5 to 16 frames: three classes in turn, subjects 1 to 4, every other clip in a subfolder."""
     rng, folder = np.random.default_rng(0), tmp_path / 'raw'
     (folder / 'more').mkdir(parents=True)
     rows = []
@@ -66,15 +63,15 @@ def test_the_files(raw, tmp_path, capsys):
     folder, rows = raw
     assert prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out') == 0
     assert listing(tmp_path / 'out') == ['custom.npz', 'custom.yaml', 'custom_about.json']
-    held = members(tmp_path / 'out/custom.npz')
-    assert [(name, array.shape, str(array.dtype)) for name, array in held.items() if name[0] != 'n'] == [
+    content = members(tmp_path / 'out/custom.npz')
+    assert [(name, array.shape, str(array.dtype)) for name, array in content.items() if name[0] != 'n'] == [
         ('x_train', (9, 16, 51), 'float32'), ('y_train', (9, 3), 'float64'), ('x_test', (3, 16, 51), 'float32'),
         ('y_test', (3, 3), 'float64')]
     for split in ('train', 'test'):
-        mine = [row for row in rows if row['split'] == split]
-        assert held[f'name_{split}'].tolist() == [row['file'] for row in mine]
-        assert [CLASSES[label] for label in held[f'y_{split}'].argmax(1)] == [row['label'] for row in mine]
-        for row, x in zip(mine, held[f'x_{split}'], strict=True):
+        rows_of_split = [row for row in rows if row['split'] == split]
+        assert content[f'name_{split}'].tolist() == [row['file'] for row in rows_of_split]
+        assert [CLASSES[label] for label in content[f'y_{split}'].argmax(1)] == [row['label'] for row in rows_of_split]
+        for row, x in zip(rows_of_split, content[f'x_{split}'], strict=True):
             frames = np.load(folder / row['file'])
             frames = frames - frames[0, 0]
             np.testing.assert_allclose(x[:len(frames)], frames.reshape(len(frames), 51), atol=1e-6)
@@ -87,20 +84,26 @@ def test_the_files(raw, tmp_path, capsys):
         'benchmark': 'custom', 'data_path': str(tmp_path / 'out/custom.npz'), 'layout': 'coco-17', 'num_joints': 17,
         'num_classes': 3, 'num_frames': 120,
         **{stage: {'effective_batch_size': 8} for stage in ('pretrain', 'linprobe', 'finetune')}}
-    told = capsys.readouterr().out
-    assert '12 samples of 3 classes' in told and f'{tmp_path}/out/custom.npz: 9 train, 3 test' in told
+    output = capsys.readouterr().out
+    assert '12 samples of 3 classes' in output and f'{tmp_path}/out/custom.npz: 9 train, 3 test' in output
+    assert 'are read as coco-17' in output
 
 
 def test_split_by_subject(raw, tmp_path):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', rows, ('note', 'subject', 'file', 'label'))
     prepare(folder, table, tmp_path / 'out', '--test_subjects', '3', '01', '--name', 'Mine-2', '--num_frames', '40')
-    held = members(tmp_path / 'out/Mine-2.npz')
-    assert held['name_test'].tolist() == [row['file'] for row in rows if row['subject'] in ('01', '03')]
-    assert held['name_train'].tolist() == [row['file'] for row in rows if row['subject'] in ('02', '04')]
+    content = members(tmp_path / 'out/Mine-2.npz')
+    assert content['name_test'].tolist() == [row['file'] for row in rows if row['subject'] in ('01', '03')]
+    assert content['name_train'].tolist() == [row['file'] for row in rows if row['subject'] in ('02', '04')]
     settings = yaml.safe_load((tmp_path / 'out/Mine-2.yaml').read_text())
     assert (settings['benchmark'], settings['num_frames'], settings['finetune']) == ('Mine-2', 40,
                                                                                     {'effective_batch_size': 4})
+
+
+def test_class_names_are_sorted_by_value():
+    rows = [prepare_custom.Row('', '', '', label, True) for label in ('b', '10', '9', 'a', '10')]
+    assert prepare_custom.class_names(rows) == ['9', '10', 'a', 'b']
 
 
 def test_two_workers_write_the_same(raw, tmp_path):
@@ -112,7 +115,7 @@ def test_two_workers_write_the_same(raw, tmp_path):
 
 
 def test_bodies_units_and_origin(raw, tmp_path):
-    """The file is as wide as the most bodies that are there; a body that is always empty is none."""
+    """The file is as wide as the most bodies of a clip; a body that is always empty does not count."""
     folder, rows = raw
     two = np.random.default_rng(1).normal(size=(6, 3, 17, 3))
     two[:, 2] = 0
@@ -124,7 +127,7 @@ def test_bodies_units_and_origin(raw, tmp_path):
     assert not x[1:, :, 51:].any()
 
 
-def test_a_layout_of_ones_own_and_bvh(tmp_path):
+def test_bvh_and_custom_layouts(tmp_path):
     folder = tmp_path / 'raw'
     folder.mkdir()
     rows = [{'file': f'{i}.bvh', 'label': 'ab'[i % 2], 'split': ('train', 'train', 'test')[i]} for i in range(3)]
@@ -140,91 +143,87 @@ def test_a_layout_of_ones_own_and_bvh(tmp_path):
     assert (args.num_joints, args.effective_batch_size, args.num_classes) == (4, 2, 2)
 
     (folder / '2.bvh').write_text(ARM.replace('Leg', 'Tail'))
-    with pytest.raises(UserError, match='1 damaged'):
-        prepare(folder, table, tmp_path / 'other')
+    refusal(lambda: prepare(folder, table, tmp_path / 'other'), '1 damaged')
     (tmp_path / 'four.yaml').write_text('joints: {a: , b: a, c: b, d: a}')
     prepare(folder, table, tmp_path / 'given', '--layout', str(tmp_path / 'four.yaml'))
     assert read_layout(tmp_path / 'given/custom_layout.yaml').joints == ('a', 'b', 'c', 'd')
 
 
-def refused(capsys, call, *naming, listed=()):
-    """One line of error, and of each of `listed` a line of those that begin with 'damaged: '."""
-    capsys.readouterr()
-    refusal(call, *naming)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('damaged: ')]
-    assert len(lines) == len(listed), lines
-    for line, parts in zip(lines, listed, strict=True):
-        assert all(part in line for part in parts), (line, parts)
-
-
-@pytest.mark.parametrize('line, change, naming', [
-    (2, {'file': 'none.npy'}, ['none.npy', 'no such file']), (3, {'file': ''}, ["file ''"]),
-    (4, {'label': ' '}, ["label ''"]), (5, {'label': 'a\nb'}, ['label', 'is no name']),
-    (6, {'split': 'val'}, ["split 'val'", 'neither train nor test']), (7, {'file': 'clip00.npy'}, ['twice', 'line 2']),
-    (8, {'file': 'notes.md'}, ['notes.md', 'unknown file suffix']), (9, {'file': 'bad.npy'}, ['bad.npy', 'frame 1 (from 0)']),
-    (10, {'file': 'kinect.npy'}, ['25 joints', 'those of the other files', 'coco-17']),
-    (11, {'file': 'many.npz'}, ['many.npz', 'several clips']), (12, {'file': 'x' * 300 + '.npy'}, ['no such file'])])
-def test_every_fault_is_named_with_its_line(line, change, naming, raw, tmp_path, capsys):
+def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     folder, rows = raw
-    spoilt = np.ones((3, 17, 3))
-    spoilt[1, 2] = np.nan
-    np.save(folder / 'bad.npy', spoilt)
-    np.save(folder / 'kinect.npy', np.ones((3, 25, 3)))
-    dataset_file(folder / 'many.npz')
+    rows[0] |= {'file': 'missing.npy'}
+    rows[1] |= {'label': 'a\nb'}
+    rows[2] |= {'split': 'val'}
+    rows[4] |= {'file': rows[3]['file']}
+    np.save(folder / rows[5]['file'], np.full((3, 17, 3), np.nan))
+    np.save(folder / rows[6]['file'], np.ones((3, 25, 3)))
+    rows.append({'file': 'notes.md', 'label': 'jump', 'split': 'train'})
     (folder / 'notes.md').write_text('x')
-    rows[line - 2] |= change
-    table, number = write_table(tmp_path / 'l.csv', rows), line + ('\n' in change.get('label', ''))
-    refused(capsys, lambda: prepare(folder, table, tmp_path / 'out'), '1 damaged, nothing written', '--skip_damaged',
-            listed=[[f'{table}: line {number}: ', *naming]])
-    assert listing(tmp_path / 'out') == []
+    dataset_file(folder / 'many.npz')
+    rows.append({'file': 'many.npz', 'label': 'jump', 'split': 'train'})
+    table = write_table(tmp_path / 'l.csv', rows)
+    table.write_text(table.read_text() + 'one,two\na,b,train,d\n')
+    expected = [(2, 'missing.npy: no such file'), (4, 'is not a name'), (5, "split 'val'"), (7, 'duplicate of line 6'),
+                (15, 'unknown file suffix'), (17, 'as many cells as line 1'),
+                (18, 'as many cells as line 1'), (8, 'not finite'),
+                (9, '25 joints are not those of the other files'), (16, 'several clips')]
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), '10 damaged, nothing written', '--skip_damaged')
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f'damaged: {table}: line ')]
+    assert listing(tmp_path / 'out') == [] and len(lines) == len(expected)
+    for line, (number, part) in zip(lines, expected, strict=True):
+        assert f'line {number}: ' in line and part in line
     assert prepare(folder, table, tmp_path / 'out', '--skip_damaged') == 0
-    held = members(tmp_path / 'out/custom.npz')
-    names = [*held['name_train'].tolist(), *held['name_test'].tolist()]
-    assert len(names) == 11 and (line == 7 or rows[line - 2]['file'] not in names)
-    assert f'line {number}: ' in (tmp_path / 'out/custom_damaged.txt').read_text()
+    content = members(tmp_path / 'out/custom.npz')
+    names = {*content['name_train'].tolist(), *content['name_test'].tolist()}
+    assert names == {rows[i]['file'] for i in (3, 7, 8, 9, 10, 11)}
+    assert len((tmp_path / 'out/custom_damaged.txt').read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize('text, more, naming', [
-    ('', [], ['has no row']), ('file,label,split\n', [], ['has no row']),
-    ('file,split\na,train\n', [], ['line 1', "0 columns 'label'", "'file,split'"]),
-    ('file;label;split\na;b;train\n', [], ['line 1', "0 columns 'file'"]),
-    ('file,label,label,split\na,b,c,train\n', [], ["2 columns 'label'"]),
-    ('file,label\na,b\n', [], ["0 columns 'split'", '--test_subjects']),
-    ('file,label,split\na,b,train\n', ['--test_subjects', '1'], ["0 columns 'subject'"]),
-    ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], ['leave one of them out']),
-    ('file,label,subject\nclip00.npy,b,1\nclip02.npy,b,2\n', ['--test_subjects', '2', '7'],
-     ['--test_subjects 7', 'no line']),
-    ('file,label,split\n"a,b,train\n', [], ['line 2', 'not CSV']),
-    (b'file,label,split\n\xff,b,train\n', [], ['UTF-8', 'byte 17'])])
-def test_tables_that_are_none(text, more, naming, raw, tmp_path):
-    (tmp_path / 'l.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
-    message = refusal(lambda: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), *naming)
-    assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
+def test_invalid_tables(raw, tmp_path):
+    for text, more, part in (
+            ('file,label,split\n', [], 'has no rows'), ('file,label\na,b\n', [], "0 columns 'split'"),
+            ('file,split\na,train\n', [], "0 columns 'label' in 'file,split'"),
+            ('file,label,split\na,b,train\n', ['--test_subjects', '1'], "0 columns 'subject'"),
+            ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'leave one of them out'),
+            ('file,label,subject\nclip00.npy,b,1\n', ['--test_subjects', '1', '7'], '--test_subjects 7: no line'),
+            ('file,label,split\n"a,b,train\n', [], 'line 2: not CSV'), ('file,label\n\udcff,b\n', [], 'not UTF-8')):
+        (tmp_path / 'l.csv').write_text(text, errors='surrogateescape')
+        message = refusal(lambda more=more: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), part)
+        assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
 
 
-def test_a_table_as_spreadsheets_save_it(raw, tmp_path):
-    """A mark of byte order, CR LF, capitals, spaces, empty lines and columns of other things."""
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_a_table_as_spreadsheets_save_it(delimiter, raw, tmp_path):
+    """Byte order mark, CR LF, capitals, spaces, empty lines, other columns, other delimiters and backslashes."""
     folder, rows = raw
-    lines = ['\ufeff File , LABEL,Split,note', *(f' {row["file"]} ,{row["label"]},{row["split"].upper()},"a, b"'
-                                                 for row in rows), ',,,']
-    (tmp_path / 'l.csv').write_bytes('\r\n\r\n'.join(lines).encode())
+    lines = [['\ufeff File ', ' LABEL', 'Split', 'note'], *([f' {row["file"]} ', row['label'], row['split'].upper(),
+                                                          '"a, b"'] for row in rows), [''] * 4]
+    text = '\r\n\r\n'.join(delimiter.join(cells) for cells in lines)
+    (tmp_path / 'l.csv').write_bytes(text.encode())
     prepare(folder, tmp_path / 'l.csv', tmp_path / 'a')
     prepare(folder, write_table(tmp_path / 'plain.csv', rows), tmp_path / 'b')
     assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
+    (tmp_path / 'l.csv').write_bytes(text.replace('more/', 'more\\').encode())
+    prepare(folder, tmp_path / 'l.csv', tmp_path / 'c')
+    np.testing.assert_array_equal(members(tmp_path / 'c/custom.npz')['x_train'],
+                                  members(tmp_path / 'a/custom.npz')['x_train'])
 
 
-@pytest.mark.parametrize('keep, naming', [
-    (lambda row: row['split'] == 'train', '9 training and 0 test clips'),
-    (lambda row: row['split'] == 'test' or row['file'] == 'clip00.npy', '1 training and 3 test clips')])
-def test_too_little_to_train_on(keep, naming, raw, tmp_path):
+def test_too_few_clips(raw, tmp_path):
     folder, rows = raw
-    table = write_table(tmp_path / 'l.csv', filter(keep, rows))
-    refusal(lambda: prepare(folder, table, tmp_path / 'out'), table, naming)
+    table = write_table(tmp_path / 'l.csv', [row for row in rows if row['split'] == 'train'])
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), table, '9 training and 0 test clips')
     assert listing(tmp_path / 'out') == []
+    for row in rows:
+        np.save(folder / row['file'], np.ones((3, 9, 3)))
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), 'line 2: clip00.npy', '9 joints', '--layout')
+    for row in rows:
+        (folder / row['file']).write_bytes(b'')
+    refusal(lambda: prepare(folder, table, tmp_path / 'out'), 'no file could be read')
 
 
 def test_the_printed_command_trains(raw, tmp_path, capsys):
-    """From an encoder pre-trained on Kinect-v2 joints; the class names reach scores and tables."""
+    """From an encoder pre-trained on Kinect-v2 joints; class names reach the scores and the report."""
     folder, rows = raw
     dataset_file(tmp_path / 'ntu.npz')
     small = ['--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--num_workers', '0', '--device', 'cpu']
@@ -251,23 +250,11 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
     assert 'sit down' in capsys.readouterr().out
 
 
-def test_names_beside_a_file(tmp_path):
-    data, path = tmp_path / 'x.npz', tmp_path / 'x_about.json'
-    assert read_class_names(data, 2) is None
-    path.write_text('{"classes": ["a", "b"], "centre": true, "scale": 0.01}')
-    assert read_class_names(data, 2) == ['a', 'b'] and read_class_names(data, 3) is None \
-        and read_metadata(data)['scale'] == 0.01
-    for content in (b'\xff\n', b'[]', b'{"classes": ["a"]}', b'{"classes": ["a"], "centre": 1, "scale": 1}',
-                    b'{"classes": ["a"], "centre": true, "scale": 0}', b'{"classes": [1], "centre": true, "scale": 1}'):
-        path.write_bytes(content)
-        refusal(lambda: read_class_names(data, 1), path)
-
-
-def test_one_class_is_for_pretraining(raw, tmp_path, capsys):
+def test_one_class_serves_for_pretraining(raw, tmp_path, capsys):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', [row | {'label': 'unknown'} for row in rows])
     assert prepare(folder, table, tmp_path / 'out') == 0
-    assert 'this is for pre-training' in capsys.readouterr().out
+    assert 'for pre-training only' in capsys.readouterr().out
     main_pretrain.main(['--config', str(tmp_path / 'out/custom.yaml'), '--num_frames', '8', '--dim_feat', '16',
                         '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
                         '--mask_ratio', '0.5', '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3',
@@ -275,7 +262,7 @@ def test_one_class_is_for_pretraining(raw, tmp_path, capsys):
     assert (tmp_path / 'run/result.json').exists()
 
 
-def test_the_users_own_files_are_never_written_over(raw, tmp_path):
+def test_inputs_are_never_overwritten(raw, tmp_path):
     folder, rows = raw
     out = tmp_path / 'out'
     out.mkdir()
