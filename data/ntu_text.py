@@ -1,10 +1,10 @@
-"""The raw text of NTU RGB+D: what a sample's name says, and what its `.skeleton` file holds.
+"""NTU RGB+D text: facts in the name of a sample, and bodies in its `.skeleton` file.
 
-A file is a frame count; per frame a body count; per body one line of 10 fields, of which the first is its id, then the
+A file holds a frame count; per frame a body count; per body a line of 10 fields, the first of which is its id, then the
 joint count and a line of 12 fields per joint: x y z in metres, depth x y, colour x y, orientation w x y z, tracking
-state. LF or CRLF ends a line.
+state. Lines end with LF or CRLF.
 
-K appearances of a body in a frame, V = 25 joints.
+n frames of one body, K appearances of bodies in frames, V = 25 joints.
 """
 
 import re
@@ -16,15 +16,16 @@ import numpy as np
 from util.errors import UserError
 
 JOINTS, BODY_FIELDS, JOINT_FIELDS = 25, 10, 12
-JOINT_LINE = np.dtype([('xyz', np.float64, 3), ('others', 'S1', JOINT_FIELDS - 3)])  # so that all fields must be there
-FARTHEST = 1e6  # metres; squares and their sums stay far within float32
+# A type for whole joint lines, so that a line with other than 12 fields is an error.
+JOINT_LINE = np.dtype([('xyz', np.float64, 3), ('others', 'S1', JOINT_FIELDS - 3)])
+FARTHEST = 1e6  # metres; squares and their sums stay within float32
 PLAIN = bytes(range(32, 127)) + b'\t\r\n'
 NAME = re.compile(r'S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})')
-LARGEST = (32, 3, 106, 2, 120)  # of NTU RGB+D 120: setups, cameras, performers, replications, actions
+LAST_NAME = 'S032C003P106R002A120'
 
 
 class Facts(NamedTuple):
-    """What a sample's name says, all 1-based."""
+    """The facts in the name of a sample, all from 1."""
 
     setup: int
     camera: int
@@ -34,130 +35,114 @@ class Facts(NamedTuple):
 
 
 class Body(NamedTuple):
-    start: int  # the first of the frames, counted without the empty ones, that show it
-    joints: np.ndarray  # (n, 25, 3) float32 metres; of the frames that show it, one after the other
+    """A body that the sensor tracked under one id."""
+
+    start: int              # its first frame, counted without frames that have no body
+    joints: np.ndarray      # (n, 25, 3) float32, metres; n frames, closed up
 
 
 class Recording(NamedTuple):
-    frames: int  # that show a body
-    bodies: dict[str, Body]  # by id, in order of first appearance
+    """The content of a `.skeleton` file."""
+
+    frames: int                 # that have a body
+    bodies: dict[str, Body]     # by id, in order of first appearance
 
 
-def facts_of(name: str) -> Facts:
-    """What the name SsssCcccPpppRrrrAaaa says; raises UserError for a name that is none of NTU RGB+D 120's."""
+def parse_name(name: str) -> Facts:
+    """Parse a name SsssCcccPpppRrrrAaaa; raises UserError if it is not one of NTU RGB+D 120's."""
     match = NAME.fullmatch(name)
     facts = Facts(*map(int, match.groups())) if match else None
-    if facts is None or not all(1 <= fact <= largest for fact, largest in zip(facts, LARGEST, strict=True)):
-        raise UserError(f'{name!r:.60} is no sample name of NTU RGB+D (SsssCcccPpppRrrrAaaa, up to '
-                        f'S{LARGEST[0]:03}C{LARGEST[1]:03}P{LARGEST[2]:03}R{LARGEST[3]:03}A{LARGEST[4]:03})')
+    last = map(int, NAME.fullmatch(LAST_NAME).groups())
+    if facts is None or not all(1 <= fact <= largest for fact, largest in zip(facts, last, strict=True)):
+        raise UserError(f'{name!r:.60} is not a sample name of NTU RGB+D (SsssCcccPpppRrrrAaaa, up to {LAST_NAME})')
     return facts
 
 
 def split_lines(text: bytes) -> list[str]:
-    """The lines of a raw text, without empty ones at its end; raises UserError naming a line that is not plain text."""
+    """Split plain text into lines, without empty ones at its end; raises UserError for other characters."""
     if text.translate(None, PLAIN):
         number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
                             if line.translate(None, PLAIN))
         raise UserError(f'line {number}: {line!r:.60} is not plain text')
-    lines = text.decode('ascii').split('\n')
-    while len(lines) > 1 and not lines[-1].strip():
-        lines.pop()
-    lines[-1] = lines[-1].rstrip()
-    return lines
+    return text.decode('ascii').rstrip().split('\n')
 
 
 def parse_skeleton(text: bytes) -> Recording:
-    """The bodies of a `.skeleton` file. Frames without a body are not counted.
-
-    Ids are compared as text: they exceed what float64 holds exactly. A body that leaves and returns has its frames
-    closed up.
+    """Parse a `.skeleton` file. Frames without a body are not counted, a body that returns has its frames closed up.
 
     Raises:
-        UserError: a count or a coordinate is not a number, a field or a line is missing, there is a line too many, a
-            count of joints is not 25, a body is in a frame twice, or no frame shows a body.
+        UserError: with the line number: a count or coordinate is not a number, a field or line is missing or in excess,
+            a count of joints is not 25, a body is in a frame twice, or no frame has a body.
     """
     lines = split_lines(text)
-    ids, frame_of, first_lines, frames = _walk(lines)
+    ids, frame_of_body, first_lines, frames = _find_bodies(lines)
     if not ids:
-        raise UserError('no frame shows a body')
-    rows = [line for first in first_lines for line in lines[first:first + JOINTS]]
-    blank = np.frombuffer(text, dtype=np.uint8) <= 32
-    spaced = not (blank[1:] & blank[:-1]).any() and b'\t' not in text
+        raise UserError('no frame has a body')
     try:
-        joints = _coordinates(rows, spaced)
+        joints = _parse_joints([line for first in first_lines for line in lines[first:first + JOINTS]])
     except ValueError:
-        raise _blame(lines, first_lines) from None
+        raise _locate_damage(lines, first_lines) from None
+    joints = joints.reshape(-1, JOINTS, 3)                                                  # (K·25, 3) -> (K, 25, 3)
     appearances: dict[str, list[int]] = {}
-    for k, body in enumerate(ids):
+    for k, body in enumerate(ids):      # ids as text: float64 does not tell numbers of 17 digits apart
         appearances.setdefault(body, []).append(k)
-    return Recording(frames, {body: Body(frame_of[ks[0]], joints[ks]) for body, ks in appearances.items()})
+    return Recording(frames, {body: Body(frame_of_body[ks[0]], joints[ks]) for body, ks in appearances.items()})
 
 
-def _walk(lines: Sequence[str]) -> tuple[list[str], list[int], list[int], int]:
-    """Follows the counts through a file: id, frame and first joint line (an index) of each of the K; the frames."""
-    ids, frame_of, first_lines = [], [], []
+def _find_bodies(lines: Sequence[str]) -> tuple[list[str], list[int], list[int], int]:
+    """Follow the counts through a file: id, frame and first joint line of each of the K bodies; number of frames."""
+    ids, frame_of_body, first_lines = [], [], []
     at, frames = 1, 0
-    for _ in range(_count(lines, 0, 'frames')):
-        bodies, seen = _count(lines, at, 'bodies'), set()
+    for _ in range(_parse_count(lines, 0, 'frames')):
+        bodies, seen = _parse_count(lines, at, 'bodies'), set()
         at += 1
         for _ in range(bodies):
             if at + 2 + JOINTS > len(lines):
-                raise _end_of(lines)
+                raise UserError(f'line {len(lines)}: the file ends within a frame')
             fields = lines[at].split()
             if len(fields) != BODY_FIELDS:
-                raise UserError(f'line {at + 1}: {len(fields)} fields, where a body has {BODY_FIELDS}')
+                raise UserError(f'line {at + 1}: {len(fields)} fields, expected {BODY_FIELDS} of a body')
             if lines[at + 1].strip() != str(JOINTS):
-                raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, where a body has {JOINTS}')
-            body = fields[0]
-            if body in seen:
-                raise UserError(f'line {at + 1}: body {body!r:.40} is twice in this frame')
-            seen.add(body)
-            ids.append(body)
-            frame_of.append(frames)
+                raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, expected {JOINTS}')
+            if fields[0] in seen:
+                raise UserError(f'line {at + 1}: body {fields[0]!r:.40} is in this frame twice')
+            seen.add(fields[0])
+            ids.append(fields[0])
+            frame_of_body.append(frames)
             first_lines.append(at + 2)
             at += 2 + JOINTS
         frames += bodies > 0
     if at < len(lines):
-        raise UserError(f'line {at + 1}: there are lines after the last frame')
-    return ids, frame_of, first_lines, frames
+        raise UserError(f'line {at + 1}: the file goes on after its last frame')
+    return ids, frame_of_body, first_lines, frames
 
 
-def _count(lines: Sequence[str], at: int, what: str) -> int:
+def _parse_count(lines: Sequence[str], at: int, noun: str) -> int:
     if at >= len(lines):
-        raise _end_of(lines)
+        raise UserError(f'line {len(lines)}: the file ends within a frame')
     text = lines[at].strip()
     if not text.isdigit() or len(text) > 9:
-        raise UserError(f'line {at + 1}: {text!r:.40} is no number of {what}')
+        raise UserError(f'line {at + 1}: {text!r:.40} is not a number of {noun}')
     return int(text)
 
 
-def _end_of(lines: Sequence[str]) -> UserError:
-    return UserError(f'line {len(lines)}: the file ends inside a frame')
-
-
-def _coordinates(rows: Sequence[str], spaced: bool) -> np.ndarray:
-    """x y z of the joint lines `rows`, (K, 25, 3) float32; ValueError when a line among them is damaged.
-
-    `spaced`: between two fields there is one space, and none elsewhere; lines are quicker to split then.
-    """
-    if not any(map(str.strip, rows)):  # loadtxt would pass over empty lines, and warn when there is no other
+def _parse_joints(rows: Sequence[str]) -> np.ndarray:
+    """Parse joint lines into x y z (lines, 3) float32; raises ValueError if one of them is damaged."""
+    if not any(map(str.strip, rows)):       # of which NumPy warns
         raise ValueError('empty lines')
     with np.errstate(over='ignore'):
-        xyz = np.loadtxt(rows, JOINT_LINE, comments=None, delimiter=' ' if spaced else None, ndmin=1)['xyz']
-        xyz = xyz.astype(np.float32)
+        xyz = np.loadtxt(rows, JOINT_LINE, comments=None, ndmin=1)['xyz'].astype(np.float32)
     if len(xyz) != len(rows) or not (np.abs(xyz) <= FARTHEST).all():
-        raise ValueError('an empty line, or a coordinate that is not finite or far off')
-    return xyz.reshape(-1, JOINTS, 3)
+        raise ValueError('an empty line, or a coordinate that is not finite or too large')
+    return xyz
 
 
-def _blame(lines: Sequence[str], first_lines: Sequence[int]) -> UserError:
-    """The error for the first of the joint lines that `_coordinates` does not take by itself."""
+def _locate_damage(lines: Sequence[str], first_lines: Sequence[int]) -> UserError:
+    """Return the error for the first of the joint lines that cannot be parsed by itself."""
     for at in (first + joint for first in first_lines for joint in range(JOINTS)):
-        fields = lines[at].split()
-        if len(fields) != JOINT_FIELDS:
-            return UserError(f'line {at + 1}: {len(fields)} fields, where a joint has {JOINT_FIELDS}')
         try:
-            _coordinates([lines[at]] * JOINTS, spaced=False)
+            _parse_joints([lines[at]])
         except ValueError:
-            return UserError(f'line {at + 1}: {" ".join(fields[:3])!r:.60} is not x y z in metres')
-    raise AssertionError('every joint line is whole by itself')
+            return UserError(f'line {at + 1}: {lines[at].strip()!r:.60} is not a joint: x y z in metres and '
+                             f'{JOINT_FIELDS - 3} more fields')
+    raise AssertionError('each joint line can be parsed by itself')

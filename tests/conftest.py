@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from util.checkpoint import LAST, Checkpoint, newest
 from util.errors import UserError
 from util.trainer import Trainer

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.datasets import find_dataset
 from data.formats.recording import centre_bodies, clean
-from data.ntu_actors import motion_of
+from data.ntu_actors import motion_energy
 from engine_finetune import predict
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
@@ -158,7 +158,7 @@ class Recogniser:
         missing = self.num_bodies - frames.shape[1]
         if missing < 0:
             present = frames.any(axis=(2, 3))                                               # (T, M)
-            motion = [motion_of(frames[present[:, body], body]) if present[:, body].any() else -1
+            motion = [motion_energy(frames[present[:, body], body]) if present[:, body].any() else -1
                       for body in range(frames.shape[1])]
             frames = frames[:, np.sort(np.argsort(motion)[-self.num_bodies:])]
             frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.recording import Options, Recording, choose_layout, clean
-from data.pipeline import Source
+from data.sources import Source
 from feeder.layouts import Layout, make_layout
 from util.errors import UserError, one_line, printable
 

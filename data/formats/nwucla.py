@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.formats.recording import Options, Recording, choose_layout
-from data.pipeline import Source
+from data.sources import Source
 from data.prepare_nwucla import parse_clip
 
 

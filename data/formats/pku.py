@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.recording import Options, Recording, centre_bodies, choose_layout
-from data.pipeline import Source
+from data.sources import Source
 from data.prepare_pku import parse_skeleton
 from util.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import check
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from feeder.dataset import SkeletonDataset
 from tests.conftest import ROOT, refusal, run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import prepare_ntu, prepare_nwucla, prepare_pku
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from data.formats import read_recording, read_recordings
 from data.formats.bvh import read_bvh
 from data.formats.pyskl import read_pickle

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.common import npz_writer, one_hot, write_npz
+from data.dataset_file import npz_writer, one_hot, write_npz
 from data.pipeline import (
     Parsed,
     Sample,

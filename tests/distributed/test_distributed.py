@@ -11,7 +11,7 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 import tools.retrieval
-from data.common import write_npz
+from data.dataset_file import write_npz
 from feeder.subset import draw_labelled
 from tests.conftest import (
     NUM_TEST,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 
 V, M, T = 5, 2, 12      # joints, bodies and frames of these files
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.synthesize import ACTIONS
+from data.exercises import ACTIONS
 from feeder.classes import find_class_names, metadata_path, read_class_names, read_metadata
 from tests.conftest import refusal
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from data.common import write_npz
+from data.dataset_file import write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches, pack_clips
 from tests.conftest import refusal

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
-from data.common import write_npz
+from data.dataset_file import write_npz
 from feeder.npz import open_member, open_npy
 from tests.conftest import ROOT, refusal
 from tests.feeder.conftest import make_members

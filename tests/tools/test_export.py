@@ -15,7 +15,7 @@ import main_linprobe
 import main_pretrain
 import tools.export
 from data import prepare_nwucla
-from data.common import write_npz
+from data.dataset_file import write_npz
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset

@@ -18,7 +18,7 @@ import main_pretrain
 import tools.predict
 import tools.retrieval
 from data import prepare_ntu, prepare_nwucla, synthesize
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import main_finetune
 import main_pretrain
 import tools.visualize
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from feeder.layouts import default_layout
 from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder

@@ -12,7 +12,7 @@ import torch
 import main_finetune
 import main_linprobe
 import tools.export
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.authors_file import FULL, authors_checkpoint, write

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.common import write_npz
+from data.dataset_file import write_npz
 from tests.conftest import on_step, refusal, run, train
 from util.checkpoint import LAST, Checkpoint
 from util.trainer import Trainer

@@ -12,7 +12,7 @@ import main_finetune
 import main_linprobe
 import main_pretrain
 import tools.benchmark
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader, PackedDataset

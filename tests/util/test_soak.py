@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from tests.conftest import NUM_CLASSES, random_walks, run
 
 STEPS, WARM_UP, EVERY = 5000, 1000, 20      # steps of the run, before memory is compared, between two measurements

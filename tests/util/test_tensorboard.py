@@ -16,7 +16,7 @@ import engine_pretrain
 import main_linprobe
 import main_pretrain
 import tools.retrieval
-from data.common import one_hot, write_npz
+from data.dataset_file import one_hot, write_npz
 from tests.conftest import NUM_TEST, read_result, read_weights
 from tools.drawing import pictures
 

@@ -13,7 +13,7 @@ from torch import nn
 import engine_finetune
 import engine_pretrain
 import main_finetune
-from data.common import write_npz
+from data.dataset_file import write_npz
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.conftest import (

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.common import npz_writer
+from data.dataset_file import npz_writer
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tools.benchmarking.plain import use_plain_attention

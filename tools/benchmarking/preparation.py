@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.common import one_hot, pad
+from data.dataset_file import one_hot
 from data.datasets import DATASETS
 from data.ntu_actors import WIDTH, to_rows
-from data.ntu_text import Body, Recording, facts_of
-from data.pipeline import find_sources
+from data.ntu_text import Body, Recording, parse_name
 from data.prepare_ntu import order
+from data.sources import find_sources
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,10 @@ def prepare_as_usual(raw: Path, out: Path) -> None:
     _dump([(name, np.concatenate([rows, np.zeros((len(rows), 2 * WIDTH - rows.shape[1]), dtype=np.float32)], axis=1))
            for name, rows in _load(out / 'denoised.pkl')], out / 'two_bodies.pkl')
     names, sequences = zip(*_load(out / 'two_bodies.pkl'), strict=True)
-    x, y = pad(sequences, 2 * WIDTH), one_hot([facts_of(name).action - 1 for name in names], DATASET.classes)
+    x = np.zeros((len(names), max(map(len, sequences)), 2 * WIDTH), dtype=np.float32)
+    for clip, sequence in zip(x, sequences, strict=True):
+        clip[:len(sequence)] = sequence
+    y = one_hot([parse_name(name).action - 1 for name in names], DATASET.classes)
     train, test = order(names, PROTOCOL)
     np.savez(out / f'{PROTOCOL.file}.npz', x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
 
