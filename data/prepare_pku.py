@@ -96,7 +96,7 @@ def _parse_frames(lines: list[str]) -> np.ndarray:
         raise ValueError(f'0 fields, expected {WIDTH}')
     frames = np.loadtxt(lines, comments=None, ndmin=2)
     if frames.shape != (len(lines), WIDTH):
-        raise ValueError(f'{frames.shape[1]} fields, expected {WIDTH}')
+        raise ValueError(f'{len(lines[0].split())} fields, expected {WIDTH}')
     if not (np.abs(frames) <= FARTHEST).all():
         raise ValueError('a coordinate is not finite or too large')
     return frames

@@ -1,0 +1,109 @@
+"""Raw files for tests of the preparations, and ways to run these."""
+
+import os
+import tarfile
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from util.errors import run_main
+
+SHARED = Path(os.environ.get('MAMP_SHARED', ROOT / '../shared'))
+GOLDEN = ROOT / 'tests/golden'
+MEMBERS = ['x_train', 'y_train', 'x_test', 'y_test', 'name_train', 'name_test']
+BODY = '0 1 1 0 0 -0.5 0.02764709 0.05745083 2'
+OTHER_FIELDS = '277.419 191.8218 1036.233 519.1677 -0.2059419 0.05349901 0.9692109 -0.1239193 2'     # after x y z
+
+
+def needs(path: str):
+    """Skip a test where MAMP_SHARED has no such file."""
+    return pytest.mark.skipif(not (SHARED / path).exists(), reason=f'no {path} in MAMP_SHARED')
+
+
+def random_joints(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(25, 3)).astype(np.float32)
+
+
+def skeleton(frames: list[dict]) -> bytes:
+    """A `.skeleton` file of frames {id: joints (25, 3)}."""
+    lines = [f'{len(frames)}']
+    for frame in frames:
+        lines.append(f'{len(frame)}')
+        for body, joints in frame.items():
+            lines += [f'{body} {BODY}', f'{len(joints)}']
+            lines += [f'{x:.9g} {y:.9g} {z:.9g} {OTHER_FIELDS}' for x, y, z in np.float32(joints).tolist()]
+    return '\n'.join([*lines, '']).encode()
+
+
+def replace_line(text: bytes, number: int, line: bytes) -> bytes:
+    """`text` with another line of this number, counted from 1."""
+    lines = text.split(b'\n')
+    lines[number - 1] = line
+    return b'\n'.join(lines)
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_zip(path: Path, folder: Path, prefix: str = 'nturgb+d_skeletons/', compression: int = zipfile.ZIP_DEFLATED,
+              keep=lambda name: True) -> Path:
+    """Pack a folder as releases do: in no order, with what macOS adds."""
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        archive.writestr(prefix, b'')
+        for file in sorted(folder.iterdir(), key=lambda file: sha256(file.name.encode()).digest()):
+            if keep(file.name):
+                archive.write(file, prefix + file.name)
+                archive.writestr(f'__MACOSX/{prefix}._{file.name}', b'\x00\x05\x16\x07')
+        archive.writestr(f'{prefix}README.txt', b'hello')
+    return path
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter='data')
+    return folder
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as npz:
+        return dict(npz)
+
+
+def read_folder(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} if path.is_dir() else {}
+
+
+def run_command(module, *argv) -> int:
+    """Exit code of a command, run in this process."""
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: module.main([str(argument) for argument in argv]))
+    return end.value.code
+
+
+def assert_refused(capsys, out: Path, module, *argv, parts=(), damaged: int = 0) -> list[str]:
+    """Check that a command ends with 2 and one line of error after the damaged ones, and changes nothing in `out`."""
+    before = read_folder(out)
+    capsys.readouterr()
+    assert run_command(module, *argv) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert printed.out == '' and [line.split(': ')[0] for line in lines] == ['damaged'] * damaged + ['error'], printed
+    assert all(str(part) in printed.err for part in parts), printed.err
+    assert read_folder(out) == before
+    return lines
+
+
+def assert_equal(members: dict, expected: dict) -> None:
+    """Check that members are equal: names and their order, types, shapes, every bit."""
+    assert list(members) == list(expected)
+    for name, array in expected.items():
+        assert (members[name].dtype, members[name].shape) == (array.dtype, array.shape), name
+        assert members[name].tobytes() == array.tobytes(), name
