@@ -78,8 +78,6 @@ def read_training_videos(path: Path) -> list[str]:
 def parse_skeleton(text: bytes) -> np.ndarray:
     """Parse the frames (T, 150) float64 of a video, in metres; raises UserError with the number of a damaged line."""
     lines = split_lines(text)
-    if lines == ['']:
-        raise UserError('line 1: the file is empty')
     try:
         return _parse_frames(lines)
     except ValueError:
@@ -92,11 +90,11 @@ def parse_skeleton(text: bytes) -> np.ndarray:
 
 
 def _parse_frames(lines: list[str]) -> np.ndarray:
-    if not lines[0].strip():        # NumPy skips empty lines, and warns if there are no others
-        raise ValueError(f'0 fields, expected {WIDTH}')
+    if (fields := len(lines[0].split())) != WIDTH:
+        raise ValueError(f'{fields} fields, expected {WIDTH}')
     frames = np.loadtxt(lines, comments=None, ndmin=2)
-    if frames.shape != (len(lines), WIDTH):
-        raise ValueError(f'{len(lines[0].split())} fields, expected {WIDTH}')
+    if frames.shape != (len(lines), WIDTH):     # NumPy skips empty lines
+        raise ValueError('a line is empty')
     if not (np.abs(frames) <= FARTHEST).all():
         raise ValueError('a coordinate is not finite or too large')
     return frames
