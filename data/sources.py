@@ -51,9 +51,11 @@ class Source(NamedTuple):
                 raise UserError('not a regular file')
             _check_size(status.st_size)
             return self.path.read_bytes()
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f'cannot be read ({error.strerror or error})') from error
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
             raise UserError(f'damaged member of the zip ({one_line(error)})') from error
 
 
@@ -107,7 +109,9 @@ def _list_zip(path: Path, suffix: str) -> list[Source]:
         with zipfile.ZipFile(path) as archive:
             check_zip(path, archive)
             return [Source(path, name) for name in archive.namelist() if _is_raw(name, suffix)]
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise UserError(f'{path}: damaged zip ({one_line(error)}); download it again') from error
 
 
