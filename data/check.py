@@ -8,20 +8,16 @@ some, 2 if a file is not a dataset file.
 A frame is valid if its coordinates do not sum to zero: in training, a clip is as long as it has valid frames. Other
 frames before the last one that is not all zero are gaps; an empty clip has no valid frame. Copies are clips equal in
 every number; all-zero clips are not compared. The SHA-256 of a member is `hashlib.sha256(array.tobytes())`, so it does
-not depend on headers or compression. Every member is read once, in blocks; a few hundred bytes per clip stay in memory.
+not depend on headers or compression.
 
-N clips of a split, B clips of a block, T frames, F frames of a block without padding, M bodies, V joints, 3 coordinates
-in metres. Rows and labels count from 0.
+N clips of a split, T frames, M bodies, V joints, 3 coordinates in metres. Rows and labels count from 0.
 """
 
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,119 +25,15 @@ from tqdm import tqdm
 if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.datasets import DATASETS, find_protocol
+from data.datasets import find_protocol
+from data.measure import BODIES_JOINTS, MEMBERS, SECOND_BODY, SPLITS, Split, open_members, read_dataset_file
 from data.ntu_text import parse_name
-from feeder.npz import open_member
 from util.errors import Parser, UserError, printable, run_main
 from util.files import check_writable, write_json
 
-SPLITS = ('train', 'test')
-MEMBERS = {'x': (3, 'float32', '(N, T, M·V·3)'), 'y': (2, 'float64', 'one-hot (N, classes)')}   # dimensions, type
-SECOND_BODY = ('empty', 'copy', 'own')
-BODIES_JOINTS = {dataset.width: (dataset.bodies, dataset.joints) for dataset in DATASETS.values()}
-BLOCK_BYTES = 1 << 24
 FAR = 20        # metres; a Kinect's range is 8
 EXAMPLES = 3    # per line
 BINS = 8        # of the histogram of lengths
-
-
-class Clips(NamedTuple):
-    """Measurements of N clips, arrays (N,)."""
-
-    valid: np.ndarray       # valid frames
-    end: np.ndarray         # frames before the padding
-    low: np.ndarray         # smallest coordinate; NaN if the clip has one
-    high: np.ndarray        # largest
-    second: np.ndarray      # second body: index into SECOND_BODY; -1 if there is none
-    digest: np.ndarray      # SHA-256 of the frames before the padding
-
-
-class Split(NamedTuple):
-    """The N clips of a split, their labels (-1: not one-hot) and names."""
-
-    clips: Clips
-    labels: np.ndarray
-    names: list[str] | None
-
-    def title(self, row: int) -> str:
-        return f'row {row}' if self.names is None else printable(self.names[row])
-
-    def titles(self, mask: np.ndarray) -> list[str]:
-        return [self.title(row) for row in np.flatnonzero(mask)]
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-def open_members(path: Path) -> dict[str, np.ndarray]:
-    """Map all arrays of a dataset file; raises UserError if it is not one, or a member is damaged."""
-    arrays = {f'{kind}_{split}': open_member(path, f'{kind}_{split}') for split in SPLITS for kind in MEMBERS}
-    for member, array in arrays.items():
-        ndim, _, expected = MEMBERS[member[0]]
-        if array.ndim != ndim or array.dtype.kind not in 'biuf' or array.size == 0:
-            raise UserError(f'{path}: {member} is {array.dtype} {array.shape}, expected numbers {expected}; write the '
-                            'file again')
-    with zipfile.ZipFile(path) as archive:
-        members = [name.removesuffix('.npy') for name in archive.namelist() if name.endswith('.npy')]
-    return arrays | {member: open_member(path, member) for member in members if member not in arrays}
-
-
-def read_blocks(path: Path, member: str) -> Iterator[np.ndarray]:
-    """Yield an array in blocks of rows (B, ...), each from its own map, whose pages leave memory when it is closed."""
-    start, length = 0, 1
-    while start < length:
-        array = np.atleast_1d(open_member(path, member))
-        length, rows = len(array), max(1, BLOCK_BYTES // max(array[:1].nbytes, 1))
-        block = np.ascontiguousarray(array[start:start + rows])
-        del array
-        yield block
-        start += rows
-
-
-def measure_clips(x: np.ndarray) -> Clips:
-    """Measure clips (B, T, M·V·3)."""
-    with np.errstate(invalid='ignore', over='ignore'):
-        valid = x.sum(axis=2) != 0                                                          # (B, T), as in the feeder
-    low, high = x.min(axis=2), x.max(axis=2)                                                # (B, T)
-    filled = (low != 0) | (high != 0)
-    end = np.where(filled.any(axis=1), x.shape[1] - filled[:, ::-1].argmax(axis=1), 0)
-    frames = x[np.arange(x.shape[1]) < end[:, None]] + 0        # (F, M·V·3); -0. + 0 is 0., so that copies are equal
-    second = np.full(len(x), -1)
-    if BODIES_JOINTS.get(x.shape[2], (1, 0))[0] == 2:
-        first_body, second_body = np.split(frames, 2, axis=1)                               # (F, V·3) each
-        clip = np.repeat(np.arange(len(x)), end)                                            # (F,)
-        present, differs = (np.bincount(clip, mask.any(axis=1), len(x)) > 0
-                            for mask in (second_body != 0, first_body != second_body))
-        second = np.where(present, 1 + differs, 0)
-    digest = [sha256(frames[start:stop]).digest() for start, stop in pairwise([0, *end.cumsum()])]
-    return Clips(valid.sum(axis=1), end, low.min(axis=1), high.max(axis=1), second, np.array(digest, object))
-
-
-def read_labels(y: np.ndarray) -> np.ndarray:
-    """Return labels (B,) of rows (B, classes), -1 for rows that are not one-hot."""
-    one_hot = np.isin(y, (0, 1)).all(axis=1) & (np.count_nonzero(y, axis=1) == 1)
-    return np.where(one_hot, y.argmax(axis=1), -1)
-
-
-def read(path: Path, arrays: dict[str, np.ndarray], bar: tqdm) -> tuple[dict[str, Split], dict[str, str]]:
-    """Read a file: its two splits, and the SHA-256 of each member."""
-    readers = {f'{kind}_{split}': reader for split in SPLITS
-               for kind, reader in (('x', measure_clips), ('y', read_labels), ('name', np.copy))}
-    parts, sums = {}, {}
-    for member in arrays:
-        digest, parts[member] = sha256(), []
-        for block in read_blocks(path, member):
-            digest.update(block.reshape(-1).view(np.uint8))
-            parts[member].append(readers.get(member, len)(block))
-            bar.update(block.nbytes)
-        sums[member] = digest.hexdigest()
-    splits = {}
-    for split in SPLITS:
-        clips = Clips(*map(np.concatenate, zip(*parts[f'x_{split}'], strict=True)))
-        names = np.concatenate(parts.get(f'name_{split}', [[]]))
-        splits[split] = Split(clips, np.concatenate(parts[f'y_{split}']),
-                              names.tolist() if names.dtype.kind == 'U' and len(names) == len(clips.end) else None)
-    return splits, sums
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
@@ -195,11 +87,10 @@ def label_from_name(name: str) -> int | None:
 
 def find_copies(train: Split, test: Split) -> dict[str, list[str]]:
     """Return pairs 'clip = first clip that it equals' within training, within test, and of test with training clips."""
-    def first_rows(split: Split) -> dict[bytes, int]:
-        return {digest: row for row, digest in reversed([*enumerate(split.clips.digest)]) if split.clips.end[row]}
-
     def pairs(split: Split, origin: Split) -> list[str]:
-        first = first_rows(origin)
+        first = {}
+        for row in np.flatnonzero(origin.clips.end).tolist():
+            first.setdefault(origin.clips.digest[row], row)
         return [f'{split.title(row)} = {origin.title(first[digest])}' for row, digest in enumerate(split.clips.digest)
                 if digest in first and (split is not origin or first[digest] != row)]
 
@@ -233,7 +124,7 @@ def check_sizes(file: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], li
 
 def check(path: Path, arrays: dict[str, np.ndarray], bar: tqdm) -> dict:
     """Return the facts on a file, as they are printed and written as JSON."""
-    splits, sums = read(path, arrays, bar)
+    splits, sums = read_dataset_file(path, list(arrays), bar)
     train, test = splits.values()
     sizes, notes = check_sizes(path.stem, arrays)
     problems = [*check_members(arrays, splits), *sizes]
@@ -272,7 +163,7 @@ def summarise(x: np.ndarray, classes: int, split: Split) -> dict:
                     for start, stop in pairwise(edges)},
         'gap_frames': int(gaps.sum()), 'clips_with_gaps': int((gaps > 0).sum()),
         'second_body': {kind: int(((clips.second == code) & (clips.end > 0)).sum())
-                        for code, kind in enumerate(SECOND_BODY)},
+                        for code, kind in enumerate(SECOND_BODY[:3])},
         'empty': int((clips.valid == 0).sum()), 'not_finite': int((~finite).sum()),
         'range': [float(clips.low[finite].min()), float(clips.high[finite].max())] if finite.any() else [np.nan] * 2,
     }

@@ -35,7 +35,9 @@ if not __package__:     # run as a file, from any working directory
 
 from data.formats import FORMATS, format_from_suffix, read_recording
 from data.formats.recording import Recording, body_size, layout_note, size_note
-from data.pipeline import Parsed, Sample, Source, Spool, Tally, add_options, collect, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
+from data.sources import Source
+from data.spool import Sample, Spool
 from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, quote, run_main

@@ -31,8 +31,9 @@ if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.datasets import DATASETS, Protocol
-from data.pipeline import Parsed, Sample, Tally, add_options, collect, select_protocols, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, add_options, collect, select_protocols, settle_damaged, write_protocol
 from data.sources import Source, find_sources
+from data.spool import Sample, Spool
 from util.errors import Parser, UserError, one_line, run_main
 from util.files import atomic_write
 
@@ -96,7 +97,7 @@ def parse(source: Source) -> Parsed:
     return Parsed([Sample(source.stem, label - 1, frames.reshape(len(frames), -1))], len(text), Counter())
 
 
-def find_copies(spool, train: Sequence[int], test: Sequence[int]) -> list[str]:
+def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list[str]:
     """Return the names of the test clips that equal a training clip in every number."""
     clips = {spool[index].tobytes() for index in train}
     return [spool.names[index] for index in test if spool[index].tobytes() in clips]
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write(spool, protocol: Protocol, out: Path) -> None:
+def write(spool: Spool, protocol: Protocol, out: Path) -> None:
     """Write the dataset file of a protocol, padded to its longest clip, and the list of its copies."""
     splits = [protocol.split(parse_name(name)) for name in spool.names]
     train, test = ([index for index, split in enumerate(splits) if split == name] for name in ('train', 'test'))

@@ -24,8 +24,9 @@ if not __package__:     # run as a file, from any working directory
 
 from data.datasets import DATASETS
 from data.ntu_text import FARTHEST, split_lines
-from data.pipeline import Parsed, Sample, Tally, add_options, collect, select_protocols, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, add_options, collect, select_protocols, settle_damaged, write_protocol
 from data.sources import Source, find_sources
+from data.spool import Sample
 from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent

@@ -30,7 +30,7 @@ def test_protocols_are_the_published_ones():
 @pytest.mark.parametrize('key', DATASETS)
 def test_layouts_and_classes_exist(key):
     dataset = DATASETS[key]
-    assert default_layout(dataset.joints).name == dataset.layout and dataset.width == dataset.bodies * dataset.joints * 3
+    assert default_layout(dataset.joints).name == dataset.layout
     assert len(find_class_names(key, None)) == dataset.classes
 
 

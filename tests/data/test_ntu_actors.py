@@ -298,12 +298,6 @@ def test_width_of_a_bad_frame(step, noise):
     assert agree(record((0, [pose] * 15), (0, walk(2, 15)))).shape == (15, 75 if noise else 150)
 
 
-def test_the_last_body_is_kept_even_if_it_is_noise():
-    first, second = walk(1, 15, 1, 15), walk(2, 18, 1, 18)
-    rows = agree(record((0, first), (0, second)))
-    assert rows.shape == (18, 75) and has_pose(rows, second, 0)
-
-
 @pytest.mark.parametrize('distances', [(1, 2), (2, 1), (1, 3, 2)])
 def test_the_body_that_moves_most_is_actor_1(distances):
     bodies = [walk(number, 15, distance) for number, distance in enumerate(distances)]
@@ -337,22 +331,6 @@ def test_intervals_may_touch_in_one_frame(start, length, actors):
     assert rows.shape[1] == 150 and rows[:, 75:].any() == (actors == 2) and has_pose(rows, second, actors - 1)
     if start == 14:
         assert len(rows) == 28 and has_pose(rows[14:15], second, 0), 'the later body gets the common frame'
-
-
-def test_a_third_body_fills_gaps_or_is_dropped():
-    long, early, late = walk(1, 40, 3), walk(2, 15, 2), walk(3, 15, 1)
-    assert has_pose(agree(record((0, long), (0, early), (14, late))), late, 1)
-    rows = agree(record((0, long), (0, early), (13, late)))
-    assert not has_pose(rows, late, 0) and not has_pose(rows, late, 1)
-    first, last, between = walk(1, 13, 3), walk(2, 13, 2), walk(3, 12, 1)      # an interval spans its gaps
-    rows = agree(record((0, first), (40, last), (20, between)))
-    assert has_pose(rows, last, 0) and has_pose(rows, between, 1)
-
-
-def test_a_body_that_returns_has_consecutive_frames():
-    returning, other = walk(1, 24, 2), walk(2, 20, 1)
-    rows = agree(record((0, [*returning[:10], *[None] * 10, *returning[10:]]), (5, other)))
-    assert rows.shape == (25, 150) and rows[:24, :75].any(axis=1).all() and not rows[24, :75].any()
 
 
 def test_rows_that_sum_to_zero_are_removed_from_samples_with_several_ids_only():

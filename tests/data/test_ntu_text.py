@@ -124,7 +124,7 @@ def test_the_first_damaged_joint_is_named():
     text = SMALL
     for line in (84, 40, 33):
         text = replace_line(text, line, b'1 2 3')
-        refusal(lambda: parse_skeleton(text), f'line {line}: ', 'x y z')
+        refusal(lambda text=text: parse_skeleton(text), f'line {line}: ', 'x y z')
 
 
 @pytest.mark.parametrize('line, count, named', [(1, '1', 57), (1, '3', 84), (1, '999999999', 84), (2, '1', 30),

@@ -13,18 +13,9 @@ import pytest
 
 from data.dataset_file import BLOCK, npz_writer, one_hot, write_npz
 from data.datasets import DATASETS
-from data.pipeline import (
-    Parsed,
-    Sample,
-    Spool,
-    Tally,
-    collect,
-    parse_all,
-    select_protocols,
-    settle_damaged,
-    write_protocol,
-)
+from data.pipeline import Parsed, Tally, collect, parse_all, select_protocols, settle_damaged, write_protocol
 from data.sources import MAX_BYTES, Source, find_sources
+from data.spool import Sample, Spool
 from feeder.npz import open_member
 from tests.conftest import refusal
 from tests.data.raw_files import MEMBERS, read_folder, read_npz, write_files
@@ -200,10 +191,11 @@ def test_settle_damaged(tmp_path, capsys):
 
 
 def test_select_protocols():
-    protocols = DATASETS['ntu120'].protocols
-    assert select_protocols(None, DATASETS['ntu120']) == [protocols['xsub'], protocols['xset']]
-    assert select_protocols(['xset', 'oneshot', 'xset'], DATASETS['ntu120']) == [protocols['xset'], protocols['oneshot']]
-    refusal(lambda: select_protocols(['xsub', 'x'], DATASETS['ntu120']), '--protocol x', 'xsub, xset')
+    dataset = DATASETS['ntu120']
+    xsub, xset, oneshot = dataset.protocols.values()
+    assert select_protocols(None, dataset) == [xsub, xset]
+    assert select_protocols(['xset', 'oneshot', 'xset'], dataset) == [xset, oneshot]
+    refusal(lambda: select_protocols(['xsub', 'x'], dataset), '--protocol x', 'xsub, xset')
 
 
 # ---- dataset files ---------------------------------------------------------------------------------------------------

@@ -145,9 +145,9 @@ def test_zero_frames_are_dropped_before_centring(clips):
 
 
 @pytest.mark.parametrize('change, part', [
-    ({'skeletons': [[[.1, .2, .3]] * 19]}, '(1, 19, 3)'), ({'skeletons': [[[.1, .2, .3]] * 20, [[.1]] * 19]}, 'damaged'),
+    ({'skeletons': [[[.1, .2, .3]] * 19]}, '(1, 19, 3)'), ({'skeletons': [[[.1, .2]] * 20, [[.1]]]}, 'damaged'),
     ({'skeletons': [[[.1, .2, '0.3']] * 20]}, 'numbers'), ({'skeletons': [[[.1, .2, None]] * 20]}, 'numbers'),
-    ({'skeletons': [[[.1, .2, float('nan')]] * 20]}, 'not finite'), ({'skeletons': [[[.1, 1e300, 0]] * 20]}, 'too large'),
+    ({'skeletons': [[[.1, .2, np.nan]] * 20]}, 'not finite'), ({'skeletons': [[[0, 1e300, 0]] * 20]}, 'too large'),
     ({'skeletons': [[[10**400, 0, 0]] * 20]}, ''), ({'skeletons': []}, '(0,)'), ({'skeletons': 7}, '()'),
     ({'skeletons': [[[0, 0, 0]] * 20] * 3}, 'zero'), ({'label': 0}, '1..10'), ({'label': '2'}, '1..10'),
     ({'label': True}, '1..10'), ({'file_name': 'a02_s01_e00_v02'}, 'a02_s01_e00_v02')])

@@ -261,9 +261,8 @@ def test_pku_videos(tmp_path):
 
 
 def test_bad_options_and_folders(tmp_path):
-    for option, value in (('--seed', -1), ('--classes', 13), ('--clips_per_class', 2), ('--workers', 0)):
-        refusal(lambda option=option, value=value: synthesize.main(['--out', str(tmp_path / 'out'), option, str(value)]),
-                option)
+    for option in ('--seed=-1', '--classes=13', '--clips_per_class=2', '--workers=0'):
+        refusal(lambda option=option: synthesize.main(['--out', str(tmp_path / 'out'), option]), option.split('=')[0])
     (tmp_path / 'mine.txt').write_text('mine')
     for path in (tmp_path, tmp_path / 'mine.txt'):
         refusal(lambda path=path: synthesize.main(['--out', str(path)]), path, 'not empty', '--out')
