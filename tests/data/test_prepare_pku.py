@@ -300,8 +300,7 @@ def test_other_files_are_ignored_and_protocols_selected(raw, tmp_path, capsys):
     refused(capsys, raw, tmp_path / 'out', '--protocol xset', 'xsub, xview', more=['--protocol', 'xset'])
 
 
-@pytest.mark.parametrize('phase', [1, 2])
-def test_default_folders(phase, raw, tmp_path, monkeypatch):
+def test_default_folders(raw, tmp_path, monkeypatch, phase=2):
     monkeypatch.setattr(prepare_pku, 'HERE', tmp_path / 'data')
     (tmp_path / 'data/pku_raw').mkdir(parents=True)
     raw.rename(tmp_path / f'data/pku_raw/v{phase}')
@@ -325,12 +324,12 @@ def test_zeros_are_tested_before_the_cut(raw, tmp_path, capsys):
 # ---- split files -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['cross-subject.txt', 'cross_subject_v2.txt', 'CROSS-SUBJECT.TXT',
-                                  'Cross_Subject-v1.txt'])
-@pytest.mark.parametrize('text', [
-    SPLIT % (b'0002-L, 0003-M', b'0002-M, 0003-L'), SPLIT % (b'0002-L, 0003-M,,\t ,', b''),
-    SPLIT % (b'0003-M ,0002-L', b''), b'\xef\xbb\xbf' + SPLIT % (b' \t0002-L,\t0003-M', b''),
-    (SPLIT % (b'0002-L, 0003-M, ', b'0002-M')).replace(b'\n', b'\r\n'), b'Trainingsvideos f\xfcr\n0002-L, 0003-M'])
+@pytest.mark.parametrize('name, text', [
+    ('cross-subject.txt', SPLIT % (b'0002-L, 0003-M', b'0002-M, 0003-L')),
+    ('cross_subject_v2.txt', SPLIT % (b'0002-L, 0003-M,,\t ,', b'')),
+    ('CROSS-SUBJECT.TXT', b'\xef\xbb\xbf' + SPLIT % (b' \t0003-M,\t0002-L', b'')),
+    ('Cross_Subject-v1.txt', (SPLIT % (b'0002-L ,0003-M, ', b'0002-M')).replace(b'\n', b'\r\n')),
+    ('cross_subject.txt', b'Trainingsvideos f\xfcr\n0002-L, 0003-M')])
 def test_spellings_of_split_files(name, text, raw, tmp_path):
     (raw / 'cross-subject.txt').unlink()
     (raw / name).write_bytes(text)
