@@ -64,7 +64,10 @@ def split_lines(text: bytes) -> list[str]:
         number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
                             if line.translate(None, PLAIN))
         raise UserError(f'line {number}: {line!r:.60} is not plain text')
-    return text.decode('ascii').rstrip().split('\n')
+    lines = text.decode('ascii').split('\n')
+    while len(lines) > 1 and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def parse_skeleton(text: bytes) -> Recording:
