@@ -26,7 +26,7 @@ if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.datasets import find_protocol
-from data.measure import BODIES_JOINTS, MEMBERS, SECOND_BODY, SPLITS, Split, open_members, read_dataset_file
+from data.measurements import BODIES_JOINTS, MEMBERS, SECOND_BODY, SPLITS, Split, open_members, read_dataset_file
 from data.ntu_text import parse_name
 from util.errors import Parser, UserError, printable, run_main
 from util.files import check_writable, write_json

@@ -103,6 +103,26 @@ def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list
     return [spool.names[index] for index in test if spool[index].tobytes() in clips]
 
 
+def split_clips(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
+    """Return the indices of the training and test clips of a protocol; raises UserError if there are none."""
+    splits = [protocol.split(parse_name(name)) for name in names]
+    train, test = ([index for index, split in enumerate(splits) if split == part] for part in ('train', 'test'))
+    if not train or not test:
+        raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; give --raw the whole release')
+    return train, test
+
+
+def write_files(path: Path, spool: Spool, train: list[int], test: list[int]) -> None:
+    """Write a dataset file, padded to its longest clip, and the list of its copies."""
+    write_protocol(path, spool, train, test, DATASET.classes, max(spool.lengths[index] for index in train + test),
+                   DATASET.width)
+    if copies := find_copies(spool, train, test):
+        path = path.with_name(f'{path.stem}_copies.txt')
+        with atomic_write(path) as partial:
+            partial.write_text('\n'.join(copies) + '\n')
+        print(f'{len(copies)} test clips are copies of training clips, listed in {path}')
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description='Convert the JSON files of Northwestern-UCLA (all_sqe) to dataset files.')
     parser.add_argument('--raw', type=Path, required=True, help='folder, tar or zip')
@@ -117,28 +137,13 @@ def main(argv: list[str] | None = None) -> int:
     sources = [source for source in sources if source.file.parent.name == 'all_sqe'] or sources
     spool = collect(sources, parse, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, args.out / 'nwucla_damaged.txt')
-    for protocol in protocols:
-        write(spool, protocol, args.out)
+    splits = {protocol.file: split_clips(spool.names, protocol) for protocol in protocols}
+    for file, (train, test) in splits.items():
+        write_files(args.out / f'{file}.npz', spool, train, test)
     tally.print(spool)
     if len(spool) != DATASET.samples:
         print(f'note: the full dataset has {DATASET.samples:,} samples')
     return 0
-
-
-def write(spool: Spool, protocol: Protocol, out: Path) -> None:
-    """Write the dataset file of a protocol, padded to its longest clip, and the list of its copies."""
-    splits = [protocol.split(parse_name(name)) for name in spool.names]
-    train, test = ([index for index, split in enumerate(splits) if split == name] for name in ('train', 'test'))
-    if not train or not test:
-        raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; give --raw the whole release')
-    path = out / f'{protocol.file}.npz'
-    write_protocol(path, spool, train, test, DATASET.classes, max(spool.lengths[index] for index in train + test),
-                   DATASET.width)
-    if copies := find_copies(spool, train, test):
-        path = path.with_name(f'{protocol.file}_copies.txt')
-        with atomic_write(path) as partial:
-            partial.write_text('\n'.join(copies) + '\n')
-        print(f'{len(copies)} test clips are copies of training clips, listed in {path}')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from data import check, measure, prepare_nwucla
+from data import check, measurements, prepare_nwucla
 from data.dataset_file import one_hot, write_npz
 from data.datasets import find_protocol
 from feeder.dataset import SkeletonDataset
@@ -95,7 +95,7 @@ def test_frames_are_valid_as_in_training(width, num_joints, tmp_path):
     x = rng.permuted(x, axis=2)
     write_npz(tmp_path / 'a.npz', x_train=x, y_train=one_hot([0] * 30, 2), x_test=x[:1] + 1, y_test=one_hot([0], 2))
     expected = SkeletonDataset(tmp_path / 'a.npz', 'train', num_joints)[[(row, 0) for row in range(30)]].num_valid
-    assert [measure.measure_clip(clip).valid for clip in x] == expected.tolist()
+    assert [measurements.measure_clip(clip).valid for clip in x] == expected.tolist()
     assert expected.min() > 0 and expected.sum() < 30 * 40, 'some frames cancel, others do not'
 
 
@@ -249,7 +249,7 @@ def test_blocks_give_the_same_report(members, inspect, monkeypatch):
     members['x_train'][3] = 0
     report = inspect(members)
     for block_bytes in (1, 4 * 12 * 150 * 4):
-        monkeypatch.setattr(measure, 'BLOCK_BYTES', block_bytes)
+        monkeypatch.setattr(measurements, 'BLOCK_BYTES', block_bytes)
         assert inspect(members) == report
 
 

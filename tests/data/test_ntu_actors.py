@@ -289,23 +289,6 @@ def test_exactly_the_threshold_of_bad_frames_is_noise():
     assert len(remove_noise({'c': Body(0, joints)} | bodies)) == 3
 
 
-@pytest.mark.parametrize('step, noise', [(-1, False), (0, True), (1, True)])
-def test_width_of_a_bad_frame(step, noise):
-    """The float32 0.8 exceeds 0.8: a width of it is bad at a height of 1, the next smaller one is good."""
-    width = f32(.8) if step == 0 else np.nextafter(f32(.8), f32(9 * (step > 0)))
-    pose = np.zeros((25, 3), dtype=np.float32)
-    pose[:, 2], pose[3, :2] = 3, (width, 1)
-    assert agree(record((0, [pose] * 15), (0, walk(2, 15)))).shape == (15, 75 if noise else 150)
-
-
-@pytest.mark.parametrize('distances', [(1, 2), (2, 1), (1, 3, 2)])
-def test_the_body_that_moves_most_is_actor_1(distances):
-    bodies = [walk(number, 15, distance) for number, distance in enumerate(distances)]
-    rows = agree(record(*((0, poses) for poses in bodies)))
-    first, second, *_ = sorted(range(len(distances)), key=lambda number: -distances[number])
-    assert has_pose(rows, bodies[first], 0) and has_pose(rows, bodies[second], 1)
-
-
 def test_equal_motion_keeps_the_order_of_appearance():
     poses = np.stack(walk(1, 14))
     bodies = {name: Body(start, poses) for name, start in (('b', 1), ('a', 0), ('c', 2))}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from data import prepare_ntu
-from data.datasets import DATASETS, Protocol
+from data.datasets import DATASETS
 from data.ntu_text import parse_name
 from data.prepare_ntu import default_raw, order, read_unusable
 from tests.conftest import ROOT, refusal
@@ -198,13 +198,6 @@ def test_order_of_random_names(dataset):
         train, test = order(shuffled, protocol)
         assert ([shuffled[i] for i in train], [shuffled[i] for i in test]) == split_names(protocol.file, names)
         assert sorted([*train, *test]) == list(range(len(names)))
-
-
-def test_training_values_keep_their_order():
-    names = [f'S001C{camera:03}P001R001A{action:03}' for action in (1, 2) for camera in (1, 2, 3)]
-    train, test = order(names, Protocol('X', 'camera', (3, 1)))
-    assert [names[i][5:8] + names[i][17:] for i in train] == ['003001', '003002', '001001', '001002']
-    assert [names[i][5:8] for i in test] == ['002', '002']
 
 
 def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import prepare_pku
-from data.prepare_pku import parse_label, parse_skeleton
-from tests.conftest import refusal
+from data.prepare_pku import parse_skeleton
 from tests.data.raw_files import (
     GOLDEN,
     MEMBERS,
@@ -472,11 +471,6 @@ def test_random_damage_of_skeletons(changes):
             return
     assert expected is not None, text
     assert frames.dtype == np.float64 and frames.tobytes() == np.array(expected).tobytes()
-
-
-def test_labels():
-    assert parse_label(b'42,16,37,1', 40) == (41, 16, 37) and parse_label(b' 1,\t0, 50,0.5\r', 40) == (0, 0, 50)
-    refusal(lambda: parse_label(b'42,16,37,1', 16), 'not in the video')
 
 
 # ---- a real sequence -------------------------------------------------------------------------------------------------
