@@ -127,7 +127,7 @@ def _read_tar(path: Path, suffix: str) -> list[Source]:
                     if size > MAX_TAR_BYTES:
                         raise UserError(f'{path}: has more than {MAX_TAR_BYTES:,} bytes of raw files; unpack it and '
                                         'give --raw the folder')
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, MemoryError) as error:
         raise UserError(f'{path}: neither a folder nor a whole zip or tar; give --raw the folder of the files, or '
                         'download the archive again') from error
     return sources

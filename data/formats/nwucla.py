@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.formats.recording import Options, Recording, choose_layout
-from data.sources import Source
 from data.prepare_nwucla import parse_clip
+from data.sources import Source
 
 
 def read(path: Path, options: Options) -> Iterator[Recording]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.recording import Options, Recording, centre_bodies, choose_layout
-from data.sources import Source
 from data.prepare_pku import parse_skeleton
+from data.sources import Source
 from util.errors import UserError
 
 
