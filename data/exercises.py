@@ -42,38 +42,32 @@ class Action(NamedTuple):
     rhythm: float = 0.      # radians by which the phase leads, then lags; positive: quickly out and slowly back
 
 
-def moves(*arguments: tuple) -> tuple[Move, ...]:
+def _moves(*arguments: tuple) -> tuple[Move, ...]:
     return tuple(Move(*values) for values in arguments)
 
 
 HALF, QUARTER = np.pi, np.pi / 2
 ARMS, WIDE = .7, .5     # how far arms swing forwards and outwards
 ACTIONS = (     # in their right-handed form
-    Action('sway, arms to the same side', .8,
-           moves(('sideways', .22), ('raise', ARMS, 0, 2), ('wave', WIDE, -.5))),
-    Action('rock forwards, arms in step', .8,
-           moves(('forwards', .2), ('raise', ARMS), ('spread', WIDE, 0, 2))),
-    Action('squat slowly, arms forwards', .7,
-           moves(('knees', .4), ('raise', ARMS), ('spread', WIDE, QUARTER))),
-    Action('bounce fast, arms forwards', 1.5,
-           moves(('knees', .22), ('raise', ARMS), ('spread', WIDE, -QUARTER))),
+    Action('sway, arms to the same side', .8, _moves(('sideways', .22), ('raise', ARMS, 0, 2), ('wave', WIDE, -.5))),
+    Action('rock forwards, arms in step', .8, _moves(('forwards', .2), ('raise', ARMS), ('spread', WIDE, 0, 2))),
+    Action('squat slowly, arms forwards', .7, _moves(('knees', .4), ('raise', ARMS), ('spread', WIDE, QUARTER))),
+    Action('bounce fast, arms forwards', 1.5, _moves(('knees', .22), ('raise', ARMS), ('spread', WIDE, -QUARTER))),
     Action('roll forwards', .9,
-           moves(('knees', .35), ('forwards', .17, QUARTER), ('raise', ARMS, QUARTER), ('spread', WIDE))),
+           _moves(('knees', .35), ('forwards', .17, QUARTER), ('raise', ARMS, QUARTER), ('spread', WIDE))),
     Action('roll backwards', .9,
-           moves(('knees', .35), ('forwards', .17, -QUARTER), ('raise', ARMS, -QUARTER), ('spread', WIDE))),
+           _moves(('knees', .35), ('forwards', .17, -QUARTER), ('raise', ARMS, -QUARTER), ('spread', WIDE))),
     Action('twist, arms in turn', .9,
-           moves(('twist', .35), ('turns', ARMS, .3), ('sideways', .14), ('wave', WIDE, QUARTER))),
+           _moves(('twist', .35), ('turns', ARMS, .3), ('sideways', .14), ('wave', WIDE, QUARTER))),
     Action('go down quickly, up slowly', .8,
-           moves(('knees', .4), ('bow', .17), ('raise', ARMS, HALF), ('spread', WIDE)), rhythm=.65),
+           _moves(('knees', .4), ('bow', .17), ('raise', ARMS, HALF), ('spread', WIDE)), rhythm=.65),
     Action('go down slowly, up quickly', .8,
-           moves(('knees', .4), ('bow', .17), ('raise', ARMS, HALF), ('spread', WIDE)), rhythm=-.65),
-    Action('flap the arms', 1.2,
-           moves(('knees', .25), ('spread', 1.2 * WIDE, HALF), ('raise', ARMS, QUARTER))),
-    Action('two people saw wood', .9,
-           moves(('forwards', .2), ('turns', ARMS), ('wave', WIDE, QUARTER)),
-           moves(('forwards', .2, HALF), ('turns', ARMS, HALF), ('wave', WIDE, -QUARTER))),
+           _moves(('knees', .4), ('bow', .17), ('raise', ARMS, HALF), ('spread', WIDE)), rhythm=-.65),
+    Action('flap the arms', 1.2, _moves(('knees', .25), ('spread', 1.2 * WIDE, HALF), ('raise', ARMS, QUARTER))),
+    Action('two people saw wood', .9, _moves(('forwards', .2), ('turns', ARMS), ('wave', WIDE, QUARTER)),
+           _moves(('forwards', .2, HALF), ('turns', ARMS, HALF), ('wave', WIDE, -QUARTER))),
     Action('two people dance', .9,
-           *2 * [moves(('sideways', .17), ('knees', .28, QUARTER), ('raise', ARMS, QUARTER),
+           *2 * [_moves(('sideways', .17), ('knees', .28, QUARTER), ('raise', ARMS, QUARTER),
                        ('spread', 1.2 * WIDE))]),
 )
 

@@ -53,7 +53,7 @@ class Facts(NamedTuple):
     view: int
 
 
-def parse_name(name: str) -> Facts:
+def parse_clip_name(name: str) -> Facts:
     """Parse a name aAA_sSS_eEE_vVV; raises UserError for any other."""
     match = NAME.fullmatch(name)
     if match is None:
@@ -91,7 +91,7 @@ def parse_clip(text: str | bytes, name: str) -> tuple[np.ndarray, int]:
 
 def parse(source: Source) -> Parsed:
     """Parse the sample of a JSON file; raises UserError if it is damaged or cannot be read."""
-    parse_name(source.stem)
+    parse_clip_name(source.stem)
     text = source.read()
     frames, label = parse_clip(text, source.stem)
     return Parsed([Sample(source.stem, label - 1, frames.reshape(len(frames), -1))], len(text), Counter())
@@ -105,7 +105,7 @@ def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list
 
 def split_clips(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
     """Return the indices of the training and test clips of a protocol; raises UserError if there are none."""
-    splits = [protocol.split(parse_name(name)) for name in names]
+    splits = [protocol.split(parse_clip_name(name)) for name in names]
     train, test = ([index for index, split in enumerate(splits) if split == part] for part in ('train', 'test'))
     if not train or not test:
         raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; give --raw the whole release')

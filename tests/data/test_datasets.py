@@ -3,7 +3,7 @@
 import pytest
 
 from data.datasets import DATASETS, find_dataset, find_protocol
-from data.prepare_nwucla import parse_name
+from data.prepare_nwucla import parse_clip_name
 from feeder.classes import find_class_names
 from feeder.layouts import default_layout
 
@@ -46,4 +46,4 @@ def test_validation_splits_never_hold_the_test_view():
                          ('validation_view', {'s01v01': 'train', 's01v02': None, 's03v01': None, 's03v02': 'test'})):
         protocol = DATASETS['nwucla'].protocols[name]
         for sample, split in (splits | {'s01v03': None, 's03v03': None}).items():
-            assert protocol.split(parse_name(f'a01_{sample[:3]}_e00_{sample[3:]}')) == split
+            assert protocol.split(parse_clip_name(f'a01_{sample[:3]}_e00_{sample[3:]}')) == split
