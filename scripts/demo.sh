@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole of MAMP on a laptop: prepare -> pre-train -> linear probe -> fine-tune -> table, figures, prediction.
-#   bash scripts/demo.sh [DATA] [OUT]     DATA: the NW-UCLA folder or tar; without: made-up recordings, raw NTU text
-#   PYTHON=… bash scripts/demo.sh         uses an environment that is already there
+# MAMP from data to predictions on a laptop: prepare, pre-train, probe, fine-tune, then table, figures, prediction.
+#   bash scripts/demo.sh [DATA] [OUT]     DATA: folder or tar of NW-UCLA (default: synthetic data)
+#   PYTHON=… bash scripts/demo.sh         uses an existing environment
 set -euo pipefail
 here="$PWD"
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -12,12 +12,12 @@ OUT="$(absolute "${2:-demo_out}")"
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 if [ -e "$OUT" ] && [ -n "$(ls -A "$OUT")" ] && [ ! -e "$OUT/made_by_demo" ]; then
-    echo "error: $OUT holds other things than a demo's; give another folder, or one that is not there yet" >&2
+    echo "error: $OUT was not made by a demo; give another folder, or one that does not exist yet" >&2
     exit 2
 fi
 mkdir -p "$OUT"
 touch "$OUT/made_by_demo"
-rm -rf "$OUT/runs" "$OUT/raw"      # a demo starts anew
+rm -rf "$OUT/runs" "$OUT/raw"      # of an earlier demo
 began=$SECONDS
 
 if [ -n "$DATA" ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tuning of the pre-trained encoder with all labels -> OUT/finetune.
-#   bash scripts/finetune.sh BENCHMARK [options of main_finetune.py]      --finetune CHECKPOINT: of another encoder
+# Fine-tune the pre-trained encoder with all labels -> OUT/finetune.
+#   bash scripts/finetune.sh BENCHMARK [options of main_finetune.py]      --finetune CHECKPOINT: another encoder
 #   METHOD=mae bash scripts/finetune.sh BENCHMARK                         -> OUT/finetune_mae
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

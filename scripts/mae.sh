@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pre-training of the MAE-style baseline: joints themselves as the target, hidden at random -> OUT/pretrain_mae.
+# Pre-train the MAE-style baseline: predict the joints themselves under random masking -> OUT/pretrain_mae.
 #   bash scripts/mae.sh BENCHMARK [options of main_pretrain.py]      then: METHOD=mae bash scripts/linprobe.sh BENCHMARK
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")"

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# The NW-UCLA tables of the README: MAMP, the MAE-style baseline and a random encoder probed and searched with,
-# fine-tuning and 10 % of the labels beside training from scratch, three streams and their ensemble; three seeds.
+# The NW-UCLA table of the README, with three seeds: MAMP, the MAE-style baseline and a random encoder in probe and
+# retrieval; fine-tuning and 10 % of the labels beside training from scratch; three streams and their ensemble.
 #   python data/prepare_nwucla.py --raw nw_ucla.tar.xz --out data/nwucla
 #   bash scripts/nwucla.sh [options of every stage]
-#   DRY=1 bash scripts/nwucla.sh       prints the commands, runs nothing
 #   JOBS=2 SEEDS="0 1 2" BENCHMARK=nwucla_xview OUT=… bash scripts/nwucla.sh --precision bf16     two runs at a time
-# What is finished is skipped; what was stopped goes on. Each job writes to OUT/console_JOB.txt.
+# Finished runs are skipped, interrupted ones continued. Each job writes to OUT/console_JOB.txt.
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +13,7 @@ source scripts/help.sh
 benchmark="${BENCHMARK:-nwucla_xview}"
 export OUT="${OUT:-$PWD/runs/$benchmark}" SKIP_FINISHED=1
 
-step() {    # script, what stands between benchmark and options, options
+step() {    # script, arguments between benchmark and options, options
     local script="$1" between="$2"
     shift 2
     bash "scripts/$script.sh" "$benchmark" $between "$@"
@@ -45,7 +44,7 @@ JOBS="${JOBS:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
 [ -z "${DRY:-}" ] || JOBS=1
 [ -n "${DRY:-}" ] || mkdir -p "$OUT"
-for names in "mamp untrained mae bone velocity" ensemble; do    # ensembles of what the first pass makes
+for names in "mamp untrained mae bone velocity" ensemble; do    # the second pass uses the scores of the first
     for name in $names; do
         for seed in ${SEEDS:-0 1 2}; do
             echo "$name $seed"

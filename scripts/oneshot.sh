@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One-shot recognition: every sixth class is novel, one exemplar each, the nearest one names a clip.
+# One-shot recognition: every sixth class is novel; a clip takes the class of the nearest of their exemplars.
 #   bash scripts/oneshot.sh BENCHMARK [options of tools/retrieval.py and main_finetune.py]
-# Features from pre-training alone -> OUT/oneshot; after supervised training on the other classes
-# (OUT/finetune_auxiliary) -> OUT/oneshot_supervised. What is for one stage only: --config FILE with that stage's map.
+# With features of pre-training alone -> OUT/oneshot; after fine-tuning on the other classes (OUT/finetune_auxiliary)
+# -> OUT/oneshot_supervised. Options for one stage: in a map of a --config file.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift
@@ -11,4 +11,4 @@ run retrieval "oneshot$METHOD_NAME" pretrained --protocol oneshot --novel_every 
 [ "$METHOD" != random ] || exit 0
 run finetune "finetune_auxiliary$METHOD_NAME" pretrained --novel_every 6 "$@"
 run retrieval "oneshot_supervised$METHOD_NAME" fresh --protocol oneshot --novel_every 6 "$@" \
-    --finetune "$(folder_of "finetune_auxiliary$METHOD_NAME")/checkpoint-last.pth"
+    --finetune "$(run_folder "finetune_auxiliary$METHOD_NAME")/checkpoint-last.pth"

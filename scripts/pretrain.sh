@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pre-training on the clips of a benchmark, without labels -> OUT/pretrain.
+# Pre-train on the training clips of a benchmark, without labels -> OUT/pretrain.
 #   bash scripts/pretrain.sh BENCHMARK [options of main_pretrain.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Every published experiment of a benchmark, then their table; what is finished is skipped, what was stopped goes on.
-#   bash scripts/reproduce.sh BENCHMARK [options of every stage]   of one stage: --config FILE with that stage's map
+# Run every published experiment of a benchmark and print their table; skip finished runs, continue interrupted ones.
+#   bash scripts/reproduce.sh BENCHMARK [options of every stage]   for one stage: in a map of a --config file
 #   DRY=1 bash scripts/reproduce.sh BENCHMARK                      prints the commands
 #   all benchmarks   pre-training, probe, fine-tuning, scratch, retrieval; MAE baseline and its probe
-#   ntu60_*          1 % and 10 % of the labels, five runs each: of MAMP, MAE, from scratch
-#   ntu120_*         one-shot (the published protocol is ntu120_oneshot, which has nothing else)
+#   ntu60_*          1 % and 10 % of the labels, five runs each: MAMP, MAE, from scratch
+#   ntu120_*         one-shot (ntu120_oneshot is the published protocol and has nothing else)
 #   pku2_xsub        transfer from ntu60_xsub, ntu120_xsub, pku1_xsub (their pre-training beside OUT)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
@@ -16,13 +16,13 @@ check_options "$stages" "$@"
 if [ "$BENCHMARK" = pku2_xsub ]; then
     for option; do
         case "${option%%=*}" in --data_path | --benchmark | --num_classes)
-            fail "$option: other benchmarks are pre-trained on, too; give a file for each in its config/*.yaml" ;;
+            fail "$option: pku2_xsub also pre-trains on other benchmarks; set it in their config/*.yaml" ;;
         esac
     done
 fi
 
 bash scripts/pretrain.sh "$BENCHMARK" "$@"
-if [ "$BENCHMARK" != ntu120_oneshot ]; then     # whose test clips are of other classes
+if [ "$BENCHMARK" != ntu120_oneshot ]; then     # whose test clips have other classes
     for script in linprobe finetune scratch retrieval mae; do
         bash "scripts/$script.sh" "$BENCHMARK" "$@"
     done

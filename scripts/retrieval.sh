@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Retrieval, no training: each test clip takes the label of its nearest training clips -> OUT/retrieval.
+# Retrieval, without training: each test clip takes the label of its nearest training clips -> OUT/retrieval.
 #   bash scripts/retrieval.sh BENCHMARK [options of tools/retrieval.py]        --k 5 --metric euclidean …
 #   METHOD=mae or METHOD=random bash scripts/retrieval.sh BENCHMARK           -> OUT/retrieval_mae, OUT/retrieval_random
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Supervised training from scratch with all labels, what fine-tuning is compared with -> OUT/scratch.
+# Train from scratch with all labels, the baseline of fine-tuning -> OUT/scratch.
 #   bash scripts/scratch.sh BENCHMARK [options of main_finetune.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fine-tuning with a share of the labels, five times, each with its own draw -> OUT/semi_SHARE_0 … _4.
+# Fine-tune with a share of the labels, five times with different draws -> OUT/semi_SHARE_0 … _4.
 #   bash scripts/semi.sh BENCHMARK [SHARE] [options of main_finetune.py]      SHARE: 0.1 (default), 0.01, …
-#   FROM=scratch: without pre-training -> OUT/semi_scratch_SHARE_0 …   METHOD=mae   RUNS=5   SEED=N: that one run only
+#   FROM=scratch: without pre-training -> OUT/semi_scratch_SHARE_0 …   METHOD=mae   RUNS=5   SEED=N: this run only
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Joints, bones and velocities, each pre-trained and probed; then their scores added -> OUT/ensemble_linprobe.
-#   bash scripts/streams.sh BENCHMARK [options of both stages]      STAGE=finetune: fine-tuned -> OUT/ensemble_finetune
+# Pre-train and probe joints, bones and velocities, and average their scores -> OUT/ensemble_linprobe.
+#   bash scripts/streams.sh BENCHMARK [options of both stages]      STAGE=finetune -> OUT/ensemble_finetune
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift
@@ -13,7 +13,7 @@ for stream in joint bone velocity; do
     STREAM="$stream" bash "scripts/$stage.sh" "$BENCHMARK" "$@"
     STREAM_NAME="_$stream"
     [ "$stream" != joint ] || STREAM_NAME=
-    scores+=("$(folder_of "$stage$METHOD_NAME")/scores.npz")
+    scores+=("$(run_folder "$stage$METHOD_NAME")/scores.npz")
 done
 STREAM_NAME=
-execute "$PYTHON" tools/report.py --ensemble "${scores[@]}" --out "$(folder_of "ensemble_$stage$METHOD_NAME")"
+execute "$PYTHON" tools/report.py --ensemble "${scores[@]}" --out "$(run_folder "ensemble_$stage$METHOD_NAME")"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Made-up recordings as a problem, demo size, three seeds: linear probes of a MAMP-pre-trained and of a random encoder,
-# 10 % of the labels with and without pre-training, transfer to other recordings, one-shot with four novel classes,
-# from pre-training alone and after training on the other eight.
+# The table on synthetic data of docs/experiments.md, at the size of the demo, with three seeds: probes of MAMP and of a
+# random encoder; 10 % of the labels, with and without pre-training; transfer to other performers; one-shot with four
+# novel classes, from pre-training alone and after fine-tuning on the other eight.
 #   bash scripts/synthetic.sh [options of every stage]      OUT=runs/synth_xsub  SEEDS="0 1 2"  PYTHON=…
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
@@ -19,7 +19,7 @@ make() {    # folder of the data, seed, clips a class
     fi
 }
 make "$OUT/data" 0 60
-make "$OUT/data_other" 1 20         # other performers: what is learnt from the first set is transferred to these
+make "$OUT/data_other" 1 20         # other performers, for transfer
 
 set -- --config config/demo.yaml "$@"
 own=("$@" --data_path "$OUT/data/SYNTH_XSub.npz")

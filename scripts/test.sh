@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# ruff and pytest on the CPU, in the environment the README's commands share.
+# Run ruff and pytest on the CPU.
 #   bash scripts/test.sh [--all] [pytest options]      --all adds the slow tests
-#   PYTHON=… bash scripts/test.sh                      uses an environment that is already there
+#   PYTHON=… bash scripts/test.sh                      uses an existing environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/help.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fine-tuning on a benchmark of an encoder pre-trained on another one -> OUT/transfer_SOURCE.
+# Fine-tune an encoder that was pre-trained on another benchmark -> OUT/transfer_SOURCE.
 #   bash scripts/transfer.sh BENCHMARK [SOURCE] [options of main_finetune.py]      SOURCE: ntu60_xsub (default), …
-# The encoder is looked for beside OUT: runs/SOURCE/pretrain, of PKU-MMD the snapshot after epoch 300.
+# The encoder is that of runs/SOURCE/pretrain, beside OUT; of PKU-MMD the snapshot after epoch 300.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 shift

@@ -63,6 +63,8 @@ def deterministic(enabled: bool, device: str) -> Iterator[None]:
                             f'{WORKSPACES[0]} before')
         os.environ['CUBLAS_WORKSPACE_CONFIG'] = WORKSPACES[0]
     cudnn, inductor = torch.backends.cudnn, torch._inductor.config
+    if not hasattr(inductor, 'deterministic'):
+        raise UserError(f'--deterministic needs PyTorch 2.10 or newer; this is {torch.__version__}')
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
               cudnn.deterministic, cudnn.benchmark, inductor.deterministic)
     try:
