@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monk
     refuse(['--checkpoint', tuned, '--onnx', tuned], 'is also an input')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tmp_path / 'none.npz'], 'none.npz')
-    for spoil, says in (({'args': {}}, 'no settings in it'), ({'bodies': 0}, "'bodies'"),
+    for spoil, says in (({'args': {}}, 'has no settings'), ({'bodies': 0}, "'bodies'"),
                         ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple'),
                         ({'args': {'num_heads': 2, 'stream': 'smell'}}, 'stream'),
                         ({'args': {'num_heads': -2, 'stream': 'joint'}}, 'num_heads is -2')):
