@@ -2,7 +2,7 @@
 
 Up to six bodies are tracked at a time, noise among them; they appear, disappear and return. One or two actors remain.
 Steps and thresholds are those of the scripts with which the common NTU RGB+D files were made (CTR-GCN and relatives);
-results equal theirs bit for bit, so the order of operations matters.
+results equal those of the scripts bit for bit, so the order of operations matters.
 
 T frames with a body, n frames of one body, V = 25 joints.
 """

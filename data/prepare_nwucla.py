@@ -104,7 +104,7 @@ def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list
 
 
 def split_clips(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
-    """Return the indices of the training and test clips of a protocol; raises UserError if there are none."""
+    """Return the indices of the training and test clips of a protocol; raises UserError if a split is empty."""
     splits = [protocol.split(parse_clip_name(name)) for name in names]
     train, test = ([index for index, split in enumerate(splits) if split == part] for part in ('train', 'test'))
     if not train or not test:

@@ -65,7 +65,7 @@ def find_split(raw: Path, kind: str) -> Path:
 
 
 def read_training_videos(path: Path) -> list[str]:
-    """Read the training videos in line 2 of a split file; raises UserError if there are none."""
+    """Read the training videos in line 2 of a split file; raises UserError without any."""
     try:
         lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
     except OSError as error:

@@ -45,7 +45,7 @@ def metadata_path(data_path: str | Path) -> Path:
 
 
 def read_metadata(data_path: str | Path) -> dict:
-    """Read the metadata beside a dataset file, {} if there are none.
+    """Read the metadata beside a dataset file, {} without any.
 
     'classes': names, label 0 first; 'centre' (bool) and 'scale' (metres per unit): how recordings were prepared.
     Raises UserError for a file that cannot be read or lacks these entries.
@@ -66,6 +66,6 @@ def read_metadata(data_path: str | Path) -> dict:
 
 
 def read_class_names(data_path: str | Path, num_classes: int) -> list[str] | None:
-    """Return the class names beside a dataset file, or None if there are none or not so many; raises as above."""
+    """Return the class names beside a dataset file, or None if their number differs; raises as above."""
     names = read_metadata(data_path).get('classes', ())
     return names if len(names) == num_classes else None

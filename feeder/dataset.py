@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     position: torch.Tensor      # (B,) place in the effective batch
     distinct: torch.Tensor      # (D,) bodies without copies of a clip's first body, and with one empty body at most
     inverse: torch.Tensor       # (B·M,) index in `distinct` of each body, or of the body equal to it
-    nonempty: torch.Tensor      # (E,) bodies that are not all zeros, or all bodies if there are none
+    nonempty: torch.Tensor      # (E,) bodies that are not all zeros; all bodies if every one is
 
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
@@ -127,7 +127,7 @@ class SkeletonDataset:
 
     @property
     def digest(self) -> str:
-        """Number of clips and a checksum of labels and names, by which two files' splits are told apart."""
+        """Number of clips, and a checksum of labels and names; differs between splits of different clips."""
         crc = zlib.crc32(self.label.numpy().tobytes())
         with suppress(UserError):       # of invalid names; commands that need names report them
             crc = zlib.crc32('\n'.join(self.names).encode(errors='surrogatepass'), crc)

@@ -92,7 +92,7 @@ def known_layout(num_joints: int) -> Layout | None:
 
 
 def default_layout(num_joints: int) -> Layout:
-    """Return the layout with this number of joints; raises UserError if there is none."""
+    """Return the layout with this number of joints; raises UserError for an unknown number."""
     if layout := known_layout(num_joints):
         return layout
     known = ', '.join(f'{len(layout.joints)}: {layout.name}' for layout in LAYOUTS)

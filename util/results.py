@@ -205,7 +205,7 @@ class Result:
 def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
     """Read every result.json and every collected *.jsonl of results in a folder, or one such file.
 
-    Raises UserError if there is none or one is damaged.
+    Raises UserError without any result, or for a damaged one.
     """
     if place.is_file() and place.suffix == '.json':
         return [Result.read(place)]
@@ -231,7 +231,7 @@ def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Resul
     """Group the runs of one benchmark by (experiment, note), each group sorted by seed.
 
     Runs of one experiment whose recipes differ (an ablation) are separate groups; the note names the differing
-    settings and is '' if there are none.
+    settings, '' without any.
     """
     experiments, groups = defaultdict(list), defaultdict(list)
     for result in results:
@@ -250,7 +250,7 @@ def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Resul
 def distinct_runs(runs: list[Result]) -> list[Result]:
     """Keep the first of runs with equal seeds, their own and the pre-training's; warn of the others.
 
-    A copied or repeated run says nothing about the spread over seeds. Runs without a seed are kept.
+    Copies and repetitions do not add to the spread over seeds. Runs without a seed are kept.
     """
     first = {}
     for i, run in enumerate(runs):

@@ -197,7 +197,7 @@ def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
 
 
 def setting_differences(settings: dict, args: argparse.Namespace, names: Sequence[str]) -> str:
-    """Settings of a checkpoint that differ from this run's, as text; '' if there are none."""
+    """Settings of a checkpoint that differ from this run's, as text; '' without any."""
     return ', '.join(f'{name} {settings[name]} (now {getattr(args, name)})' for name in names
                      if settings.get(name) is not None and settings[name] != getattr(args, name))
 

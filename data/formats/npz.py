@@ -48,7 +48,7 @@ def _find_joints(width: int, options: Options) -> tuple[Layout | None, int]:
     """The layout of frames of `width` numbers and its number of joints.
 
     It is the requested one, or else `options.num_joints` if they fit, or else the known one of which `width` numbers
-    are one or two bodies. Raises UserError if there is none.
+    are one or two bodies. Raises UserError otherwise.
     """
     if options.layout is None and options.num_joints and width % (3 * options.num_joints) == 0:
         return None, options.num_joints

@@ -112,13 +112,13 @@ def test_people_are_plausible(clips):
 
 
 def test_bystanders_and_every_error_of_the_sensor_occur(clips):
-    counts = dict.fromkeys(('bystander', 'nobody', 'short', 'table', 'new id', 'lost'), 0)
+    counts = dict.fromkeys(('bystander', 'empty', 'short', 'table', 'new id', 'lost'), 0)
     for clip in clips:
         people = {person.body for person in clip.people}
         tracks = {track.body: track for track in clip.tracks}
         counts['bystander'] += len(clip.people) == 2 and action(clip) not in PAIRS
         empty = set(range(clip.frames)) - {frame for track in clip.tracks for frame in track.frames.tolist()}
-        counts['nobody'] += bool(empty)
+        counts['empty'] += bool(empty)
         if len(people) == 2 and 5 <= clip.frames - len(tracks[max(people)].frames) - len(empty) <= 15:
             counts['lost'] += len(tracks) == 2
         for track in clip.tracks:
@@ -148,7 +148,7 @@ def test_preparation_removes_the_errors(clips):
         rows = rows.reshape(len(rows), -1, 3)[:, :25 * len(people)]
         checked += 1
         equal += any(rows.shape == each.shape and np.allclose(rows, each, atol=1e-5) for each in expected)
-    assert checked > 60 and equal > .9 * checked    # a person with spread arms may be taken for furniture
+    assert checked > 60 and equal > .9 * checked    # a person with spread arms may look like furniture
 
 
 @pytest.mark.parametrize('number', range(3))

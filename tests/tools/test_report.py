@@ -197,15 +197,15 @@ KEYS = {'linear': [('linear, MAMP', 'paper'), ('linear, MAMP', 'weights')],
 
 
 def published_by_hand() -> dict:
-    found = {}
+    numbers = {}
     for line in PUBLISHED.strip().splitlines():
         benchmark, *words = line.replace('|', ' ').split()
         for word in words:
             if word in KEYS:
                 keys = iter(KEYS[word])
             else:
-                found[benchmark, *next(keys)] = float(word)
-    return found
+                numbers[benchmark, *next(keys)] = float(word)
+    return numbers
 
 
 def test_published_figures_equal_a_second_copy():
@@ -244,7 +244,7 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     refusal(lambda: tools.report.main([str(tmp_path), '--benchmark', 'ntu60']), '--benchmark ntu60', 'ntu60_xsub')
 
 
-@pytest.mark.parametrize('content, says', [
+@pytest.mark.parametrize('content, part', [
     ('{', 'cannot be read'), (b'\xff\xfe', 'cannot be read'), ('[]', 'not the result'), ('{}', 'benchmark'),
     ({'protocol': 'juggling'}, 'unknown protocol'), ({'protocol': ['linprobe']}, 'protocol'),
     ({'benchmark': None}, 'benchmark'), ({'last': 3}, 'last'),
@@ -252,15 +252,15 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     ({'last': {'top1': float('nan')}}, 'top1'), ({'pretraining': 'MAMP'}, 'pretraining'), ({'config': []}, 'config'),
     ({'wall_seconds': 'long'}, 'wall_seconds'), ({'protocol': 'ensemble', 'of': 'x'}, 'unknown protocol'),
 ], ids=str)
-def test_a_damaged_result_is_refused_by_name(tmp_path, content, says):
+def test_a_damaged_result_is_refused_by_name(tmp_path, content, part):
     path = tmp_path / 'run' / 'result.json'
     path.parent.mkdir()
     content = json.dumps(read_result() | content) if isinstance(content, dict) else content
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    refusal(lambda: tools.report.main([str(tmp_path)]), path, says, 'run that stage again')
+    refusal(lambda: tools.report.main([str(tmp_path)]), path, part, 'run that stage again')
 
 
-@pytest.mark.parametrize('options, says', [
+@pytest.mark.parametrize('options, part', [
     ([], 'nothing to report'), (['--all_rows'], 'folder'), (['--figure', 'f.png'], 'folder'),
     (['--confusion', 'c.png'], '--scores'), (['--ensemble', 'a', 'b'], '--out'), (['--out', 'a'], '--ensemble'),
     (['--tsne', 'a'], '--features'), (['--features', 'a'], '--tsne'), (['runs', '--pairs', '-1'], '--pairs'),
@@ -269,8 +269,8 @@ def test_a_damaged_result_is_refused_by_name(tmp_path, content, says):
     (['--scores', 'a', '--points', '99'], '--points needs --tsne'),
     (['--features', 'a', '--tsne', 'b', '--seed', '-1'], '--seed from 0'),
 ], ids=' '.join)
-def test_options_that_need_others(options, says):
-    refusal(lambda: tools.report.main(options), says)
+def test_options_that_need_others(options, part):
+    refusal(lambda: tools.report.main(options), part)
 
 
 def test_tables_of_the_documents_are_up_to_date(tmp_path):
@@ -301,20 +301,20 @@ def test_tables_are_written_between_the_markers_only(tmp_path, capsys):
     assert 'up to date' in capsys.readouterr().out and os.stat(readme).st_mtime_ns == before.st_mtime_ns
 
 
-@pytest.mark.parametrize('text, says', [
+@pytest.mark.parametrize('text, part', [
     ('nothing\n', '0 lines <!-- table'), ('<!-- table: runs -->\n', '0 lines <!-- end'),
     ('<!-- table: runs -->\n<!-- table: runs -->\n<!-- end -->\n', '2 lines'),
     ('<!-- table: nowhere -->\n<!-- end -->\n', 'nowhere')])
-def test_damaged_markers_leave_the_file_alone(tmp_path, text, says):
+def test_damaged_markers_leave_the_file_alone(tmp_path, text, part):
     write_run(tmp_path / 'runs' / 'a')
     readme = tmp_path / 'README.md'
     readme.write_text(text)
-    refusal(lambda: tools.report.main(['--readme', str(readme)]), says)
+    refusal(lambda: tools.report.main(['--readme', str(readme)]), part)
     assert readme.read_text() == text
     refusal(lambda: tools.report.main(['--readme', str(tmp_path / 'NO.md')]), 'NO.md')
 
 
-def made_up(clips: int = 200, classes: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
+def random_scores(clips: int = 200, classes: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
     """The members of a scores.npz; no class is quite without mistakes, the last has no clip."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, classes - 1, clips)
@@ -331,25 +331,25 @@ def save(path, **members):
     return path
 
 
-def by_hand(held: dict) -> tuple[dict, dict, float, float]:
-    """{(true, taken for): clips}, {class: clips}, top-1, top-5, one clip after the other."""
-    taken, clips, top1, top5 = {}, {}, 0, 0
-    for label, row in zip(held['label'].tolist(), held['scores'].tolist(), strict=True):
+def by_hand(npz: dict) -> tuple[dict, dict, float, float]:
+    """{(true, predicted): clips}, {class: clips}, top-1, top-5, one clip after the other."""
+    counts, clips, top1, top5 = {}, {}, 0, 0
+    for label, row in zip(npz['label'].tolist(), npz['scores'].tolist(), strict=True):
         order = sorted(range(len(row)), key=lambda i: -row[i])
-        taken[label, order[0]] = taken.get((label, order[0]), 0) + 1
+        counts[label, order[0]] = counts.get((label, order[0]), 0) + 1
         clips[label] = clips.get(label, 0) + 1
         top1, top5 = top1 + (label == order[0]), top5 + (label in order[:5])
-    return taken, clips, 100 * top1 / len(held['label']), 100 * top5 / len(held['label'])
+    return counts, clips, 100 * top1 / len(npz['label']), 100 * top5 / len(npz['label'])
 
 
 def test_accuracies_by_class_are_those_counted_by_hand(tmp_path, capsys):
-    held = made_up()
-    taken, clips, top1, top5 = by_hand(held)
+    npz = random_scores()
+    counts, clips, top1, top5 = by_hand(npz)
     names = ['one hand', 'two hands', 'drop trash', 'walk around', 'sit down', 'stand up', 'donning', 'doffing',
              'throw', 'carry']
-    assert tools.report.main(['--scores', str(save(tmp_path / 'scores.npz', **held)), '--pairs', '4']) == 0
+    assert tools.report.main(['--scores', str(save(tmp_path / 'scores.npz', **npz)), '--pairs', '4']) == 0
     line, by_class, pairs = capsys.readouterr().out.strip().split('\n\n')
-    shares = {i: 100 * taken.get((i, i), 0) / clips[i] for i in clips}
+    shares = {i: 100 * counts.get((i, i), 0) / clips[i] for i in clips}
     assert line == (f'nwucla_xview, joint: 200 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %, mean over classes '
                     f'{mean(shares.values()):.1f} %')
     rows = [[cell.strip() for cell in row.strip('|').split('|')] for row in by_class.splitlines()[2:]]
@@ -358,27 +358,27 @@ def test_accuracies_by_class_are_those_counted_by_hand(tmp_path, capsys):
     for first, name, count, share, other in rows[:-1]:
         label = int(first)
         assert name.endswith(names[label]) and int(count) == clips[label] and share == f'{shares[label]:.1f}'
-        most = max(n for (i, j), n in taken.items() if i == label != j)
-        assert other in {f'{full} ({most})' for (i, j), n in taken.items() if i == label != j and n == most
+        most = max(n for (i, j), n in counts.items() if i == label != j)
+        assert other in {f'{full} ({most})' for (i, j), n in counts.items() if i == label != j and n == most
                          for full in [f'pick up with {names[j]}' if j < 2 else names[j]]}
-    worst = sorted((n for (i, j), n in taken.items() if i != j), reverse=True)[:4]
+    worst = sorted((n for (i, j), n in counts.items() if i != j), reverse=True)[:4]
     for row, most in zip(pairs.splitlines()[2:], worst, strict=True):
         true, other, count, share = (cell.strip() for cell in row.strip('|').split('|'))
         i, j = (next(k for k, name in enumerate(names) if full.endswith(name)) for full in (true, other))
-        assert int(count) == most == taken[i, j] and share == f'{100 * most / clips[i]:.1f}'
+        assert int(count) == most == counts[i, j] and share == f'{100 * most / clips[i]:.1f}'
 
 
 def test_clips_can_be_left_out(tmp_path, capsys):
-    held, names = made_up(), tmp_path / 'names.txt'
-    path = save(tmp_path / 'scores.npz', **held)
-    names.write_text('\n'.join(name for name in held['name'].tolist() if name.endswith('7')) + '\n')
-    kept = [not name.endswith('7') for name in held['name'].tolist()]
-    *_, top1, top5 = by_hand(held | {key: held[key][kept] for key in ('label', 'scores')})
+    npz, names = random_scores(), tmp_path / 'names.txt'
+    path = save(tmp_path / 'scores.npz', **npz)
+    names.write_text('\n'.join(name for name in npz['name'].tolist() if name.endswith('7')) + '\n')
+    kept = [not name.endswith('7') for name in npz['name'].tolist()]
+    *_, top1, top5 = by_hand(npz | {key: npz[key][kept] for key in ('label', 'scores')})
     tools.report.main(['--scores', str(path), '--without', str(names)])
     assert f'180 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %' in capsys.readouterr().out
     names.write_text('clip 3\nclip3\n')
     refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(names)]), names, '1 of its 2', '(clip3)')
-    names.write_text('\n'.join(held['name'].tolist()))
+    names.write_text('\n'.join(npz['name'].tolist()))
     refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(names)]), names, 'every clip')
     refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(tmp_path)]), 'cannot be read')
     refusal(lambda: tools.report.main([str(tmp_path), '--without', str(names)]), '--without needs --scores')
@@ -390,25 +390,25 @@ def nan_in(array: np.ndarray) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize('change, says', [
-    (lambda held: held.pop('stream'), 'no stream'),
-    (lambda held: held.update(scores=held['scores'][:5]), 'do not fit'),
-    (lambda held: held.update(scores=held['scores'][0]), 'scores is float32 (10,)'),
-    (lambda held: held.update(scores=nan_in(held['scores'])), 'finite'),
-    (lambda held: held.update(scores=held['scores'] * 7), 'probabilities'),
-    (lambda held: held.update(scores=held['scores'][:, :1]), '1 classes'),
-    (lambda held: held.update(label=held['label'] + 5), 'label 13'),
-    (lambda held: held.update(label=held['label'] - 5), 'do not fit'),
-    (lambda held: held.update(label=held['label'] * 1.), 'float64'),
-    (lambda held: held.update(name=np.repeat(held['name'][:1], 200)), 'not unique'),
-    (lambda held: held.update(name=held['name'].astype(object)), 'cannot be read'),
-    (lambda held: held.update({key: held[key][:0] for key in ('name', 'label', 'scores')}), '(0, 10)'),
+@pytest.mark.parametrize('change, part', [
+    (lambda npz: npz.pop('stream'), 'no stream'),
+    (lambda npz: npz.update(scores=npz['scores'][:5]), 'do not fit'),
+    (lambda npz: npz.update(scores=npz['scores'][0]), 'scores is float32 (10,)'),
+    (lambda npz: npz.update(scores=nan_in(npz['scores'])), 'finite'),
+    (lambda npz: npz.update(scores=npz['scores'] * 7), 'probabilities'),
+    (lambda npz: npz.update(scores=npz['scores'][:, :1]), '1 classes'),
+    (lambda npz: npz.update(label=npz['label'] + 5), 'label 13'),
+    (lambda npz: npz.update(label=npz['label'] - 5), 'do not fit'),
+    (lambda npz: npz.update(label=npz['label'] * 1.), 'float64'),
+    (lambda npz: npz.update(name=np.repeat(npz['name'][:1], 200)), 'not unique'),
+    (lambda npz: npz.update(name=npz['name'].astype(object)), 'cannot be read'),
+    (lambda npz: npz.update({key: npz[key][:0] for key in ('name', 'label', 'scores')}), '(0, 10)'),
 ])
-def test_damaged_scores_are_refused(tmp_path, change, says):
-    held = made_up()
-    change(held)
-    path = save(tmp_path / 'scores.npz', **held)
-    refusal(lambda: tools.report.main(['--scores', str(path)]), path, says)
+def test_damaged_scores_are_refused(tmp_path, change, part):
+    npz = random_scores()
+    change(npz)
+    path = save(tmp_path / 'scores.npz', **npz)
+    refusal(lambda: tools.report.main(['--scores', str(path)]), path, part)
 
 
 EVERY = slice(None)
@@ -416,10 +416,11 @@ EVERY = slice(None)
 
 def save_member(folder, draw: int, order=EVERY, **fields) -> dict:
     """A run with scores of the same clips as the others', in an order of its own."""
-    held = made_up(seed=draw) | {'label': made_up()['label'], 'stream': np.array(fields.get('stream', 'joint'))}
+    npz = random_scores(seed=draw) | {'label': random_scores()['label'],
+                                      'stream': np.array(fields.get('stream', 'joint'))}
     write_run(folder, protocol='finetune', **fields)
-    save(folder / 'scores.npz', **{key: value[order] if value.ndim else value for key, value in held.items()})
-    return held
+    save(folder / 'scores.npz', **{key: value[order] if value.ndim else value for key, value in npz.items()})
+    return npz
 
 
 def test_an_ensemble_adds_the_scores_of_the_same_clips(tmp_path, capsys):
@@ -452,17 +453,17 @@ def test_an_ensemble_adds_the_scores_of_the_same_clips(tmp_path, capsys):
         'an ensemble may be made anew'
 
 
-@pytest.mark.parametrize('change, says', [
-    (lambda held: held.update(name=np.array([f'other {i}' for i in range(200)])), '400 clips are in one of them only'),
-    (lambda held: held.update({key: held[key][1:] for key in ('name', 'label', 'scores')}), '1 clips are in one'),
-    (lambda held: held.update(label=np.where(np.arange(200) == 7, 9, held['label'])), 'clip 7 has labels 9 and 0'),
-    (lambda held: held.update(scores=np.hstack([held['scores'], np.zeros((200, 1), 'f')])), '11 and 10 classes'),
+@pytest.mark.parametrize('change, part', [
+    (lambda npz: npz.update(name=np.array([f'other {i}' for i in range(200)])), '400 clips are in one of them only'),
+    (lambda npz: npz.update({key: npz[key][1:] for key in ('name', 'label', 'scores')}), '1 clips are in one'),
+    (lambda npz: npz.update(label=np.where(np.arange(200) == 7, 9, npz['label'])), 'clip 7 has labels 9 and 0'),
+    (lambda npz: npz.update(scores=np.hstack([npz['scores'], np.zeros((200, 1), 'f')])), '11 and 10 classes'),
 ])
-def test_scores_of_other_clips_are_not_added(tmp_path, change, says):
-    held = made_up(seed=1) | {'label': made_up()['label']}
-    change(held)
-    paths = [save(tmp_path / 'a' / 'scores.npz', **made_up()), save(tmp_path / 'b' / 'scores.npz', **held)]
-    refusal(lambda: tools.report.main(['--ensemble', *map(str, paths), '--out', str(tmp_path / 'out')]), *paths, says)
+def test_scores_of_other_clips_are_not_added(tmp_path, change, part):
+    npz = random_scores(seed=1) | {'label': random_scores()['label']}
+    change(npz)
+    paths = [save(tmp_path / 'a' / 'scores.npz', **random_scores()), save(tmp_path / 'b' / 'scores.npz', **npz)]
+    refusal(lambda: tools.report.main(['--ensemble', *map(str, paths), '--out', str(tmp_path / 'out')]), *paths, part)
     assert not (tmp_path / 'out').exists()
 
 
@@ -494,10 +495,10 @@ def test_curves_show_every_stage_and_method(tmp_path):
 
 @pytest.mark.parametrize('classes, benchmark', [(10, 'nwucla_xview'), (120, 'ntu120_xsub')])
 def test_a_confusion_matrix_is_blue_where_right_and_orange_where_wrong(tmp_path, classes, benchmark):
-    held = made_up(600, classes) | {'benchmark': np.array(benchmark)}
-    perfect = held | {'scores': np.eye(classes, dtype=np.float32)[held['label']]}
+    npz = random_scores(600, classes) | {'benchmark': np.array(benchmark)}
+    perfect = npz | {'scores': np.eye(classes, dtype=np.float32)[npz['label']]}
     orange = {}
-    for name, members in (('made_up', held), ('perfect', perfect)):
+    for name, members in (('random_scores', npz), ('perfect', perfect)):
         path = save(tmp_path / name / 'scores.npz', **members)
         assert tools.report.main(['--scores', str(path), '--confusion', str(tmp_path / f'{name}.png')]) == 0
         image = pixels(tmp_path / f'{name}.png')
@@ -506,7 +507,7 @@ def test_a_confusion_matrix_is_blue_where_right_and_orange_where_wrong(tmp_path,
         red, _, blue = np.moveaxis(image, -1, 0)
         orange[name], right = int((red - blue > 0.15).sum()), int((blue - red > 0.3).sum())
         assert min(height, width) >= 13 * classes, 'a row is at least 13 pixels high: its name can be read'
-    assert right > 50 * classes and orange['perfect'] == 0 and orange['made_up'] > 50 * classes
+    assert right > 50 * classes and orange['perfect'] == 0 and orange['random_scores'] > 50 * classes
 
 
 def test_clips_of_a_class_lie_together_in_the_plane(tmp_path):

@@ -51,12 +51,13 @@ def test_neighbours_vote(k, metric):
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 def test_one_shot_is_the_nearest_exemplar(metric):
     splits = made(7, 60, 80, classes=9)
-    found, asked = one_shot(splits, 9, 3, metric)
+    labels, asked = one_shot(splits, 9, 3, metric)
     train, test = splits['train'], splits['test']
-    shown = {one: min((name, i) for i, name in enumerate(train.name) if train.label[i] == one)[1] for one in (0, 3, 6)}
+    exemplars = {label: min((name, i) for i, name in enumerate(train.name) if train.label[i] == label)[1]
+                 for label in (0, 3, 6)}
     queries = [i for i in range(80) if test.label[i] in (0, 3, 6)]
-    far = distances(test.features[queries], train.features[list(shown.values())], metric)
-    assert (found == np.array([0, 3, 6])[far.argmin(axis=1)]).all()
+    far = distances(test.features[queries], train.features[list(exemplars.values())], metric)
+    assert (labels == np.array([0, 3, 6])[far.argmin(axis=1)]).all()
     assert (asked.name == test.name[queries]).all() and (asked.label == test.label[queries]).all()
 
 
@@ -69,10 +70,10 @@ def test_the_published_exemplars_are_taken_where_they_are():
                              'S002C001P001R001A007', 'S019C003P008R001A061'),
               'test': split('S018C003P008R001A061', 'S001C003P008R001A061', 'S002C002P001R001A013',
                             'S002C001P009R001A013')}
-    shown = select_exemplars(splits, np.array([0, 6, 60, 12]), published=True)
-    assert shown.name.tolist() == ['S001C003P008R001A001', 'S002C001P001R001A007', 'S018C003P008R001A061',
+    exemplars = select_exemplars(splits, np.array([0, 6, 60, 12]), published=True)
+    assert exemplars.name.tolist() == ['S001C003P008R001A001', 'S002C001P001R001A007', 'S018C003P008R001A061',
                                    'S002C001P009R001A013']
-    assert shown.label.tolist() == [0, 6, 60, 12] and (shown.features[2] == splits['test'].features[0]).all()
+    assert exemplars.label.tolist() == [0, 6, 60, 12] and (exemplars.features[2] == splits['test'].features[0]).all()
     refusal(lambda: select_exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
 
 
@@ -132,8 +133,9 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
 
     tools.retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
     again = read_result(tmp_path / 'b')
-    told = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
-    assert [again[key] for key in told] == [result[key] for key in told] and result['pretraining']['mask_ratio'] == 0.5
+    names = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
+    assert [again[key] for key in names] == [result[key] for key in names]
+    assert result['pretraining']['mask_ratio'] == 0.5
     assert again['seed'] == 3
     assert len(group_runs([Result.from_dict(run, None) for run in (again, result)])) == 1, 'the same recipe'
     assert not (tmp_path / 'b' / 'features.npz').exists()
@@ -173,10 +175,10 @@ def test_predictions_of_several_processes_come_together(tiny_npz):
     model = ActionTransformer(3, 'linprobe', dim_feat=16, depth=1, num_heads=2, num_frames=16, num_joints=5)
     dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
 
-    def found(rank, size):
+    def extract(rank, size):
         loader = BatchLoader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), CPU, 0)
         return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
-    one, parts = found(0, 1), [found(rank, 2) for rank in (0, 1)]
+    one, parts = extract(0, 1), [extract(rank, 2) for rank in (0, 1)]
     for name in ('features', 'scores'):
         np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
         assert (one[name] != 0).any(axis=1).all()

@@ -256,11 +256,11 @@ def test_a_classifier_names_the_action_and_refuses_to_animate(runs, capsys):
 
 def test_what_is_not_there_cannot_be_looked_at_and_nothing_is_written(runs):
     options = ['--checkpoint', str(runs / 'pretrain/checkpoint-last.pth'), '--out', str(runs / 'no.png')]
-    for more, says in ((['--clip', '0', '4'], ['--clip 4', '0 to 3']), (['--body', '1'], ['--body 1', '0 to 0']),
+    for more, parts in ((['--clip', '0', '4'], ['--clip 4', '0 to 3']), (['--body', '1'], ['--body 1', '0 to 0']),
                        (['--block', '1'], ['--block 1', '0 to 0']), (['--head', '2'], ['--head 2', '0 to 1']),
                        (['--query', 'tail', '0'], ['--query tail', 'right hand']),
                        (['--query', 'head', '2'], ['--query 2', '0 to 1'])):
-        refusal(lambda more=more: tools.visualize.main([*options, *more]), *says)
+        refusal(lambda more=more: tools.visualize.main([*options, *more]), *parts)
     assert not list(runs.glob('no*'))
 
 

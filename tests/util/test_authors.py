@@ -1,4 +1,4 @@
-"""The authors' checkpoints made into ours: nothing of them changes, and nothing that is none of theirs gets through."""
+"""Conversion of checkpoints of the authors' program: no output changes, and invalid files are refused."""
 
 
 import argparse
@@ -28,7 +28,7 @@ def convert(*options):
 
 
 def output(stage, weights):
-    """What the stage's model makes of clips with these weights, loaded by PyTorch alone."""
+    """The output of a stage's model with these weights, loaded by PyTorch alone."""
     model = MAMP(**SIZE, **DECODER) if stage == 'pretrain' else ActionTransformer(3, stage, **SIZE)
     model.load_state_dict(weights)
     clips = torch.randn(4, 3, 16, 5, 2, generator=torch.Generator().manual_seed(1))
@@ -43,18 +43,18 @@ def output(stage, weights):
 @pytest.mark.parametrize('stage, kind', [('pretrain', 'pre-training'), ('linprobe', 'linear probe'),
                                          ('finetune', 'fine-tuning')])
 def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
-    theirs, out = authors_checkpoint(stage), tmp_path / 'ours.pth'
-    convert(write(tmp_path / 'theirs.pth', theirs, prefix), '--out', out)
-    said = capsys.readouterr().out
-    assert f'theirs.pth: {kind}, epoch 99' in said and 'width 32, 2 blocks of 4 heads, 16 frames' in said
-    assert ('3 classes' in said) == (stage != 'pretrain')
+    original, out = authors_checkpoint(stage), tmp_path / 'converted.pth'
+    convert(write(tmp_path / 'original.pth', original, prefix), '--out', out)
+    printed = capsys.readouterr().out
+    assert f'original.pth: {kind}, epoch 99' in printed and 'width 32, 2 blocks of 4 heads, 16 frames' in printed
+    assert ('3 classes' in printed) == (stage != 'pretrain')
 
-    ours = Checkpoint.read(out)
-    before, after = output(stage, theirs['model']), output(stage, ours.model)
+    converted = Checkpoint.read(out)
+    before, after = output(stage, original['model']), output(stage, converted.model)
     assert torch.equal(before, after) and before.std() > 0.01
-    assert set(ours.model) == set(theirs['model']) and ours.epoch == 99 and ours.method == 'authors'
+    assert set(converted.model) == set(original['model']) and converted.epoch == 99 and converted.method == 'authors'
 
-    settings = ours.args
+    settings = converted.args
     assert {name: settings[name] for name in SIZE} == SIZE and settings['mlp_ratio'] == 4
     assert (settings['lr'], settings['blr'], settings['epochs'], settings['seed']) == (3e-4, None, 100, 4)
     assert settings.get('mask_ratio', 0.8) == 0.8 and settings.get('layer_decay', 0.75) == 0.75
@@ -65,10 +65,10 @@ def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
 
 def test_files_come_before_their_args_and_options_after(tmp_path):
     (tmp_path / 'b.yaml').write_text('benchmark: ntu60_xsub\nmin_lr: 0.5\nlabel_draw: balanced\n')
-    theirs = write(tmp_path / 'theirs.pth', authors_checkpoint('finetune'))
-    convert(theirs, '--out', tmp_path / 'ours.pth', '--config', tmp_path / 'b.yaml', '--weight_decay', 0.5,
+    original = write(tmp_path / 'original.pth', authors_checkpoint('finetune'))
+    convert(original, '--out', tmp_path / 'converted.pth', '--config', tmp_path / 'b.yaml', '--weight_decay', 0.5,
             '--data_path', 'data/X.npz')
-    settings = Checkpoint.read(tmp_path / 'ours.pth').args
+    settings = Checkpoint.read(tmp_path / 'converted.pth').args
     assert (settings['min_lr'], settings['weight_decay'], settings['label_draw']) == (1e-5, 0.5, 'balanced')
     assert (settings['benchmark'], settings['data_path']) == ('ntu60_xsub', 'data/X.npz')
 
@@ -76,14 +76,14 @@ def test_files_come_before_their_args_and_options_after(tmp_path):
 def test_every_command_takes_a_converted_file(tiny, tmp_path):
     size = ['--dim_feat', '32', '--num_heads', '4']
     for stage in ('pretrain', 'finetune'):
-        convert(write(tmp_path / f'{stage}.theirs', authors_checkpoint(stage)), '--out', tmp_path / f'{stage}.pth')
+        convert(write(tmp_path / f'{stage}.original', authors_checkpoint(stage)), '--out', tmp_path / f'{stage}.pth')
     for command, name in ((main_linprobe, 'probe'), (main_finetune, 'tuned')):
         command.main([*tiny, *size, '--epochs', '1', '--finetune', str(tmp_path / 'pretrain.pth'), '--output_dir',
                       str(tmp_path / name)])
         result = json.loads((tmp_path / name / 'result.json').read_text())
         assert result['method'] == 'authors' and result['pretraining']['mask_ratio'] == 0.8
     scores = []
-    for name in ('finetune.theirs', 'finetune.pth'):
+    for name in ('finetune.original', 'finetune.pth'):
         main_finetune.main([*tiny, *size, '--eval', '--resume', str(tmp_path / name), '--output_dir',
                             str(tmp_path / 'eval')])
         scores.append(json.loads((tmp_path / 'eval/eval.json').read_text()))
@@ -96,13 +96,13 @@ def test_their_own_sizes_need_no_option_but_the_benchmark(tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 8, 150)).astype(np.float32)
     write_npz(tmp_path / 'D.npz', **{f'{name}_{split}': value for split in ('train', 'test') for name, value in
                                      (('x', x), ('y', one_hot([3, 59], 60)))})
-    path = write(tmp_path / 'theirs.pth', authors_checkpoint('finetune', FULL, 60))
-    convert(path, '--out', tmp_path / 'ours.pth', *benchmark)
-    weights = Checkpoint.read(tmp_path / 'ours.pth').model
+    path = write(tmp_path / 'original.pth', authors_checkpoint('finetune', FULL, 60))
+    convert(path, '--out', tmp_path / 'converted.pth', *benchmark)
+    weights = Checkpoint.read(tmp_path / 'converted.pth').model
     assert sum(value.numel() for name, value in weights.items() if 'running' not in name and 'num_' not in name) \
         == 19_572_284       # as published
     main_finetune.main([*benchmark, '--data_path', str(tmp_path / 'D.npz'), '--eval', '--resume',
-                        str(tmp_path / 'ours.pth'), '--output_dir', str(tmp_path / 'eval'), '--num_workers', '0',
+                        str(tmp_path / 'converted.pth'), '--output_dir', str(tmp_path / 'eval'), '--num_workers', '0',
                         '--device', 'cpu'])
     assert json.loads((tmp_path / 'eval/eval.json').read_text())['samples'] == 2
 
@@ -119,7 +119,7 @@ SPOILT = {
     'wrong shape': (lambda w: w | {'blocks.1.attn.qkv.weight': torch.ones(95, 32)}, '(95, 32)'),
     'wrong axes': (lambda w: w | {'pos_embed': torch.ones(5, 32)}, 'pos_embed is (5, 32)'),
     'no joints': (lambda w: w | {'pos_embed': torch.ones(1, 1, 0, 32)}, 'pos_embed'),
-    'a number that is none': (lambda w: w | {'norm.bias': torch.full((32,), torch.nan)}, 'norm.bias holds NaN'),
+    'not a number': (lambda w: w | {'norm.bias': torch.full((32,), torch.nan)}, 'norm.bias holds NaN'),
     'whole numbers': (lambda w: w | {'norm.bias': torch.ones(32, dtype=torch.long)}, 'norm.bias is torch.int64'),
     'some prefixed': (lambda w: {'module.' * (n == 'norm.bias') + n: v for n, v in w.items()}, 'module.norm.bias'),
     'an encoder': (lambda w: {n: v for n, v in w.items() if not n.startswith('head.')}, 'neither a decoder'),
@@ -131,34 +131,35 @@ SPOILT = {
 
 @pytest.mark.parametrize('case', SPOILT)
 def test_spoilt_weights_are_refused_and_nothing_is_left(case, tmp_path):
-    spoil, says = SPOILT[case]
-    theirs = authors_checkpoint('finetune')
-    path = write(tmp_path / 'theirs.pth', theirs | {'model': spoil(theirs['model']), 'args': argparse.Namespace()})
-    refusal(lambda: convert(path, '--out', tmp_path / 'ours.pth'), path, says)
-    assert os.listdir(tmp_path) == ['theirs.pth']
+    spoil, parts = SPOILT[case]
+    original = authors_checkpoint('finetune')
+    original |= {'model': spoil(original['model']), 'args': argparse.Namespace()}
+    path = write(tmp_path / 'original.pth', original)
+    refusal(lambda: convert(path, '--out', tmp_path / 'converted.pth'), path, parts)
+    assert os.listdir(tmp_path) == ['original.pth']
 
 
-def told(**more):
-    theirs = authors_checkpoint('finetune')
-    args = vars(theirs['args'])
-    return theirs | {'args': argparse.Namespace(**args | more | {
+def with_args(**more):
+    original = authors_checkpoint('finetune')
+    args = vars(original['args'])
+    return original | {'args': argparse.Namespace(**args | more | {
         'model_args': args['model_args'] | more.get('model_args', {})})}
 
 
-@pytest.mark.parametrize('content, options, says', [
-    (told(model_args={'depth': 8}), [], ['depth is 2', '8 in its args']),
-    (told(num_frames='many'), [], ['num_frames is 16', "'many'"]),
-    (told(model_args={'num_heads': 5}), [], ['multiple of num_heads 5']),
-    (told(model_args={'num_heads': 'all'}), [], ['make no model']),
-    (told(lr='fast'), [], ['its args: lr', "'fast'"]),
-    (told(), ['--num_heads', '2'], ['num_heads 4', 'not 2']),
-    (told(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'not 60']),
-    (told(), ['--mask_ratio', '0.5'], ['--mask_ratio']),                 # none of fine-tuning
-    (told(), ['--onnx', 'x.onnx'], ['--authors needs --out']),
-    (told() | {'record': {}}, [], ['already a checkpoint']),
+@pytest.mark.parametrize('content, options, parts', [
+    (with_args(model_args={'depth': 8}), [], ['depth is 2', '8 in its args']),
+    (with_args(num_frames='many'), [], ['num_frames is 16', "'many'"]),
+    (with_args(model_args={'num_heads': 5}), [], ['multiple of num_heads 5']),
+    (with_args(model_args={'num_heads': 'all'}), [], ['make no model']),
+    (with_args(lr='fast'), [], ['its args: lr', "'fast'"]),
+    (with_args(), ['--num_heads', '2'], ['num_heads 4', 'not 2']),
+    (with_args(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'not 60']),
+    (with_args(), ['--mask_ratio', '0.5'], ['--mask_ratio']),                 # not an option of fine-tuning
+    (with_args(), ['--onnx', 'x.onnx'], ['--authors needs --out']),
+    (with_args() | {'record': {}}, [], ['already a checkpoint']),
     ({'model': {'a': torch.ones(1)}}, [], ['neither a decoder']),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
-def test_contradictions_are_refused_and_nothing_is_left(content, options, says, tmp_path):
-    path = write(tmp_path / 'theirs.pth', content)
-    refusal(lambda: convert(path, '--out', tmp_path / 'ours.pth', *options), *says)
-    assert os.listdir(tmp_path) == ['theirs.pth']
+def test_contradictions_are_refused_and_nothing_is_left(content, options, parts, tmp_path):
+    path = write(tmp_path / 'original.pth', content)
+    refusal(lambda: convert(path, '--out', tmp_path / 'converted.pth', *options), *parts)
+    assert os.listdir(tmp_path) == ['original.pth']

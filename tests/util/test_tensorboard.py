@@ -1,4 +1,4 @@
-"""What TensorBoard is told: pictures, gradient norm, throughput, settings with outcomes, features; at no price."""
+"""TensorBoard: pictures, gradient norm, throughput, hyperparameters, features; they change no weight."""
 
 
 import math
@@ -21,13 +21,13 @@ from tests.conftest import NUM_TEST, read_result, read_weights
 from tools.drawing import pictures
 
 
-def told(folder: Path) -> EventAccumulator:
+def read_events(folder: Path) -> EventAccumulator:
     """Everything TensorBoard reads in one run's folder."""
     return EventAccumulator(str(folder), size_guidance={'scalars': 0, 'images': 0}).Reload()
 
 
 def scalars(folder: Path, tag: str) -> dict[int, float]:
-    return {event.step: event.value for event in told(folder).Scalars(tag)}
+    return {event.step: event.value for event in read_events(folder).Scalars(tag)}
 
 
 @pytest.fixture(scope='module')
@@ -46,10 +46,10 @@ def test_pictures_are_logged_and_change_no_weight(kinect, tmp_path):
     main_pretrain.main([*kinect, '--epochs', '3', '--output_dir', str(tmp_path / 'without')])
     one, other = read_weights(tmp_path / 'with'), read_weights(tmp_path / 'without')
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    drawn = told(tmp_path / 'with').Images('pictures/clip')
+    drawn = read_events(tmp_path / 'with').Images('pictures/clip')
     assert [image.step for image in drawn] == [4, 6], 'every second epoch, and after the last one'
     assert drawn[0].width == pictures.WIDTH * pictures.DPI and drawn[0].encoded_image_string[1:4] == b'PNG'
-    assert not told(tmp_path / 'without').Tags()['images']
+    assert not read_events(tmp_path / 'without').Tags()['images']
     assert len(list((tmp_path / 'with').glob('events.*'))) == len(list((tmp_path / 'without').glob('events.*')))
 
 
@@ -76,21 +76,21 @@ def test_the_gradient_norm_is_that_of_the_step_before_clipping(clipped, tiny_pre
     for tag in ('train/loss', 'train/lr', 'train/clips_per_s'):
         assert list(scalars(tmp_path, tag)) == list(logged), tag
     assert min(scalars(tmp_path, 'train/clips_per_s').values()) > 0
-    assert {'epoch/train_loss', 'epoch/clips_per_s', 'epoch/lr'} <= set(told(tmp_path).Tags()['scalars'])
+    assert {'epoch/train_loss', 'epoch/clips_per_s', 'epoch/lr'} <= set(read_events(tmp_path).Tags()['scalars'])
 
 
 def test_settings_and_outcome_belong_to_the_run_itself(tiny, tmp_path):
     main_linprobe.main([*tiny, '--random_encoder', '--seed', '3', '--output_dir', str(tmp_path)])
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], 'no second run beside it'
-    result, held = read_result(tmp_path), told(tmp_path)
-    content = held.summary_metadata['_hparams_/session_start_info'].plugin_data.content
+    result, events = read_result(tmp_path), read_events(tmp_path)
+    content = events.summary_metadata['_hparams_/session_start_info'].plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings['lr'].number_value == 1e-3 and settings['seed'].number_value == 3
     assert settings['protocol'].string_value == 'linprobe' and settings['method'].string_value == 'random encoder'
     assert not {'output_dir', 'log_dir', 'config', 'num_workers'} & set(settings)
     for name, value in (('test_top1', result['last']['top1']), ('train_loss', result['train_loss'])):
         assert scalars(tmp_path, f'outcome/{name}') == {10: pytest.approx(value, rel=1e-5)}
-        content = held.summary_metadata['_hparams_/experiment'].plugin_data.content
+        content = events.summary_metadata['_hparams_/experiment'].plugin_data.content
         assert f'outcome/{name}' in {info.name.tag for info in
                                      HParamsPluginData.FromString(content).experiment.metric_infos}
 
@@ -108,9 +108,9 @@ def test_the_projector_reads_the_test_clips_features(stage, tiny, tmp_path):
     shown = np.loadtxt(tmp_path / config.tensor_path, delimiter='\t')
     labels = [line.split('\t') for line in (tmp_path / config.metadata_path).read_text().splitlines()]
     assert shown.shape == (7, 16) and labels[0] == ['class', 'clip'] and len(labels) == 8
-    with np.load(tmp_path / 'features.npz') as held:
-        assert len(held['label_test']) == NUM_TEST
+    with np.load(tmp_path / 'features.npz') as events:
+        assert len(events['label_test']) == NUM_TEST
         for row, (action, name) in zip(shown, labels[1:], strict=True):
-            own = int(np.flatnonzero(held['name_test'] == name)[0])
-            np.testing.assert_allclose(row, held['features_test'][own], rtol=1e-5)
-            assert action == f'class {held["label_test"][own]}'
+            own = int(np.flatnonzero(events['name_test'] == name)[0])
+            np.testing.assert_allclose(row, events['features_test'][own], rtol=1e-5)
+            assert action == f'class {events["label_test"][own]}'
