@@ -75,6 +75,7 @@ def encode(model: SkeletonEncoder, precision: Precision, graphs: GraphRecorder, 
 
 def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Tensor, distinct: torch.Tensor,
                   inverse: torch.Tensor) -> torch.Tensor:
+    """Compute features as in `encode`: tensors only, so that the work can be captured as a graph."""
     with precision.autocast():
         return model.features(clips, (distinct, inverse))
 
