@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Train `trainer.model`, an ActionTransformer, to the end of the epoch; returns the means that main logs."""
     args, model, clip_maker, graphs = trainer.args, trainer.model, trainer.clips, trainer.graphs
+    backward = graphs.capture(forward_backward, trainer, model)
     update = graphs.capture(update_weights, trainer)
-    backward = graphs.capture(forward_backward, trainer)
     model.train()
     for step, batches in trainer.steps(epoch):
         lr = learning_rate(epoch + step / trainer.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,
@@ -38,7 +38,8 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
         for batch in batches:
             clips = clip_maker.train_view(batch, epoch, step)                       # (N, C, T, V, M)
             if model.frozen:
-                add_gradients(trainer, model.head, encode(model, trainer.precision, graphs, clips, batch), batch.label)
+                features = encode(model, trainer.precision, graphs, clips, batch)   # (N, M, P, V, D)
+                forward_backward(trainer, model.head, features, batch.label)
             else:
                 backward(clips, batch.label)
         grad_norm = update()
@@ -49,13 +50,11 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     return trainer.epoch_means(epoch)
 
 
-def forward_backward(trainer: Trainer, clips: torch.Tensor, label: torch.Tensor) -> None:
-    """Add the gradients of a micro-batch of clips (N, C, T, V, M) with labels (N,)."""
-    add_gradients(trainer, trainer.model, clips, label)
+def forward_backward(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, label: torch.Tensor) -> None:
+    """Add the gradients of a micro-batch with labels (N,): clips for a whole model, features for a head alone.
 
-
-def add_gradients(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, label: torch.Tensor) -> None:
-    """Add the gradients of a model or a head. The loss stays on the device: nothing waits for it."""
+    The loss stays on the device: nothing waits for it.
+    """
     with trainer.precision.autocast():
         logits = model(inputs)                                                      # (N, classes)
     loss = F.cross_entropy(logits.float(), label, label_smoothing=trainer.args.smoothing) / trainer.args.accum_iter
@@ -76,6 +75,7 @@ def encode(model: SkeletonEncoder, precision: Precision, graphs: GraphRecorder, 
 
 def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Tensor, distinct: torch.Tensor,
                   inverse: torch.Tensor) -> torch.Tensor:
+    """Compute features as in `encode`: tensors only, so that the work can be captured as a graph."""
     with precision.autocast():
         return model.features(clips, (distinct, inverse))
 

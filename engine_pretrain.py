@@ -15,7 +15,8 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Train `trainer.model`, a MAMP, to the end of the epoch; returns the means that main logs."""
     args, clip_maker = trainer.args, trainer.clips
     num_tokens = args.num_frames // args.t_patch_size * args.num_joints
-    backward, update = (trainer.graphs.capture(function, trainer) for function in (forward_backward, update_weights))
+    backward = trainer.graphs.capture(forward_backward, trainer)
+    update = trainer.graphs.capture(update_weights, trainer)
     trainer.model.train()
     for step, batches in trainer.steps(epoch):
         lr = learning_rate(epoch + step / trainer.steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs,

@@ -18,6 +18,7 @@ from feeder.dataset import EvalBatches, SkeletonDataset
 from feeder.layouts import check_same_joints, checkpoint_layout
 from feeder.loader import BatchLoader
 from feeder.subset import open_splits
+from main_pretrain import draw_pictures
 from model_transformer import ActionTransformer
 from util.attention import select_attention
 from util.capture import NO_GRAPHS, GraphRecorder
@@ -93,13 +94,6 @@ def check_batch_norm(args: argparse.Namespace, world: World) -> None:
     if args.batch_size < 2 and not args.eval and not (args.sync_batchnorm and world.size > 1):
         raise UserError('--batch_size 1: the BatchNorm of the head needs 2 or more clips per process; give a larger '
                         'batch size')
-
-
-def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.ndarray]:
-    """Pictures of a clip and its attention, for TensorBoard."""
-    from tools.drawing.pictures import make_training_pictures  # imported here, as matplotlib loads slowly
-    return make_training_pictures(trainer.model, trainer.clips, dataset, trainer.args,
-                                  trainer.data['class_names'])
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,

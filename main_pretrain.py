@@ -23,14 +23,14 @@ from util.weights import create_model
 
 
 def method_name(args: argparse.Namespace) -> str:
-    """Name of the pre-training method in tables; combinations that were not published are named by their settings."""
+    """Return the name of the pre-training method in tables."""
     names = {('motion', True): 'MAMP', ('motion', False): 'MAMP, random mask', ('joint', False): 'MAE',
              ('joint', True): 'MAE, motion-aware mask'}
     return names[args.target, args.motion_aware_tau > 0]
 
 
 def draw_pictures(trainer: Trainer, dataset: SkeletonDataset) -> dict[str, np.ndarray]:
-    """Pictures of a training clip, its mask and the prediction, for TensorBoard."""
+    """Draw a clip with its motion and attention, and in pre-training its mask and prediction, for TensorBoard."""
     from tools.drawing.pictures import make_training_pictures  # imported here, as matplotlib loads slowly
     return make_training_pictures(trainer.model, trainer.clips, dataset, trainer.args,
                                   trainer.data['class_names'])

@@ -86,20 +86,22 @@ class MAMP(SkeletonEncoder):
 
     def forward(self, x: torch.Tensor, mask_ratio: float = 0.9, motion_stride: int = 1,
                 motion_aware_tau: float = 0.8, uniform: torch.Tensor | None = None,
-                weight: torch.Tensor | None = None):
-        """Clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L) with 1 = masked.
+                weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predict the masked tokens of clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L), 1 = masked.
 
         `uniform` (B, L) replaces the one random draw of the mask. Mask, target and loss are fp32 under any autocast.
         `weight` (B,) is 1 for bodies that count in the loss and 0 for those that pad a batch.
         """
-        bodies = self.fold_bodies(x)
+        bodies = self.fold_bodies(x)                                                            # (B, T, V, C)
         ids_keep, ids_restore, mask = self.draw_mask(bodies, mask_ratio, motion_aware_tau, uniform)
-        latent = self.forward_encoder(bodies, ids_keep)
-        pred = self.forward_decoder(latent, ids_restore)
-        loss = self.forward_loss(bodies, pred, mask if weight is None else mask * weight[:, None], motion_stride)
+        latent = self.forward_encoder(bodies, ids_keep)                                         # (B, K, D)
+        pred = self.forward_decoder(latent, ids_restore)                                        # (B, L, u·C)
+        counted = mask if weight is None else mask * weight[:, None]                            # (B, L)
+        loss = self.forward_loss(bodies, pred, counted, motion_stride)
         return loss, pred, mask
 
-    def draw_mask(self, bodies: torch.Tensor, mask_ratio: float, tau: float, uniform: torch.Tensor | None = None):
+    def draw_mask(self, bodies: torch.Tensor, mask_ratio: float, tau: float,
+                  uniform: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw the motion-aware mask of bodies (B, T, V, C) (paper, section 3.3).
 
         Returns ids_keep (B, K) visible tokens, ids_restore (B, L) the place of each token among visible, then masked
@@ -111,8 +113,8 @@ class MAMP(SkeletonEncoder):
             uniform = torch.rand(len(bodies), num_tokens, device=bodies.device)
         with torch.autocast(bodies.device.type, enabled=False):
             intensity = motion_intensity(patchify(bodies.float(), self.t_patch_size))
-            order = masking_order(intensity, tau, uniform)
-        ids_keep = order[:, :num_keep]
+            order = masking_order(intensity, tau, uniform)                                      # (B, L)
+        ids_keep = order[:, :num_keep]                                                          # (B, K)
         mask = torch.ones(order.shape, device=order.device).scatter_(1, ids_keep, 0.)
         return ids_keep, order.argsort(dim=1), mask
 
@@ -126,7 +128,7 @@ class MAMP(SkeletonEncoder):
         visible = self.decoder_embed(latent)                                                    # (B, K, D')
         masked = self.mask_token.to(visible.dtype).expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
         tokens = torch.cat([visible, masked], dim=1)                                            # (B, L, D')
-        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[2]))
+        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[2]))       # each in its place
         tokens = tokens + (self.decoder_pos_embed + self.decoder_temp_embed).flatten(1, 2)
         for block in self.decoder_blocks:
             tokens = block(tokens)
@@ -142,5 +144,6 @@ class MAMP(SkeletonEncoder):
                      motion_stride: int) -> torch.Tensor:
         """Mean squared error over the masked tokens of the whole batch (paper, section 3.4)."""
         with torch.autocast(bodies.device.type, enabled=False):
-            error = (pred.float() - self.prediction_target(bodies.float(), motion_stride)).square().mean(dim=-1)
+            target = self.prediction_target(bodies.float(), motion_stride)                      # (B, L, u·C)
+            error = (pred.float() - target).square().mean(dim=-1)                               # (B, L)
             return (error * mask).sum() / mask.sum()

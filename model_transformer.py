@@ -41,7 +41,7 @@ class JointsEmbed(nn.Module):
         self.proj = nn.Conv2d(dim_in, dim_feat, kernel_size=(t_patch_size, 1), stride=(t_patch_size, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, V, C) -> (B, P, V, D)"""
+        """Embed bodies (B, T, V, C) -> (B, P, V, D)."""
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -90,14 +90,14 @@ class SkeletonEncoder(nn.Module):
         return self.norm(tokens)
 
     def attention(self, bodies: torch.Tensor, block: int) -> torch.Tensor:
-        """Attention weights of block number `block`, (B, T, V, C) -> (B, heads, L, L); rows sum to 1."""
+        """Compute the attention weights in block `block`, (B, T, V, C) -> (B, heads, L, L); rows sum to 1."""
         tokens = self.embed(bodies)
         for earlier in self.blocks[:block]:
             tokens = earlier(tokens)
         return self.blocks[block].attn.weights(self.blocks[block].norm1(tokens))
 
     def features(self, x: torch.Tensor, distinct: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        """Clips (N, C, T, V, M) -> features (N, M, P, V, D)
+        """Encode all tokens of clips (N, C, T, V, M) -> features (N, M, P, V, D).
 
         `distinct` (see feeder/dataset.py) holds the bodies to encode (B',), indices into B, and for each body its
         place among them (B,): where nothing is random, equal bodies have equal features and are encoded once.
@@ -121,7 +121,7 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.fc[1].bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, M, P, V, D) -> (N, classes)"""
+        """Classify features (N, M, P, V, D) -> logits (N, classes)."""
         return self.fc(features.mean(dim=(1, 2, 3)))
 
 
@@ -137,7 +137,7 @@ class FinetuneHead(nn.Module):
         self.apply(init_linear)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, M, P, V, D) -> (N, classes)"""
+        """Classify features (N, M, P, V, D) -> logits (N, classes)."""
         per_joint = self.dropout(features).mean(dim=2).flatten(2)          # (N, M, V·D)
         return self.fc2(self.bn(self.fc1(per_joint.mean(dim=1))).relu())
 
@@ -171,5 +171,5 @@ class ActionTransformer(SkeletonEncoder):
         return self
 
     def forward(self, x: torch.Tensor, distinct: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        """Clips (N, C, T, V, M) -> logits (N, classes); `distinct` as in `features`."""
+        """Classify clips (N, C, T, V, M) -> logits (N, classes); `distinct` as in `features`."""
         return self.head(self.features(x, distinct))

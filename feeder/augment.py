@@ -71,4 +71,5 @@ class ClipMaker:
         return self.uniform(batch, epoch, step, MASK, num_bodies * num_tokens).view(-1, num_tokens)
 
     def uniform(self, batch: Batch, epoch: int, step: int, use: int, size: int) -> torch.Tensor:
+        """Return random numbers (B, size) in [0, 1) for one use in a step, a function of each clip's position."""
         return uniform(derive_seed(self.seed, epoch, step, use), batch.position, size)

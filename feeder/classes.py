@@ -27,16 +27,11 @@ def find_class_names(benchmark: str | None, num_classes: int | None) -> list[str
     by the number of classes. None too if the dataset has another number of classes, as labels may have been renumbered;
     `num_classes` None stands for the right one.
     """
-    name, count = DATASETS.get(set_of(benchmark, num_classes), (None, None))
+    prefix = next((prefix for prefix in DATASETS if (benchmark or '').lower().startswith(prefix)), None)
+    name, count = DATASETS.get(prefix or BY_NUMBER.get(num_classes), (None, None))
     if name is None or num_classes not in (None, count):
         return None
     return _read_lists()[name][:count]
-
-
-def set_of(benchmark: str | None, num_classes: int | None) -> str | None:
-    """Return the key in DATASETS of a benchmark, identified as in `find_class_names`, or None."""
-    prefix = next((prefix for prefix in DATASETS if (benchmark or '').lower().startswith(prefix)), None)
-    return prefix or BY_NUMBER.get(num_classes)
 
 
 def metadata_path(data_path: str | Path) -> Path:

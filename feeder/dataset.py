@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     A model in eval mode encodes the bodies `distinct` and takes rows `inverse` of the result: equal bodies have equal
     features. Bodies count as equal if they are in all valid frames, hence in every view and stream; bodies made equal
-    by the crop alone are not noticed. The sizes of all fields are known without waiting for the device.
+    by the crop alone are encoded one by one. The sizes of all fields are known without waiting for the device.
     """
 
     frames: torch.Tensor        # (F, M, V, C) float32; may hold frames of other clips too
@@ -127,7 +127,7 @@ class SkeletonDataset:
 
     @property
     def digest(self) -> str:
-        """Number of clips, and a checksum of labels and names; differs between splits of different clips."""
+        """Number of clips and a checksum of labels and names, to notice that a split has changed."""
         crc = zlib.crc32(self.label.numpy().tobytes())
         with suppress(UserError):       # of invalid names; commands that need names report them
             crc = zlib.crc32('\n'.join(self.names).encode(errors='surrogatepass'), crc)

@@ -23,8 +23,6 @@ from util.files import read_yaml
 
 log = logging.getLogger(__name__)
 
-MOST_JOINTS = 1000      # whole-body annotations have 133
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -133,8 +131,8 @@ def make_layout(name, joints, source: str) -> Layout:
 
     Raises UserError, which begins with `source`, unless names are unique texts and the joints form one tree.
     """
-    if not isinstance(joints, Mapping) or not 1 <= len(joints) <= MOST_JOINTS:
-        raise UserError(f'{source}: joints is not a map of 1 to {MOST_JOINTS} joints to their parents')
+    if not isinstance(joints, Mapping) or not joints:
+        raise UserError(f'{source}: joints is not a map of joints to their parents')
     for text in (name, *joints):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
             raise UserError(f'{source}: the name {quote(text)} is not a text; put it in quotes')

@@ -37,18 +37,15 @@ def novel_classes(num_classes: int, every: int) -> np.ndarray:
 
 def without_novel(label: np.ndarray, num_classes: int, every: int) -> np.ndarray:
     """Return the rows of (N,) labels whose class is not novel; all rows if `every` is 0."""
-    if not every:
-        return np.arange(len(label))
-    rows = np.flatnonzero(~np.isin(label, novel_classes(num_classes, every)))
-    if not len(rows):
-        raise UserError(f'--novel_every {every} leaves no clip of another class; give a larger number')
-    return rows
+    novel = novel_classes(num_classes, every) if every else ()
+    return np.flatnonzero(~np.isin(label, novel))
 
 
 def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonDataset]:
     """Open the training and test split, reduced by --novel_every and --label_fraction; fills in --num_classes.
 
-    Raises UserError if the splits contradict the settings or each other, or no training clip is left.
+    Raises UserError if the splits contradict the settings or each other, or no training clip is left. No test clip may
+    be left, as in the one-shot file of NTU RGB+D 120, whose test split has novel classes only.
     """
     train, test = (SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test'))
     if train.num_classes != test.num_classes or train.num_classes < 2:

@@ -38,6 +38,14 @@ def weights(golden: dict) -> dict[str, torch.Tensor]:
             if key.startswith('weight/')}
 
 
+def load_weights(model: nn.Module, golden: dict, seed: int) -> None:
+    """Load the weights of a golden file strictly, or fill them in if it stores none."""
+    if stored := weights(golden):
+        model.load_state_dict(stored)
+    else:
+        fill_weights(model, seed)
+
+
 def fill_weights(model: nn.Module, seed: int) -> None:
     """Fill in the weights of golden files that store none: small normal numbers, one stream a key, norms around 1."""
     state = model.state_dict()

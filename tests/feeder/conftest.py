@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from data.dataset_file import one_hot, write_npz
 
+ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 V, M, T = 5, 2, 12      # joints, bodies and frames of these files
 
 

@@ -5,16 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.dataset_file import write_npz
 from feeder.augment import ClipMaker
 from feeder.dataset import Batch, EvalBatches, SkeletonDataset, TrainBatches, pack_clips
 from tests.conftest import refusal
-from tests.feeder.conftest import M, T, V, make_members, split_clips, write_splits
-
-ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+from tests.feeder.conftest import ANY, M, T, V, make_members, split_clips, write_splits
 
 
 def whole(dataset):
@@ -43,12 +41,6 @@ def test_rows_are_body_major_then_joint_then_coordinate(path):
         for body, joint, axis in itertools.product(range(M), range(V), range(3)):
             column = row[:len(clip), (body * V + joint) * 3 + axis]
             np.testing.assert_array_equal(clip[:, body, joint, axis], column)
-
-
-@pytest.mark.parametrize('num_joints, bodies', [(25, 2), (17, 3), (50, 1)])
-def test_the_number_of_bodies_follows_from_the_width(tmp_path, num_joints, bodies):
-    write_npz(tmp_path / 'f.npz', **make_members(width=num_joints * bodies * 3))
-    assert whole(SkeletonDataset(tmp_path / 'f.npz', 'test', num_joints)).frames.shape[1:] == (bodies, num_joints, 3)
 
 
 def test_gaps_and_all_zero_clips(tmp_path):

@@ -3,8 +3,6 @@
 import contextlib
 import gc
 import logging
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -12,15 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder import loader as loader_module
 from feeder.augment import ClipMaker
 from feeder.dataset import EvalBatches, SkeletonDataset, TrainBatches
 from feeder.loader import BatchLoader, PackedDataset
-from tests.conftest import ROOT, refusal
-from tests.feeder.conftest import M, V, split_clips, write_splits
+from tests.conftest import refusal
+from tests.feeder.conftest import ANY, M, V, split_clips, write_splits
 
 CPU = torch.device('cpu')
 T, CLIPS = 90, 23
@@ -134,17 +132,6 @@ def test_threads_end_when_the_reader_stops_early(dataset, how):
     assert sum(len(batch.index) for batch in loader) == 400
 
 
-def test_a_process_that_is_interrupted_while_threads_read_ends(path):
-    code = ('import os, signal, sys, torch; from feeder.dataset import EvalBatches, SkeletonDataset; '
-            'from feeder.loader import BatchLoader\n'
-            f'data = SkeletonDataset(sys.argv[1], "train", {V})\n'
-            'for _ in BatchLoader(data, EvalBatches(list(range(20)) * 50, 2, 0, 1), torch.device("cpu"), 2):\n'
-            '    os.kill(os.getpid(), signal.SIGINT)')
-    done = subprocess.run([sys.executable, '-c', code, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          check=False)
-    assert done.returncode != 0 and done.stderr.rstrip().endswith('KeyboardInterrupt')
-
-
 def test_a_batch_is_in_use_while_the_next_is_copied_on_another_stream(monkeypatch, dataset):
     events, read = [], SkeletonDataset.__getitem__
 
@@ -196,7 +183,6 @@ def test_splits_that_cannot_be_packed(monkeypatch, dataset, tmp_path):
     damaged = SkeletonDataset(write_clips(tmp_path / 'f.npz', clip9=np.inf), 'train', V)
     refusal(lambda: BatchLoader(damaged, EVAL_BATCHES, CPU, on_device=True), 'clip 9 of x_train')
     size = f'{PackedDataset(dataset, CPU).frames.nbytes / 1e9:.2f} GB'
-    refusal(lambda: loader_module._allocate((1 << 42, M, V, 3), CPU, 'x_train'), 'x_train', '527765.58 GB')
 
     def out_of_memory(*shape, **kind):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.93 GiB.\nAnd a page of advice.')
@@ -232,7 +218,7 @@ def read_epoch(path, size, accum, world, threads, seed, history, epoch, first_st
     return seen
 
 
-@settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(ANY, max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.sampled_from([0, 0, 1, 2]), st.integers(0, 2**31),
        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=2), st.integers(0, 9), st.integers(0, 1))
 def test_clips_depend_on_seed_and_epoch_only(path, size, accum, world, threads, seed, history, epoch, first_step):

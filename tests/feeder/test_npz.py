@@ -10,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 from data.dataset_file import write_npz
 from feeder.npz import open_member, open_npy
 from tests.conftest import ROOT, refusal
-from tests.feeder.conftest import make_members
+from tests.feeder.conftest import ANY, make_members
 from util.errors import UserError
 
-ANY = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -167,7 +166,7 @@ def intact(tmp_path_factory):
     return folder / 'f.npz', [(folder / f'{name}.npz').read_bytes() for name in ('stored', 'compressed')]
 
 
-@ANY
+@settings(ANY, max_examples=60)
 @given(share=st.floats(0, 1, exclude_max=True), compressed=st.booleans())
 @example(share=0., compressed=False)
 @example(share=1 - 1e-9, compressed=False)
@@ -178,7 +177,7 @@ def test_truncated_anywhere(intact, share, compressed):
     refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
 
 
-@ANY
+@settings(ANY, max_examples=60)
 @given(begin=st.floats(0, 1, exclude_max=True), lost=st.integers(1, 3000), compressed=st.booleans())
 def test_bytes_lost_in_the_middle_never_give_other_numbers(intact, begin, lost, compressed):
     path, contents = intact

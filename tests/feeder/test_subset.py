@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import main_finetune
+from data.dataset_file import one_hot, write_npz
 from feeder.dataset import SkeletonDataset
 from feeder.subset import draw_labelled, novel_classes, without_novel
 from tests.conftest import read_result, refusal
@@ -48,7 +49,7 @@ def test_novel_classes_are_the_published_ones():
         'A085', 'A091', 'A097', 'A103', 'A109', 'A115']
     assert (without_novel(LABEL, 4, 2) == [*range(50, 80), *range(97, 100)]).all()
     assert (without_novel(LABEL, 4, 0) == np.arange(100)).all()
-    refusal(lambda: without_novel(LABEL, 4, 1), '--novel_every 1')
+    assert len(without_novel(LABEL, 4, 1)) == 0
 
 
 def test_semi_supervised_training(tiny, tiny_npz, tmp_path):
@@ -69,6 +70,20 @@ def test_training_without_novel_classes(tiny, tiny_npz, tmp_path):
     assert result['labels'] is None and result['last']['samples'] == (test == 1).sum() == len(scores['name'])
     assert (scores['label'] == 1).all() and scores['scores'].shape[1] == 3
     assert not (tmp_path / 'labelled.txt').exists()
+
+
+def test_auxiliary_training_where_all_test_classes_are_novel(tiny, tiny_npz, tmp_path):
+    """As in the one-shot file of NTU RGB+D 120: nothing is left to evaluate on. No training clip left is an error."""
+    members = dict(np.load(tiny_npz))
+    for split, labels in (('train', [1]), ('test', [0, 2])):
+        members[f'y_{split}'] = one_hot(np.resize(labels, len(members[f'x_{split}'])), 3)
+    write_npz(tmp_path / 'oneshot.npz', **members)
+    options = [*tiny, '--data_path', str(tmp_path / 'oneshot.npz'), '--novel_every', '2', '--output_dir']
+    main_finetune.main([*options, str(tmp_path / 'run'), '--save_scores'])
+    assert read_result(tmp_path / 'run')['last'] is None and not (tmp_path / 'run/scores.npz').exists()
+    members['y_train'][:] = one_hot(np.zeros(len(members['y_train']), dtype=int), 3)
+    write_npz(tmp_path / 'oneshot.npz', **members)
+    refusal(lambda: main_finetune.main([*options, str(tmp_path / 'none')]), 'oneshot.npz', 'no training clip')
 
 
 def test_a_run_stopped_in_an_epoch_continues_with_the_same_clips_only(tiny, tmp_path, monkeypatch):

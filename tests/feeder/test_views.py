@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder import transforms
 from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset, pack_clips
 from feeder.layouts import default_layout
-from tests.feeder.conftest import M, V, write_splits
+from tests.feeder.conftest import ANY, M, V, write_splits
 from tests.golden_numbers import load
 
-ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**31)
 ATOL = 1e-5
 BELOW_ONE = 1 - 2**-24      # the largest random number there is

@@ -38,10 +38,7 @@ def test_loss_prediction_mask_and_gradients_are_the_golden_ones(name):
     config = dict(golden['config'])
     seed, *settings = (config.pop(key) for key in ('seed', 'mask_ratio', 'motion_stride', 'motion_aware_tau'))
     model = MAMP(**config)
-    if weights := golden_numbers.weights(golden):
-        model.load_state_dict(weights)                                              # strict
-    else:
-        golden_numbers.fill_weights(model, seed)
+    golden_numbers.load_weights(model, golden, seed)
     x = torch.from_numpy(golden['x'])
     loss, pred, mask = model(x, *settings, torch.from_numpy(golden['uniform']))
     loss.backward()

@@ -26,10 +26,7 @@ def test_logits_are_the_golden_ones(name):
     config = dict(golden['config'])
     seed = config.pop('seed')
     model = ActionTransformer(**config)
-    if weights := golden_numbers.weights(golden):
-        model.load_state_dict(weights)
-    else:
-        golden_numbers.fill_weights(model, seed)
+    golden_numbers.load_weights(model, golden, seed)
     with torch.no_grad():
         logits = model.eval()(torch.from_numpy(golden['x']))
     np.testing.assert_allclose(logits.numpy(), golden['logits'], rtol=0, atol=ACTIVATION_ATOL)

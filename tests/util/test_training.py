@@ -116,7 +116,7 @@ def test_loss_and_accumulated_gradients_of_a_classifier_are_those_of_the_whole_b
                                   precision=Precision('fp32', torch.device('cpu')))
         model.zero_grad()
         for batch in zip(clips.chunk(accum_iter), label.chunk(accum_iter), strict=True):
-            engine_finetune.forward_backward(trainer, *batch)
+            engine_finetune.forward_backward(trainer, trainer.model, *batch)
         outcomes.append([trainer.loss_sum, *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(*outcomes)
     log_probability = model(clips).log_softmax(dim=1)
