@@ -7,9 +7,9 @@ capture as well, on CPUs and with --compile off:
     backward = recorder.capture(forward_backward, trainer)      # what varies from call to call are tensors
     backward(clips, uniform)                # the first calls run eagerly, later ones replay the graph
 
-A captured function must do the same work in each call: its arguments are tensors, it changes only tensors that exist
-before (weights, gradients, optimiser state, sums) and changes them in place, and it never waits for the GPU. Numbers
-that vary from step to step, such as the learning rate, must be tensors (see `make_capturable`). Random numbers are
+A captured function must do the same work in each call: it changes only tensors that exist before the call (weights,
+gradients, optimiser state, sums), changes them in place, and never synchronizes with the GPU. Numbers that vary from
+step to step, such as the learning rate, must be tensors (see `make_capturable`). Random numbers are
 drawn anew at each replay, from the generator state that `torch.manual_seed` has set, as they are without capture.
 """
 
@@ -55,7 +55,7 @@ class GraphRecorder:
             self.captured[key] = CapturedFunction(partial(function, *fixed), self)
         return self.captured[key]
 
-    def run(self, function: Callable, inputs: tuple[torch.Tensor, ...]):
+    def run(self, function: Callable, inputs: tuple):
         """Call `function` eagerly, on the stream that captures it later, as PyTorch requires of a warm-up."""
         if self.device.type != 'cuda':
             return function(*inputs)
@@ -66,8 +66,11 @@ class GraphRecorder:
         current.wait_stream(self.stream)
         return outputs
 
-    def record(self, function: Callable, buffers: tuple[torch.Tensor, ...]) -> Graph:
-        """Record the work of `function` without doing it. Raises UserError for work that waits for the GPU."""
+    def record(self, function: Callable, buffers: tuple) -> Graph:
+        """Capture the kernels that `function` launches, without executing them; `buffers` are its arguments.
+
+        Raises UserError if `function` synchronizes with the GPU.
+        """
         graph = torch.cuda.CUDAGraph()
         try:    # thread_local: other threads may allocate pinned memory for batches meanwhile
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
@@ -84,28 +87,30 @@ NO_GRAPHS = GraphRecorder(torch.device('cpu'), enabled=False)
 
 
 class CapturedFunction:
-    """A function of tensors that replays a graph of its work, one for each combination of argument shapes.
+    """A function that replays a graph of its work, one for each combination of argument shapes and other arguments.
 
-    The first WARMUP calls with new shapes run eagerly, and so do all calls with further shapes after MAX_GRAPHS.
-    Warm-up and capture use the same input buffers: with other strides, a compiled function would compile again in the
-    capture.
+    Tensors are copied into the buffers of the graph. Other arguments are fixed in it: each new value, such as a new
+    mask ratio, is captured anew. The first WARMUP calls of a combination run eagerly, and so do all calls of further
+    combinations once there are MAX_GRAPHS graphs. Warm-up and capture use the same input buffers: with other strides,
+    a compiled function would compile again in the capture.
     """
 
     def __init__(self, function: Callable, recorder: GraphRecorder):
         self.function, self.recorder = function, recorder
         self.graphs: dict[tuple, Graph] = {}
-        self.buffers: dict[tuple, tuple[torch.Tensor, ...]] = {}
+        self.buffers: dict[tuple, tuple] = {}
         self.calls = Counter()
 
-    def __call__(self, *inputs: torch.Tensor):
-        key = tuple((value.shape, value.dtype) for value in inputs)
+    def __call__(self, *inputs):
+        key = tuple((value.shape, value.dtype) if torch.is_tensor(value) else value for value in inputs)
         if key not in self.graphs and len(self.graphs) == MAX_GRAPHS:
             return self.recorder.run(self.function, inputs)
         if key not in self.buffers:
             self.buffers[key] = tuple(torch.empty_like(value, memory_format=torch.contiguous_format)
-                                      for value in inputs)
+                                      if torch.is_tensor(value) else value for value in inputs)
         for buffer, value in zip(self.buffers[key], inputs, strict=True):
-            buffer.copy_(value, non_blocking=True)
+            if torch.is_tensor(value):
+                buffer.copy_(value, non_blocking=True)
         self.calls[key] += 1
         if self.calls[key] <= WARMUP:
             return self.recorder.run(self.function, self.buffers[key])

@@ -14,12 +14,12 @@ from data.formats.bvh import read_bvh
 from data.formats.pyskl import read_pickle
 from data.formats.recording import valid_frames
 from feeder.dataset import SkeletonDataset
-from feeder.layouts import LAYOUTS, Layout, make_layout
+from feeder.layouts import Layout, make_layout, read_layout
 from tests.conftest import ROOT, refusal
 from util.errors import UserError
 
 GOLDEN = ROOT / 'tests/golden'
-V2, V1, COCO = LAYOUTS
+V2, V1, COCO = map(read_layout, ('kinect-v2', 'kinect-v1', 'coco-17'))
 
 
 def unpack(name, folder):
