@@ -1,4 +1,4 @@
-"""Classification, fine-tuning and linear probe alike: one training epoch, evaluation, predictions.
+"""One epoch of classification, for fine-tuning and the linear probe: training, evaluation, predictions.
 
 Axis letters as in model_transformer.py.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
-    """Train `trainer.model`, an ActionTransformer, to the end of the epoch; returns the means that main logs."""
+    """Train `trainer.model`, an ActionTransformer, to the end of the epoch; returns the averages that main logs."""
     args, model, clip_maker, graphs = trainer.args, trainer.model, trainer.clips, trainer.graphs
     backward = graphs.capture(forward_backward, trainer, model)
     update = graphs.capture(update_weights, trainer)
@@ -51,9 +51,9 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
 
 
 def forward_backward(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, label: torch.Tensor) -> None:
-    """Add the gradients of a micro-batch with labels (N,): clips for a whole model, features for a head alone.
+    """Add the gradients of a micro-batch with labels (N,): of a whole model for clips, of a head for features.
 
-    The loss stays on the device: nothing waits for it.
+    The loss stays on the device, so that the host does not synchronize with it.
     """
     with trainer.precision.autocast():
         logits = model(inputs)                                                      # (N, classes)
@@ -65,9 +65,10 @@ def forward_backward(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, l
 @torch.no_grad()
 def encode(model: SkeletonEncoder, precision: Precision, graphs: GraphRecorder, clips: torch.Tensor,
            batch: Batch) -> torch.Tensor:
-    """Features (N, M, P, V, D) of clips (N, C, T, V, M) with an encoder in eval mode; equal bodies are encoded once.
+    """Encode clips (N, C, T, V, M) into features (N, M, P, V, D); identical bodies are encoded only once.
 
-    With graphs, the number of bodies is padded to a multiple of 32, so that batches have few shapes.
+    The model must be in eval mode. If `graphs` is enabled, the number of bodies is padded to a multiple of 32 to limit
+    the number of shapes that are captured.
     """
     distinct = pad_rows(batch.distinct, -(-len(batch.distinct) // 32) * 32) if graphs.enabled else batch.distinct
     return graphs.capture(encode_bodies, model, precision)(clips, distinct, batch.inverse)
@@ -75,7 +76,7 @@ def encode(model: SkeletonEncoder, precision: Precision, graphs: GraphRecorder, 
 
 def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Tensor, distinct: torch.Tensor,
                   inverse: torch.Tensor) -> torch.Tensor:
-    """Compute features as in `encode`: tensors only, so that the work can be captured as a graph."""
+    """Encode clips as `encode` does, from tensors only, so that the work can be captured as a graph."""
     with precision.autocast():
         return model.features(clips, (distinct, inverse))
 
@@ -83,7 +84,10 @@ def encode_bodies(model: SkeletonEncoder, precision: Precision, clips: torch.Ten
 @torch.no_grad()
 def encode_split(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
                  graphs: GraphRecorder) -> Iterator[tuple[torch.Tensor, Batch]]:
-    """Yield float32 features (N, M, P, V, D) of each batch, and the batch; with graphs the last one is padded."""
+    """Yield the float32 features (N, M, P, V, D) of each batch, and the batch.
+
+    If `graphs` is enabled, the last batch is padded to full size.
+    """
     model.eval()
     size = 0
     for batch in batches:
@@ -98,21 +102,21 @@ def encode_split(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: C
 @torch.no_grad()
 def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
              world: World, graphs: GraphRecorder = NO_GRAPHS) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent, mean loss and number of samples of a split; every sample counts once."""
+    """Return top-1 and top-5 accuracy in percent, mean loss and number of samples; every sample counts once."""
     world.broadcast_buffers(model)
     counts = torch.zeros(4, dtype=torch.float64, device=world.device)
     for features, batch in encode_split(model, batches, clip_maker, precision, graphs):
-        counts += count_correct(model.head(features), batch.label)      # not in bf16, where logits would tie
+        counts += count_correct(model.head(features), batch.label)      # in fp32: in bf16 some logits would be equal
     return summarise(world.sum(counts))
 
 
 @torch.no_grad()
 def predict(model: SkeletonEncoder, batches: Iterable[Batch], clip_maker: ClipMaker, precision: Precision,
             world: World, num_clips: int, graphs: GraphRecorder = NO_GRAPHS) -> dict[str, np.ndarray]:
-    """Features and class probabilities of clips, in the order of their rows in the file.
+    """Return features and class probabilities of clips, in the order of their rows in the file.
 
-    Returns float32 'features' (num_clips, D), averaged over bodies, segments and joints, and, for a classifier,
-    'scores' (num_clips, classes); the same in every process.
+    The result has float32 'features' (num_clips, D), averaged over bodies, segments and joints, and for a classifier
+    'scores' (num_clips, classes). It is the same in every process.
     """
     widths = {'features': model.dim_feat}
     if isinstance(model, ActionTransformer):

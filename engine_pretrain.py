@@ -12,7 +12,7 @@ from util.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
-    """Train `trainer.model`, a MAMP, to the end of the epoch; returns the means that main logs."""
+    """Train `trainer.model`, a MAMP, to the end of the epoch; returns the averages that main logs."""
     args, clip_maker = trainer.args, trainer.clips
     num_tokens = args.num_frames // args.t_patch_size * args.num_joints
     backward = trainer.graphs.capture(forward_backward, trainer)
@@ -39,7 +39,10 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
 
 def forward_backward(trainer: Trainer, clips: torch.Tensor, uniform: torch.Tensor,
                      weight: torch.Tensor | None = None) -> None:
-    """Add the gradients of a micro-batch. The loss stays on the device: nothing waits for it."""
+    """Add the gradients of a micro-batch.
+
+    The loss stays on the device, so that the host does not synchronize with it.
+    """
     args = trainer.args
     with trainer.precision.autocast():
         loss, _, _ = trainer.model(clips, args.mask_ratio, args.motion_stride, args.motion_aware_tau, uniform, weight)
@@ -49,7 +52,7 @@ def forward_backward(trainer: Trainer, clips: torch.Tensor, uniform: torch.Tenso
 
 
 def update_weights(trainer: Trainer) -> torch.Tensor:
-    """Update all weights from their gradients over the whole effective batch; returns the gradient norm."""
+    """Update all weights from the gradients of the whole effective batch; returns the gradient norm."""
     trainer.world.average_gradients(trainer.model)
     grad_norm = clip_gradients(trainer.model, trainer.args.clip_grad)
     trainer.optimizer.step()
@@ -58,10 +61,11 @@ def update_weights(trainer: Trainer) -> torch.Tensor:
 
 
 def select_bodies(clips: torch.Tensor, uniform: torch.Tensor, batch: Batch, pad: bool) -> tuple[torch.Tensor, ...]:
-    """Bodies of clips (N, C, T, V, M) that are not empty, as clips of one body (E, C, T, V, 1), and their `uniform`.
+    """Return the non-empty bodies of clips (N, C, T, V, M) as clips of one body (E, C, T, V, 1), and their `uniform`.
 
-    Without its empty bodies a batch has another loss: tokens of empty bodies, whose target is zero, no longer count.
-    `pad` repeats a body until E is a multiple of a sixteenth of N·M, and adds weights (E,) that are 0 for these.
+    This changes the loss: tokens of empty bodies, whose target is zero, no longer count. With `pad`, a body is repeated
+    until E is a multiple of a sixteenth of N·M, and weights (E,), which are 0 for the repeated bodies, are returned
+    too.
     """
     index = batch.nonempty
     clips, uniform = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)[index].unsqueeze(-1), uniform[index]

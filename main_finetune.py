@@ -56,7 +56,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
     if args.sync_batchnorm and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.save_scores or args.save_features or args.projector:
-        _ = test.names      # raises now what it would raise at the end
+        _ = test.names      # fails now rather than after training if they are invalid
     test_batches = BatchLoader(test, EvalBatches(test.rows, args.batch_size, world.rank, world.size), world.device,
                                args.num_workers, args.data_on_device)
     if args.eval:
@@ -76,7 +76,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
         for epoch in range(trainer.epoch, args.epochs):
             stats = train_one_epoch(trainer, epoch)
             scores = None
-            if len(test.rows):      # --novel_every can leave none
+            if len(test.rows):      # --novel_every can leave no test clip
                 scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world, trainer.graphs)
             trainer.finish_epoch(epoch, stats, scores)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))
@@ -86,32 +86,32 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
 
 
 def check_batch_norm(args: argparse.Namespace, world: World) -> None:
-    """Raise UserError where the BatchNorm of the head cannot compute its statistics."""
+    """Raise UserError if the BatchNorm of the head cannot compute its statistics."""
     if args.sync_batchnorm and world.size == 1:
         log.info('--sync_batchnorm: has no effect with one process')
     elif args.sync_batchnorm and world.device.type != 'cuda':
-        raise UserError('--sync_batchnorm: PyTorch supports it on GPUs only; leave it out')
+        raise UserError('--sync_batchnorm: PyTorch supports it on GPUs only; omit it')
     if args.batch_size < 2 and not args.eval and not (args.sync_batchnorm and world.size > 1):
-        raise UserError('--batch_size 1: the BatchNorm of the head needs 2 or more clips per process; give a larger '
-                        'batch size')
+        raise UserError('--batch_size 1: the BatchNorm of the head needs at least 2 clips per process; increase '
+                        'it')
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
                         test_batches) -> dict[str, float]:
-    """Evaluate the checkpoint of --resume, and log and write its scores to eval.json."""
+    """Evaluate the checkpoint given with --resume; log its scores and write them to eval.json."""
     if not len(test.rows):
-        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; give another value')
+        raise UserError(f'{test.path}: --novel_every {args.novel_every} leaves no test clip; choose another value')
     check_writable(args.output_dir)
     folder = Path(args.output_dir)
     path = folder / LAST if args.resume == 'auto' else Path(args.resume)
     saves = args.save_scores or args.save_features or args.projector
     if saves and path.resolve().parent != folder.resolve() and (folder / 'result.json').exists():
-        raise UserError(f'{folder}: holds the result of another run, whose predictions would be replaced; give another '
-                        '--output_dir')
+        raise UserError(f'{folder}: holds the result of another run, whose predictions would be overwritten; choose '
+                        'another --output_dir')
     checkpoint = Checkpoint.read(path)
     load_checkpoint(model, checkpoint, path)
     if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
-        raise UserError(f'{path}: trained with {difference}; give the same')
+        raise UserError(f'{path}: trained with {difference}; use the same settings')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
     select_attention(model, args.attention, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
@@ -126,7 +126,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
 
 def save_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
                      test_batches, precision: Precision, graphs: GraphRecorder = NO_GRAPHS) -> None:
-    """Write scores.npz, features.npz and the projector's files of the test clips, as far as requested."""
+    """Write the requested ones of scores.npz, features.npz and the projector's files for the test clips."""
     if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
     outputs = predict(model, test_batches, ClipMaker.from_args(args), precision, world, len(test), graphs)

@@ -15,14 +15,14 @@ def patchify(bodies: torch.Tensor, u: int) -> torch.Tensor:
 
 
 def motion(bodies: torch.Tensor, stride: int) -> torch.Tensor:
-    """Temporal difference x[t + stride] − x[t] of (B, T, V, C), same shape; the last `stride` frames are zero."""
+    """Compute the difference x[t + stride] − x[t] of (B, T, V, C), same shape; the last `stride` frames are zero."""
     difference = torch.zeros_like(bodies)
     difference[:, :-stride] = bodies[:, stride:] - bodies[:, :-stride]
     return difference
 
 
 def motion_intensity(patches: torch.Tensor) -> torch.Tensor:
-    """Mean absolute change from the previous segment, (B, P, V, u·C) -> (B, P·V) in metres.
+    """Compute the mean absolute change from the previous segment, (B, P, V, u·C) -> (B, P·V) in metres.
 
     The first segment takes the value of the second (paper, section 3.3).
     """
@@ -33,10 +33,10 @@ def motion_intensity(patches: torch.Tensor) -> torch.Tensor:
 
 
 def masking_order(intensity: torch.Tensor, tau: float, uniform: torch.Tensor) -> torch.Tensor:
-    """Rank the tokens of each body, (B, L) -> (B, L) indices; masking keeps the first ones.
+    """Rank the tokens of each body, (B, L) -> (B, L) indices; the first ones stay visible.
 
-    Samples without replacement by Gumbel noise (paper, section 3.3): tokens that move more tend to come later.
-    `uniform` (B, L) in [0, 1) is the only randomness; tau = 0 is plain random masking.
+    This samples without replacement by Gumbel noise (paper, section 3.3): tokens that move more tend to come later.
+    `uniform` (B, L) in [0, 1) is the only randomness. tau = 0 is plain random masking.
     """
     if tau == 0:
         return uniform.argsort(dim=1)
@@ -54,10 +54,11 @@ def normalise(target: torch.Tensor) -> torch.Tensor:
 
 
 class MAMP(SkeletonEncoder):
-    """Encoder on the visible tokens, light decoder on all tokens, the motion of the masked tokens as target.
+    """Masked motion predictor: encodes the visible tokens and predicts the motion of the masked ones.
 
     `target` is 'motion' (temporal difference) or 'joint' (the coordinates; with motion_aware_tau 0 this is the
-    SkeletonMAE-style baseline). Raises ValueError for sizes that do not divide or an unknown target.
+    SkeletonMAE-style baseline). Raises ValueError if `target` is unknown, num_frames is not a multiple of t_patch_size,
+    or a width is not a multiple of num_heads.
     """
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, decoder_dim_feat: int = 256, depth: int = 8,
@@ -104,11 +105,11 @@ class MAMP(SkeletonEncoder):
                   uniform: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw the motion-aware mask of bodies (B, T, V, C) (paper, section 3.3).
 
-        Returns ids_keep (B, K) visible tokens, ids_restore (B, L) the place of each token among visible, then masked
-        ones, and mask (B, L) float with 1 = masked.
+        Returns ids_keep (B, K), the visible tokens; ids_restore (B, L), the position of each token in the sequence of
+        visible, then masked tokens; and mask (B, L) float with 1 = masked.
         """
         num_tokens = self.num_segments * self.num_joints
-        num_keep = int(num_tokens * (1 - mask_ratio))      # double arithmetic, truncated: 74 of 750 at 0.9
+        num_keep = int(num_tokens * (1 - mask_ratio))      # in double precision, truncated: 74 of 750 at 0.9
         if uniform is None:
             uniform = torch.rand(len(bodies), num_tokens, device=bodies.device)
         with torch.autocast(bodies.device.type, enabled=False):
@@ -124,25 +125,25 @@ class MAMP(SkeletonEncoder):
         return self.encode(tokens.gather(1, ids_keep[..., None].expand(-1, -1, tokens.shape[2])))
 
     def forward_decoder(self, latent: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
-        """Put visible and mask tokens back in place and predict every token, (B, K, D) -> (B, L, u·C)."""
+        """Put visible and mask tokens back in order and predict every token, (B, K, D) -> (B, L, u·C)."""
         visible = self.decoder_embed(latent)                                                    # (B, K, D')
         masked = self.mask_token.to(visible.dtype).expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
         tokens = torch.cat([visible, masked], dim=1)                                            # (B, L, D')
-        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[2]))       # each in its place
+        tokens = tokens.gather(1, ids_restore[..., None].expand(-1, -1, tokens.shape[2]))       # original order
         tokens = tokens + (self.decoder_pos_embed + self.decoder_temp_embed).flatten(1, 2)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens))
 
     def prediction_target(self, bodies: torch.Tensor, motion_stride: int) -> torch.Tensor:
-        """Target of the decoder for bodies (B, T, V, C) -> (B, L, u·C), normalised if `norm_skes_loss`."""
+        """Compute the target of the decoder, bodies (B, T, V, C) -> (B, L, u·C), normalised if `norm_skes_loss`."""
         signal = motion(bodies, motion_stride) if self.target == 'motion' else bodies
         target = patchify(signal, self.t_patch_size).flatten(1, 2)
         return normalise(target) if self.norm_skes_loss else target
 
     def forward_loss(self, bodies: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor,
                      motion_stride: int) -> torch.Tensor:
-        """Mean squared error over the masked tokens of the whole batch (paper, section 3.4)."""
+        """Compute the mean squared error over the masked tokens of the whole batch (paper, section 3.4)."""
         with torch.autocast(bodies.device.type, enabled=False):
             target = self.prediction_target(bodies.float(), motion_stride)                      # (B, L, u·C)
             error = (pred.float() - target).square().mean(dim=-1)                               # (B, L)

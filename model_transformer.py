@@ -48,7 +48,7 @@ class JointsEmbed(nn.Module):
 class SkeletonEncoder(nn.Module):
     """A plain transformer over the L = P·V joint-segments of one body.
 
-    Raises ValueError if the frames do not divide into segments or the width into heads.
+    Raises ValueError if num_frames is not a multiple of t_patch_size, or dim_feat not a multiple of num_heads.
     """
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
@@ -84,7 +84,7 @@ class SkeletonEncoder(nn.Module):
         return (self.joints_embed(bodies) + self.pos_embed + self.temp_embed).flatten(1, 2)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encode all tokens of a body or any subset of them, (B, K, D) -> (B, K, D)."""
+        """Encode all tokens of a body, or any subset of them, (B, K, D) -> (B, K, D)."""
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -99,8 +99,9 @@ class SkeletonEncoder(nn.Module):
     def features(self, x: torch.Tensor, distinct: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """Encode all tokens of clips (N, C, T, V, M) -> features (N, M, P, V, D).
 
-        `distinct` (see feeder/dataset.py) holds the bodies to encode (B',), indices into B, and for each body its
-        place among them (B,): where nothing is random, equal bodies have equal features and are encoded once.
+        `distinct` (see feeder/dataset.py) holds the indices of the bodies to encode (B',), and for each body its
+        position among them (B,). In eval mode identical bodies have identical features, so that each needs to be
+        encoded only once.
         """
         bodies = self.fold_bodies(x)
         if distinct is None:
@@ -126,7 +127,7 @@ class LinearHead(nn.Module):
 
 
 class FinetuneHead(nn.Module):
-    """Two-layer classifier on the mean over segments and bodies, joints kept apart (fine-tuning protocol)."""
+    """Two-layer classifier on features averaged over segments and bodies, not over joints (fine-tuning protocol)."""
 
     def __init__(self, dim_feat: int, num_joints: int, num_classes: int, dropout: float, hidden: int = 2048):
         super().__init__()
@@ -145,8 +146,8 @@ class FinetuneHead(nn.Module):
 class ActionTransformer(SkeletonEncoder):
     """Encoder and classification head.
 
-    protocol 'linprobe': the encoder is frozen and stays in eval mode, only the head trains.
-    protocol 'finetune': everything trains, with stochastic depth and dropout.
+    With protocol 'linprobe' the encoder is frozen and stays in eval mode, and only the head is trained. With protocol
+    'finetune' everything is trained, with stochastic depth and dropout.
     """
 
     def __init__(self, num_classes: int, protocol: str, dim_in: int = 3, dim_feat: int = 256, depth: int = 8,

@@ -1,4 +1,4 @@
-"""From a batch of recorded clips to network input: the views of training and of evaluation.
+"""Conversion of a batch of recorded clips to network input, for training (augmented) and for evaluation.
 
 Axis letters: B clips, C coordinates, W frames after the resize, V joints, M bodies, L tokens of a body.
 """
@@ -13,7 +13,7 @@ from feeder.dataset import Batch
 from feeder.layouts import Layout, default_layout, find_layout
 from util.rng import derive_seed, uniform
 
-CROP, ROTATION, MASK = range(3)     # uses of random numbers, each with a stream of its own
+CROP, ROTATION, MASK = range(3)     # uses of random numbers; each has its own stream
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class ClipMaker:
     num_frames: int                         # W
     stream: str                             # joint, bone or velocity
     seed: int
-    p_interval: tuple[float, float] = (0.5, 1.)     # share of a clip that a training crop takes
+    p_interval: tuple[float, float] = (0.5, 1.)     # length of a training crop, as a fraction of the clip
     max_angle: float = 0.3                  # rad, of the training rotation about each axis
     max_turn: float | None = None           # rad, about the second axis (vertical in Kinect data); None: max_angle
     eval_crop: float = 0.95
-    layout: Layout | None = None            # None: the one with the number of joints of the clips
+    layout: Layout | None = None            # None: by the number of joints of the clips
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ClipMaker':
-        """Make the clip maker of a run; stages without training have no augmentation settings."""
+        """Create the clip maker of a run; stages without training have no augmentation settings."""
         augmentation = {name: getattr(args, name) for name in ('p_interval', 'max_angle', 'max_turn')
                         if hasattr(args, name)}
         return cls(args.num_frames, args.stream, args.seed, **augmentation,
@@ -43,7 +43,7 @@ class ClipMaker:
         return self.max_angle, self.max_angle if self.max_turn is None else self.max_turn, self.max_angle
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
-        """Return (B, C, W, V, M), cropped and rotated at random as (seed, epoch, step, batch.position) determine."""
+        """Return (B, C, W, V, M), cropped and rotated at random depending on (seed, epoch, step, batch.position)."""
         draw = self.uniform(batch, epoch, step, CROP, 2)
         start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
         clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
@@ -58,7 +58,7 @@ class ClipMaker:
         return self.derive_stream(transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames))
 
     def derive_stream(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return the stream of joint clips (B, C, W, V, M); raises UserError for bones of an unknown layout."""
+        """Derive the stream from joint clips (B, C, W, V, M); raises UserError for bones of an unknown layout."""
         if self.stream == 'bone':
             return transforms.bone(clips, (self.layout or default_layout(clips.shape[3])).parents)
         if self.stream == 'velocity':
@@ -66,10 +66,10 @@ class ClipMaker:
         return clips
 
     def mask_uniform(self, batch: Batch, epoch: int, step: int, num_tokens: int) -> torch.Tensor:
-        """Return the random numbers that mask tokens, (B·M, L), clip by clip like the model's bodies."""
+        """Return the random numbers that draw the mask, (B·M, L), in the order of the model's bodies."""
         num_bodies = batch.frames.shape[1]
         return self.uniform(batch, epoch, step, MASK, num_bodies * num_tokens).view(-1, num_tokens)
 
     def uniform(self, batch: Batch, epoch: int, step: int, use: int, size: int) -> torch.Tensor:
-        """Return random numbers (B, size) in [0, 1) for one use in a step, a function of each clip's position."""
+        """Return random numbers (B, size) in [0, 1) for one use in a step; they depend on the position of each clip."""
         return uniform(derive_seed(self.seed, epoch, step, use), batch.position, size)

@@ -23,9 +23,9 @@ def _read_lists() -> dict[str, list[str]]:
 def find_class_names(benchmark: str | None, num_classes: int | None) -> list[str] | None:
     """Return the class names of a benchmark, label 0 first, or None if they are not known.
 
-    The dataset is identified by the beginning of the benchmark's name in any case ('ntu60_xsub', 'PKUv1_XSub'), or else
-    by the number of classes. None too if the dataset has another number of classes, as labels may have been renumbered;
-    `num_classes` None stands for the right one.
+    The dataset is identified by the beginning of the benchmark's name, in lower or upper case ('ntu60_xsub',
+    'PKUv1_XSub'), or else by the number of classes. The result is also None if `num_classes` differs from the
+    dataset's, because labels may have been renumbered; `num_classes` None skips this check.
     """
     prefix = next((prefix for prefix in DATASETS if (benchmark or '').lower().startswith(prefix)), None)
     name, count = DATASETS.get(prefix or BY_NUMBER.get(num_classes), (None, None))
@@ -35,15 +35,15 @@ def find_class_names(benchmark: str | None, num_classes: int | None) -> list[str
 
 
 def metadata_path(data_path: str | Path) -> Path:
-    """Return where data/prepare_custom.py writes the metadata of a dataset file."""
+    """Return the path of the metadata file that data/prepare_custom.py writes beside a dataset file."""
     return Path(data_path).with_name(f'{Path(data_path).stem}_about.json')
 
 
 def read_metadata(data_path: str | Path) -> dict:
-    """Read the metadata beside a dataset file, {} without any.
+    """Read the metadata beside a dataset file; returns {} if there is no such file.
 
-    'classes': names, label 0 first; 'centre' (bool) and 'scale' (metres per unit): how recordings were prepared.
-    Raises UserError for a file that cannot be read or lacks these entries.
+    'classes' are the names, label 0 first; 'centre' (bool) and 'scale' (metres per unit) describe how recordings were
+    prepared. Raises UserError if the file cannot be read or lacks these entries.
     """
     path = metadata_path(data_path)
     try:
@@ -61,6 +61,6 @@ def read_metadata(data_path: str | Path) -> dict:
 
 
 def read_class_names(data_path: str | Path, num_classes: int) -> list[str] | None:
-    """Return the class names beside a dataset file, or None if their number differs; raises as above."""
+    """Return the class names beside a dataset file, or None if their number differs; raises as `read_metadata`."""
     names = read_metadata(data_path).get('classes', ())
     return names if len(names) == num_classes else None

@@ -19,15 +19,16 @@ import torch
 from feeder.npz import has_member, open_member
 from util.errors import UserError
 
-OWN, COPY, EMPTY = range(3)     # kinds of bodies: with a pose of its own, equal to the clip's first body, all zeros
+OWN, COPY, EMPTY = range(3)     # kinds of bodies: different from the first body of the clip, identical to it, all zeros
 
 
 class Batch(NamedTuple):
-    """Clips as recorded, with padding removed. Bodies are numbered 0 to B·M − 1, clip by clip.
+    """Clips as recorded, without padding. Bodies are numbered 0 to B·M − 1, clip by clip.
 
-    A model in eval mode encodes the bodies `distinct` and takes rows `inverse` of the result: equal bodies have equal
-    features. Bodies count as equal if they are in all valid frames, hence in every view and stream; bodies made equal
-    by the crop alone are encoded one by one. The sizes of all fields are known without waiting for the device.
+    A model in eval mode encodes the bodies `distinct` and takes rows `inverse` of the result, as identical bodies have
+    identical features. Bodies are identical if they are equal in all valid frames, and hence in every view and stream;
+    bodies that become equal only by a crop are encoded separately. The sizes of all fields are known without
+    synchronizing with the device.
     """
 
     frames: torch.Tensor        # (F, M, V, C) float32; may hold frames of other clips too
@@ -35,22 +36,22 @@ class Batch(NamedTuple):
     num_valid: torch.Tensor     # (B,) number of frames, at least 1
     label: torch.Tensor         # (B,) class index
     index: torch.Tensor         # (B,) row in the file
-    position: torch.Tensor      # (B,) place in the effective batch
-    distinct: torch.Tensor      # (D,) bodies without copies of a clip's first body, and with one empty body at most
-    inverse: torch.Tensor       # (B·M,) index in `distinct` of each body, or of the body equal to it
+    position: torch.Tensor      # (B,) position in the effective batch
+    distinct: torch.Tensor      # (D,) bodies, without copies of a clip's first body and with at most one empty one
+    inverse: torch.Tensor       # (B·M,) index in `distinct` of each body, or of the body identical to it
     nonempty: torch.Tensor      # (E,) bodies that are not all zeros; all bodies if every one is
 
     def to(self, device: torch.device) -> 'Batch':
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
     def pin_memory(self) -> 'Batch':
-        """Copy what is in host memory to page-locked memory, from which copies to a GPU are asynchronous."""
+        """Copy tensors in host memory to page-locked memory, from which copies to a GPU are asynchronous."""
         return Batch(*(field if field.is_cuda else field.pin_memory() for field in self))
 
 
 def make_batch(frames: torch.Tensor, first: np.ndarray, num_valid: np.ndarray, label: np.ndarray, index: np.ndarray,
                position: np.ndarray, kind: np.ndarray) -> Batch:
-    """Return a batch of B clips; `kind` (B, M) is that of each body, the rest is as in `Batch`."""
+    """Return a batch of B clips; `kind` (B, M) is the kind of each body, the other arguments are fields of `Batch`."""
     columns = first, num_valid, label, index, position, *index_bodies(kind)
     return Batch(frames, *(torch.from_numpy(np.ascontiguousarray(column, dtype=np.int64)) for column in columns))
 
@@ -65,10 +66,10 @@ def compare_bodies(clip: np.ndarray) -> np.ndarray:
 
 
 def index_bodies(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `distinct`, `inverse` and `nonempty` of a batch (see `Batch`) whose bodies are of these kinds (B, M)."""
+    """Return `distinct`, `inverse` and `nonempty` (see `Batch`) of a batch whose bodies are of these kinds (B, M)."""
     body, empty = np.arange(kind.size).reshape(kind.shape), kind == EMPTY
     equal = np.where(kind == COPY, body[:, :1], body)
-    equal[empty] = body[empty].min(initial=kind.size)       # all empty bodies are equal to the first of them
+    equal[empty] = body[empty].min(initial=kind.size)       # all empty bodies are represented by the first one
     distinct, inverse = np.unique(equal.ravel(), return_inverse=True)
     return distinct, inverse, body[empty if empty.all() else ~empty]
 
@@ -82,10 +83,10 @@ def pack_clips(clips: Sequence[np.ndarray]) -> Batch:
 
 
 class SkeletonDataset:
-    """One split ('train' or 'test') of a dataset file, memory-mapped; `rows` are the clips used.
+    """One split ('train' or 'test') of a dataset file, memory-mapped; `rows` are the clips that are used.
 
-    Indexed with B pairs (row, position) it returns their `Batch`, from any thread. Raises UserError for a file with
-    other members, shapes or labels than those of the format, and when a batch has a clip with NaN.
+    Indexing with B pairs (row, position) returns their `Batch`, from any thread. Raises UserError if members, shapes or
+    labels of the file are not those of a dataset file, and if a batch has a clip with NaN.
     """
 
     def __init__(self, path: str | Path, split: str, num_joints: int):
@@ -94,16 +95,16 @@ class SkeletonDataset:
         y = open_member(path, f'y_{split}')
         if self.x.ndim != 3 or self.x.dtype.kind != 'f':
             raise UserError(f'{path}: x_{split} is {self.x.dtype} {self.x.shape}, not floating-point numbers '
-                            '(N, T, M·V·3); write the file again')
+                            '(N, T, M·V·3); regenerate the file')
         if self.x.shape[2] == 0 or self.x.shape[2] % (3 * num_joints):
-            raise UserError(f'{path}: {self.x.shape[2]} numbers a frame are not whole bodies of {num_joints} joints; '
-                            'correct --num_joints or --data_path')
+            raise UserError(f'{path}: {self.x.shape[2]} numbers per frame, which is not a multiple of 3 × {num_joints} '
+                            'joints; correct --num_joints or --data_path')
         if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf' \
                 or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
             raise UserError(f'{path}: y_{split} is not one-hot for the {len(self.x)} clips of x_{split} ({y.dtype} '
-                            f'{y.shape}); write the file again')
+                            f'{y.shape}); regenerate the file')
         if 0 in self.x.shape:
-            raise UserError(f'{path}: split {split} is empty; write the file again')
+            raise UserError(f'{path}: split {split} is empty; regenerate the file')
         self.num_classes = y.shape[1]
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(axis=1))
@@ -116,20 +117,20 @@ class SkeletonDataset:
 
     @property
     def names(self) -> np.ndarray:
-        """The samples' names (N,), or split and row if the file has no names."""
+        """The names of the samples (N,), or split and row if the file has no names."""
         if has_member(self.path, f'name_{self.split}'):
             names = np.asarray(open_member(self.path, f'name_{self.split}'))
             if names.shape == (len(self),) and names.dtype.kind == 'U':
                 return names
             raise UserError(f'{self.path}: name_{self.split} is {names.dtype} {names.shape}, not a name for each of '
-                            f'the {len(self)} clips; write the file again')
+                            f'the {len(self)} clips; regenerate the file')
         return np.array([f'{self.split}_{row}' for row in range(len(self))])
 
     @property
     def digest(self) -> str:
-        """Number of clips and a checksum of labels and names, to notice that a split has changed."""
+        """The number of clips and a checksum of labels and names, to notice that a split has changed."""
         crc = zlib.crc32(self.label.numpy().tobytes())
-        with suppress(UserError):       # of invalid names; commands that need names report them
+        with suppress(UserError):       # invalid names are reported by commands that need them
             crc = zlib.crc32('\n'.join(self.names).encode(errors='surrogatepass'), crc)
         return f'{len(self)} clips, {crc:08x}'
 
@@ -148,32 +149,32 @@ class SkeletonDataset:
         return torch.from_numpy(np.concatenate(clips, dtype=np.float32)).view(-1, self.num_bodies, self.num_joints, 3)
 
     def scan(self, index: np.ndarray) -> None:
-        """Count the valid frames of clips (B,), those that do not sum to zero, and compare the clips' bodies.
+        """Count the valid frames of clips (B,), and compare the clips' bodies.
 
-        A clip without valid frames counts as one frame of zeros. Each clip's padding is read once, here. Raises
-        UserError for NaN or infinite coordinates.
+        A frame is valid if its coordinates do not sum to zero; a clip without valid frames counts as one frame of
+        zeros. The padding of a clip is read only once, here. Raises UserError for NaN or infinite coordinates.
         """
-        x = np.asarray(self.x)                                      # slices of a memmap are slow to make
+        x = np.asarray(self.x)                                      # slicing a memmap is slow
         for i in index[self.num_valid[index] == 0]:
             with np.errstate(invalid='ignore', over='ignore'):      # reported below
                 sums = x[i].sum(axis=1)                             # (T,)
             if not np.isfinite(sums).all():
                 raise UserError(f'{self.path}: clip {i} of x_{self.split} has NaN or infinite coordinates; correct or '
-                                'remove it and write the file again')
+                                'remove it and regenerate the file')
             num_valid = max(np.count_nonzero(sums), 1)
             self.kind[i] = compare_bodies(x[i, :num_valid].reshape(num_valid, self.num_bodies, -1))
-            self.num_valid[i] = num_valid       # last, as it marks the clip as scanned, for other threads too
+            self.num_valid[i] = num_valid       # set last: it marks the clip as scanned for other threads
 
     def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
-        """Scan this process's share of the clips used, so that a damaged one is reported before training begins."""
+        """Scan this process's part of the clips in use, so that a damaged one is reported before training begins."""
         self.scan(self.rows[rank::world_size])
 
 
 class TrainBatches:
-    """Micro-batches (batch_size, 2) of row and position of one process in one epoch.
+    """Micro-batches (batch_size, 2) of rows and positions, for one process and one epoch.
 
-    An effective batch is `accum_iter` micro-batches of `batch_size` clips on each of `world_size` processes. Its clips
-    and their order depend on (seed, epoch) only. The last incomplete effective batch is dropped.
+    An effective batch consists of `accum_iter` micro-batches of `batch_size` clips in each of `world_size` processes.
+    Its clips and their order depend only on (seed, epoch). The last effective batch is dropped if it is incomplete.
     """
 
     def __init__(self, rows: Sequence[int], batch_size: int, accum_iter: int, rank: int, world_size: int, seed: int):
@@ -190,7 +191,7 @@ class TrainBatches:
         return len(self.rows) // self.effective
 
     def start_at(self, epoch: int, first_step: int = 0) -> None:
-        """Set the epoch, and the step in it, that the next iteration begins at."""
+        """Set the epoch, and the step within it, at which the next iteration starts."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
@@ -206,7 +207,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches (B, 2) of row and position 0 of one process: every `world_size`-th clip, each of them once."""
+    """Batches (B, 2) of rows and position 0, for one process: every `world_size`-th clip, each exactly once."""
 
     def __init__(self, rows: Sequence[int], batch_size: int, rank: int, world_size: int):
         self.rows, self.batch_size = np.asarray(rows, dtype=np.int64)[rank::world_size], batch_size

@@ -1,7 +1,7 @@
 """Joint layouts: names of the joints, their parents, and which joints of two layouts are the same.
 
-A layout is given by name ('kinect-v2'), by a YAML file, or by the number of joints alone. The file lists the joints in
-the order of the data, each with its parent, by name or by index (from 0); the root has none:
+A layout is chosen by name ('kinect-v2'), by a YAML file, or by the number of joints alone. The file lists the joints in
+the order of the data, each with its parent by name or by index (counted from 0); the root has none:
 
     name: stick figure          # default: the name of the file
     joints:
@@ -9,7 +9,7 @@ the order of the data, each with its parent, by name or by index (from 0); the r
       chest: pelvis
       head: chest
 
-V joints.
+V is the number of joints.
 """
 
 import logging
@@ -31,7 +31,7 @@ class Layout:
     parents: tuple[int, ...]        # V indices; the root is its own parent
 
     def as_map(self) -> dict[str, str]:
-        """Return the name of each joint's parent; the root is its own."""
+        """Return a map from each joint to its parent, by name; the root is its own parent."""
         return {joint: self.joints[parent] for joint, parent in zip(self.joints, self.parents, strict=True)}
 
 
@@ -43,7 +43,7 @@ _LIMBS = (*_sides('shoulder', 'elbow', 'wrist', 'hand'), *_sides('hip', 'knee', 
 _COCO = ('nose', *(f'{side} {part}' for part in ('eye', 'ear', 'shoulder', 'elbow', 'wrist', 'hip', 'knee', 'ankle')
                    for side in ('left', 'right')))
 
-# Parents are written here as the datasets' documentation counts joints, from 1. COCO's skeleton is a graph with cycles;
+# Parents are numbered from 1 here, as in the documentation of the datasets. COCO's skeleton is a graph with cycles;
 # this tree keeps the lines from eyes to nose, ears to eyes, hips to shoulders, and the limbs. The parent of the
 # shoulders is the nose, as the ears, to which COCO connects them, are often occluded.
 LAYOUTS = tuple(Layout(name, joints, tuple(parent - 1 for parent in parents)) for name, joints, parents in (
@@ -54,7 +54,7 @@ LAYOUTS = tuple(Layout(name, joints, tuple(parent - 1 for parent in parents)) fo
     ('coco-17', _COCO, (1, 1, 1, 2, 3, 1, 1, 6, 7, 8, 9, 6, 7, 12, 13, 14, 15)),
 ))
 
-# Different names for the same place of the body. Left of the colon: in the form of `plain_name`.
+# Different names for the same part of the body. Keys are in the form that `plain_name` returns.
 ALIASES = {
     'hip centre': 'spine base',         # Kinect v1's HipCenter and v2's SpineBase: the middle of the pelvis,
     'mid hip': 'spine base',            # also OpenPose's MidHip, half-way between the hips,
@@ -76,7 +76,7 @@ def plain_name(joint: str) -> str:
 
 
 def shared_names(layout: Layout) -> list[str]:
-    """Return V names to match joints across layouts; an alias is used unless another joint has that name itself."""
+    """Return V names for matching joints across layouts; aliases are replaced unless the common name is in use."""
     names = [plain_name(joint) for joint in layout.joints]
     return [name if ALIASES.get(name, name) in names else ALIASES[name] for name in names]
 
@@ -90,22 +90,22 @@ def known_layout(num_joints: int) -> Layout | None:
 
 
 def default_layout(num_joints: int) -> Layout:
-    """Return the layout with this number of joints; raises UserError for an unknown number."""
+    """Return the layout with this number of joints; raises UserError if it is not known."""
     if layout := known_layout(num_joints):
         return layout
     known = ', '.join(f'{len(layout.joints)}: {layout.name}' for layout in LAYOUTS)
-    raise UserError(f'no joint layout with {num_joints} joints is known ({known}); correct --num_joints, or give '
+    raise UserError(f'no joint layout with {num_joints} joints is known ({known}); correct --num_joints, or set '
                     '--layout a YAML file')
 
 
 def read_layout(source: str | Path) -> Layout:
-    """Return the layout of this name or YAML file; raises UserError for an unknown name or an invalid file."""
+    """Return the layout of a name or YAML file; raises UserError for an unknown name or an invalid file."""
     layouts = {layout.name: layout for layout in LAYOUTS}
     if str(source) in layouts:
         return layouts[str(source)]
     path = Path(source)
     if path.suffix.lower() not in ('.yaml', '.yml'):
-        raise UserError(f'--layout {source}: unknown layout; give {", ".join(layouts)} or a YAML file')
+        raise UserError(f'--layout {source}: unknown layout; choose {", ".join(layouts)} or a YAML file')
     content = read_yaml(path, 'a layout', 'correct --layout')
     if unknown := [key for key in content if key not in ('name', 'joints')]:
         raise UserError(f'{path}: unknown key {quote(unknown[0])}; a layout has a name and joints')
@@ -113,35 +113,36 @@ def read_layout(source: str | Path) -> Layout:
 
 
 def find_layout(source: str | None, num_joints: int | None) -> Layout | None:
-    """Return the layout for --layout and --num_joints; None if only the number is given and no layout has it.
+    """Return the layout for --layout and --num_joints, or None if only the number is set and no layout has it.
 
-    Raises UserError as `read_layout`, and if the two contradict each other.
+    Raises UserError as `read_layout` does, and if the two options contradict each other.
     """
     if source is None:
         return known_layout(num_joints)
     layout = read_layout(source)
     if num_joints not in (None, len(layout.joints)):
-        raise UserError(f'--layout {source} has {len(layout.joints)} joints, --num_joints is {num_joints}; leave one '
-                        'of them out')
+        raise UserError(f'--layout {source} has {len(layout.joints)} joints, --num_joints is {num_joints}; omit one of '
+                        'them')
     return layout
 
 
 def make_layout(name, joints, source: str) -> Layout:
-    """Make a layout from a map of joints, in order, to their parents: names, indices, or None for the root.
+    """Make a layout from an ordered map of joints to their parents: names, indices, or None for the root.
 
-    Raises UserError, which begins with `source`, unless names are unique texts and the joints form one tree.
+    Raises a UserError that begins with `source` if a name is not a string or not unique, or if the joints do not form
+    one tree.
     """
     if not isinstance(joints, Mapping) or not joints:
         raise UserError(f'{source}: joints is not a map of joints to their parents')
     for text in (name, *joints):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
-            raise UserError(f'{source}: the name {quote(text)} is not a text; put it in quotes')
+            raise UserError(f'{source}: the name {quote(text)} is not a string; put it in quotes')
     index = {joint: i for i, joint in enumerate(joints)}
     parents = []
     for joint, parent in joints.items():
         parent = index[joint] if parent is None else index.get(parent, parent) if isinstance(parent, str) else parent
         if type(parent) is not int or not 0 <= parent < len(index):
-            raise UserError(f'{source}: the parent of {joint} is {quote(parent)}, not one of the joints; give a name, '
+            raise UserError(f'{source}: the parent of {joint} is {quote(parent)}, not one of the joints; use a name, '
                             f'or an index from 0 to {len(index) - 1}')
         parents.append(parent)
     _check_tree(tuple(joints), parents, source)
@@ -149,7 +150,7 @@ def make_layout(name, joints, source: str) -> Layout:
 
 
 def _check_tree(joints: tuple[str, ...], parents: list[int], source: str) -> None:
-    """Raise UserError unless the parents of every joint lead to one root."""
+    """Raise UserError unless the chain of parents of every joint ends at one and the same root."""
     ends = set()
     for joint in range(len(joints)):
         for _ in joints:
@@ -165,9 +166,9 @@ def _check_tree(joints: tuple[str, ...], parents: list[int], source: str) -> Non
 
 
 def checkpoint_layout(checkpoint, path: str | Path) -> Layout | None:
-    """Return the layout that a checkpoint was trained on: the one recorded, or else that of its number of joints.
+    """Return the layout that a checkpoint was trained on: the recorded one, or else the one with its number of joints.
 
-    None if neither is known. Raises UserError if the recorded layout does not fit the joint embeddings.
+    Returns None if neither is known. Raises UserError if the recorded layout does not fit the joint embeddings.
     """
     if checkpoint.layout is None:
         return known_layout(checkpoint.num_joints)
@@ -179,17 +180,17 @@ def checkpoint_layout(checkpoint, path: str | Path) -> Layout | None:
 
 
 def check_same_joints(trained: Layout | None, current: Layout | None, path: str | Path) -> None:
-    """Raise UserError if a checkpoint was trained on as many joints with other names; None is an unknown layout."""
+    """Raise UserError if a checkpoint has as many joints but different names; None is an unknown layout."""
     if trained and current and len(trained.joints) == len(current.joints) and trained.joints != current.joints:
         before, now = next(pair for pair in zip(trained.joints, current.joints, strict=True) if pair[0] != pair[1])
         raise UserError(f'{path}: trained on the joints of {trained.name}, not of {current.name} ({now!r} was '
-                        f'{before!r}); give the same --layout, or start from its encoder with --finetune')
+                        f'{before!r}); use the same --layout, or start from its encoder with --finetune')
 
 
 def match_joints(source: Layout, target: Layout, path: str | Path) -> list[int | None]:
-    """Return for each joint of `target` the index of the joint of the same name in `source`, or None; logs a summary.
+    """Return for each joint of `target` the index of the joint of `source` with the same name, or None.
 
-    Raises UserError, which begins with the checkpoint's `path`, if no joint matches.
+    Logs a summary. Raises a UserError that begins with the checkpoint's `path` if no joint matches.
     """
     indices = {name: i for i, name in reversed(list(enumerate(shared_names(source))))}      # the first of equal names
     matches = [indices.get(name) for name in shared_names(target)]

@@ -1,4 +1,4 @@
-"""Batches on the device: read and packed ahead of use by threads, or taken from a split that is in its memory."""
+"""Batches on the device: read and packed ahead of use by threads, or taken from a split that is kept in its memory."""
 
 import logging
 import time
@@ -15,30 +15,30 @@ from util.errors import UserError
 
 log = logging.getLogger(__name__)
 
-DEPTH = 4                   # batches that are read ahead
+DEPTH = 4                   # number of batches that are read ahead
 BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
 
 
 class BatchLoader:
     """Iterates over the batches of a sampler, in its order, on `device`.
 
-    `num_threads` threads read and pack ahead of use (0: the caller's thread does, when a batch is needed); NumPy does
-    both without holding Python's lock. `on_device` packs the whole split into the device's memory at once, after which
-    there is nothing to read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
+    `num_threads` threads read and pack batches ahead of use, which NumPy does without holding the GIL; with 0, the
+    calling thread reads a batch when it is needed. `on_device` packs the whole split into the device's memory once,
+    after which nothing is read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
     """
 
     def __init__(self, dataset: SkeletonDataset, batches: TrainBatches | EvalBatches, device: torch.device,
                  num_threads: int = 1, on_device: bool = False):
         self.dataset = PackedDataset(dataset, device) if on_device else dataset
         self.batches, self.device, self.num_threads = batches, torch.device(device), 0 if on_device else num_threads
-        self.streams = torch.get_device_module(self.device)         # torch.cuda, or torch.cpu, whose streams do nothing
+        self.streams = torch.get_device_module(self.device)     # torch.cuda; torch.cpu, whose streams do nothing
         self.copies = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else self.streams.Stream()
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Copy each batch on a stream of its own while the batch before it is in use; never wait for the device."""
+        """Copy each batch on a separate stream while the batch before it is in use, without synchronization."""
         host = self._read()
 
         def fetch() -> Batch | None:
@@ -52,12 +52,12 @@ class BatchLoader:
             user.wait_stream(self.copies)       # before the next batch's copy is queued
             for field in batch:
                 if field.is_cuda:
-                    field.record_stream(user)   # so that its memory is not reused before the user is done with it
+                    field.record_stream(user)   # so that its memory is not reused while it is in use
             ahead = fetch()
             yield batch
 
     def _read(self) -> Iterator[Batch]:
-        """Yield the batches in host memory; when the caller stops early, no thread stays behind."""
+        """Yield the batches in host memory; if the caller stops early, no thread keeps running."""
         if not self.num_threads:
             yield from map(self._load, self.batches)
             return
@@ -77,9 +77,10 @@ class BatchLoader:
 
 
 class PackedDataset:
-    """A split without padding in the memory of `device`; indexed as a SkeletonDataset it gives the same clips.
+    """A split without padding in the memory of `device`; indexed like a SkeletonDataset, it returns the same clips.
 
-    Each batch has the frames of the whole split. Raises UserError for a damaged clip and when the memory is too small.
+    Every batch refers to the frames of the whole split. Raises UserError for a damaged clip, and if the memory is too
+    small.
     """
 
     def __init__(self, dataset: SkeletonDataset, device: torch.device):
@@ -108,5 +109,5 @@ def _allocate(shape: tuple[int, ...], device: torch.device, name: str) -> torch.
         return torch.empty(shape, device=device)
     except RuntimeError as error:       # torch.OutOfMemoryError on a GPU
         free = f', {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB are free' if device.type == 'cuda' else ''
-        raise UserError(f'{name}: needs {4 * np.prod(shape) / 1e9:.2f} GB of memory on {device}{free}; leave out '
+        raise UserError(f'{name}: needs {4 * np.prod(shape) / 1e9:.2f} GB of memory on {device}{free}; omit '
                         '--data_on_device') from error

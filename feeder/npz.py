@@ -1,4 +1,4 @@
-"""Arrays of npz and npy files as memory maps: data is read when it is used, and all processes share one copy."""
+"""Arrays in npz and npy files as memory maps: data is read when it is used, and all processes share one copy."""
 
 import fcntl
 import logging
@@ -26,7 +26,7 @@ REMEDY = "write it with its dataset's data/prepare_*.py, or correct --data_path"
 def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray:
     """Return member `name` of an npz file as a read-only memory map.
 
-    A member stored without compression is mapped in place, a compressed one is unpacked once into a cache file. Raises
+    A member stored without compression is mapped in place; a compressed one is unpacked once into a cache file. Raises
     UserError for a missing or damaged file or member, an untrusted archive (see `check_zip`), and Python objects.
     """
     path = Path(path)
@@ -50,14 +50,14 @@ def open_npy(path: str | Path, remedy: str) -> np.ndarray:
 
 
 def has_member(path: str | Path, name: str) -> bool:
-    """True if an npz file, which must be readable, has this member."""
+    """Return True if an npz file, which must be readable, has this member."""
     with zipfile.ZipFile(path) as archive:
         return f'{name}.npy' in archive.namelist()
 
 
 @contextmanager
 def _report_errors(path: Path, part: str, remedy: str) -> Iterator[None]:
-    """Turn any error of reading `part` of a file into a UserError."""
+    """Turn any error in reading `part` of a file into a UserError."""
     if not path.is_file():
         raise UserError(f'{path}: no such data file; {remedy}')
     try:
@@ -68,15 +68,16 @@ def _report_errors(path: Path, part: str, remedy: str) -> Iterator[None]:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '
                         'again') from error
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:     # RuntimeError: an encrypted member
-        raise UserError(f'{path}: not a whole npz file ({one_line(error)}); write it again or copy it again') from error
-    except Exception as error:      # a damaged header can fail in any way
-        raise UserError(f'{path}: {part} is damaged ({one_line(error)}); write the file again') from error
+        raise UserError(f'{path}: not a complete npz file ({one_line(error)}); regenerate it or copy it '
+                        'again') from error
+    except Exception as error:      # a damaged header can raise any exception
+        raise UserError(f'{path}: {part} is damaged ({one_line(error)}); regenerate the file') from error
 
 
 def _read_header(file, size: int) -> tuple[int, tuple[int, ...], bool, np.dtype]:
-    """Read the header of npy content of `size` bytes: its length, and the array's shape, Fortran order and type.
+    """Read the header of npy content of `size` bytes; returns its length and the array's shape, Fortran order and type.
 
-    Raises ValueError for Python objects, and if the content is longer or shorter than the shape needs.
+    Raises ValueError for Python objects, and if the size of the content does not match the shape.
     """
     read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     shape, fortran_order, dtype = read_header(file)
@@ -89,9 +90,10 @@ def _read_header(file, size: int) -> tuple[int, tuple[int, ...], bool, np.dtype]
 
 
 def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
-    """Return where the member's bytes begin: after its local header, which may be longer than that in the directory.
+    """Return the offset of the member's bytes, which follow its local header.
 
-    Zip specification (APPNOTE 4.3.7): 30 bytes, the last four being the lengths of name and extra field.
+    The local header has 30 bytes, of which the last four are the lengths of the name and the extra field that follow
+    (zip specification, APPNOTE 4.3.7). It may be longer than the one in the directory.
     """
     with open(path, 'rb') as file:
         file.seek(member.header_offset + 26)
@@ -99,7 +101,7 @@ def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 def _unpack(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Path:
-    """Unpack a compressed member beside the npz file, or else in the temporary folder, unless it is there already."""
+    """Unpack a compressed member beside the npz file, or else into the temporary folder, unless it is already there."""
     name = f'{path.name}.{member.filename[:-4].replace("/", "_")}.{member.CRC:08x}.npy'
     temporary = Path(tempfile.gettempdir()) / f'mamp-cache-{os.getuid()}'
     if temporary.exists() and (temporary.stat().st_uid != os.getuid() or temporary.stat().st_mode & 0o022):
@@ -114,7 +116,7 @@ def _unpack(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Pa
     cache = caches[0] if os.access(path.parent, os.W_OK) else caches[1]
     cache.parent.mkdir(mode=0o700, exist_ok=True)
     with open(cache.with_suffix('.lock'), 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)        # one of several processes unpacks, the others wait and share its file
+        fcntl.flock(lock, fcntl.LOCK_EX)        # one of several processes unpacks; the others wait and share its file
         try:
             if not complete():
                 log.warning('%s: member %s is compressed; unpacking it once to %s', path, member.filename, cache)

@@ -9,16 +9,16 @@ import torch
 
 
 def center_crop(num_valid: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crop the middle share p of each clip: number of frames (B,) -> start (B,), length (B,), all integers."""
+    """Select the central fraction p of each clip: number of frames (B,) -> start (B,), length (B,), all integers."""
     bias = ((1 - p) * num_valid.double() / 2).long()
     return bias, num_valid - 2 * bias
 
 
 def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
                 uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crop a share U[p_min, p_max] of each clip anywhere in it, but at least 64 frames, or the whole clip if shorter.
+    """Select a random fraction U[p_min, p_max] of each clip, but at least 64 frames, or all if it is shorter.
 
-    num_valid (B,) integers, uniform (B, 2) in [0, 1) for share and start -> start (B,), length (B,).
+    num_valid (B,) integers, uniform (B, 2) in [0, 1) for fraction and start -> start (B,), length (B,).
     """
     share, place = uniform.double().unbind(1)
     share = p_min + (p_max - p_min) * share
@@ -44,7 +44,7 @@ def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor
 def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate each clip by Rz·Ry·Rx: clips (B, C, W, V, M), angles (B, 3) in rad -> like clips.
 
-    Written as products and sums, as tensor cores would round coordinates to ten bits in tf32.
+    Computed from products and sums, because tensor cores would round coordinates to ten bits in tf32.
     """
     (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
     rows = (cz * cy, sz * cx + cz * sy * sx, sz * sx - cz * sy * cx,
@@ -55,12 +55,12 @@ def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def bone(clips: torch.Tensor, parents: Sequence[int]) -> torch.Tensor:
-    """Subtract from each joint its parent: clips (B, C, W, V, M), parents V indices -> like clips."""
-    return clips - torch.stack([clips[:, :, :, parent] for parent in parents], dim=3)   # an index would be copied
+    """Subtract from each joint its parent: clips (B, C, W, V, M), V indices of parents -> like clips."""
+    return clips - torch.stack([clips[:, :, :, parent] for parent in parents], dim=3)
 
 
 def velocity(clips: torch.Tensor) -> torch.Tensor:
-    """Return x[t + 1] − x[t], 0 in the last frame: clips (B, C, W, V, M) -> like clips."""
+    """Compute x[t + 1] − x[t], 0 in the last frame: clips (B, C, W, V, M) -> like clips."""
     moved = torch.zeros_like(clips)
     moved[:, :, :-1] = clips[:, :, 1:] - clips[:, :, :-1]
     return moved

@@ -1,4 +1,4 @@
-"""Attention by the fastest kernel of each device: Triton or PyTorch's on a GPU, blocked products for bf16 on a CPU.
+"""Attention by the fastest kernel for each device: Triton's or PyTorch's on a GPU, blocked products for bf16 on a CPU.
 
 Axis letters: B samples, H heads, L tokens, E width of a head.
 """
@@ -17,8 +17,8 @@ SCORE_BYTES = 5 << 20       # of scores in work, so that they stay in the caches
 class BlockedAttention(torch.autograd.Function):
     """softmax(q kᵀ / √E) v of (B·H, L, E), a few heads at a time, so that their L × L scores stay in the caches.
 
-    The backward pass computes the scores again instead of storing them. On a CPU with bf16 dot products it takes about
-    half the time of PyTorch's fused kernel (docs/performance.md).
+    The backward pass recomputes the scores instead of storing them. On a CPU with bf16 dot products it takes about half
+    the time of PyTorch's fused kernel (docs/performance.md).
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ def _attention_weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 @torch.compiler.disable
 def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of q, k, v (B, H, L, E) -> (B, H, L, E)."""
+    """Compute the attention of q, k, v (B, H, L, E) -> (B, H, L, E)."""
     with torch.autocast(q.device.type, enabled=False):
         return BlockedAttention.apply(*(part.flatten(0, 1) for part in (q, k, v))).view(q.shape)
 
@@ -78,9 +78,9 @@ class Attention(timm.layers.Attention):
         return self.proj(blocked_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0)).transpose(1, 2).flatten(2))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """Attention weights of each query token over all tokens, (B, L, H·E) -> (B, H, L, L); rows sum to 1.
+        """Compute attention weights from each query to all tokens, (B, L, H·E) -> (B, H, L, L); rows sum to 1.
 
-        For pictures, in eval mode; `forward` multiplies the values by them without storing them.
+        This is for figures, in eval mode; `forward` multiplies the values by these weights without storing them.
         """
         q, k, _ = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         return _attention_weights(q.flatten(0, 1), k.flatten(0, 1)).unflatten(0, q.shape[:2])
@@ -89,12 +89,12 @@ class Attention(timm.layers.Attention):
 def select_attention(model: nn.Module, name: str, device: torch.device) -> None:
     """Select the attention kernel of a model on a GPU: 'auto', 'triton' (for bf16), or one of PyTorch's by name.
 
-    'auto' is Triton where it can run, and PyTorch's choice elsewhere. Raises UserError for a kernel on a CPU, and for
-    one that is not reproducible with --deterministic.
+    'auto' selects Triton where it can run, and PyTorch's choice elsewhere. Raises UserError if a kernel is selected on
+    a CPU, or if it is not reproducible and --deterministic is set.
     """
     if device.type != 'cuda':
         if name != 'auto':
-            raise UserError(f'--attention {name} selects a kernel of a CUDA GPU; leave it out on a CPU')
+            raise UserError(f'--attention {name} selects a kernel of a CUDA GPU; omit it on a CPU')
         return
     if name == 'cudnn' and torch.are_deterministic_algorithms_enabled():
         raise UserError('--attention cudnn has no deterministic backward pass; use auto, triton, flash or math')
@@ -106,8 +106,9 @@ def select_attention(model: nn.Module, name: str, device: torch.device) -> None:
         if isinstance(layer, Attention):
             layer.triton = _find_triton(layer.head_dim, device) if name in ('auto', 'triton') else None
             if name == 'triton' and layer.triton is None:
-                raise UserError(f'--attention triton does not run here (Triton, a GPU of compute capability 8 or '
-                                f'higher, and heads of width 16, 32, 64 or 128, not {layer.head_dim}); use auto')
+                raise UserError('--attention triton cannot run here (it needs the package triton, a GPU of compute '
+                                f'capability 8 or higher, and heads of width 16, 32, 64 or 128, not {layer.head_dim}); '
+                                'use auto')
 
 
 def _find_triton(width: int, device: torch.device):

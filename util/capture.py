@@ -1,16 +1,16 @@
-"""Work that is the same in every step, recorded once as a CUDA graph and then launched as a whole.
+"""Capture of work that is the same in every step: recorded once as a CUDA graph, then launched as a whole.
 
 A training step issues thousands of GPU operations; launching them one by one can take the host longer than the GPU
-takes to compute them. A graph is launched as one operation. The functions that are captured are those that run without
-capture as well, on CPUs and with --compile off:
+takes to compute them. A graph is launched as one operation. The same functions also run without capture, on CPUs and
+with --compile off:
 
-    backward = recorder.capture(forward_backward, trainer)      # what varies from call to call are tensors
+    backward = recorder.capture(forward_backward, trainer)
     backward(clips, uniform)                # the first calls run eagerly, later ones replay the graph
 
 A captured function must do the same work in each call: it changes only tensors that exist before the call (weights,
 gradients, optimiser state, sums), changes them in place, and never synchronizes with the GPU. Numbers that vary from
-step to step, such as the learning rate, must be tensors (see `make_capturable`). Random numbers are
-drawn anew at each replay, from the generator state that `torch.manual_seed` has set, as they are without capture.
+step to step, such as the learning rate, must be tensors (see `make_capturable`). Random numbers are drawn anew in each
+replay, from the generator state that `torch.manual_seed` has set, as they are without capture.
 """
 
 from collections import Counter
@@ -22,8 +22,8 @@ import torch
 
 from util.errors import UserError, one_line
 
-WARMUP = 3          # eager calls before a capture: compilation, workspaces and optimiser state are made in these
-MAX_GRAPHS = 8      # of one function, for different shapes of its arguments
+WARMUP = 3          # eager calls before a capture, which compile, and create workspaces and optimiser state
+MAX_GRAPHS = 8      # per function, for different arguments
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Graph:
 class GraphRecorder:
     """Captures functions on one device; all their graphs use one stream and share one memory pool.
 
-    So the result of a captured function is valid until the next call of any function of the same recorder: reduce or
-    copy it before. A recorder that is not `enabled` leaves functions as they are.
+    Therefore the result of a captured function is only valid until any function of the same recorder is called again:
+    reduce or copy it before. A recorder that is not `enabled` returns functions unchanged.
     """
 
     def __init__(self, device: torch.device, enabled: bool = True):
@@ -47,7 +47,7 @@ class GraphRecorder:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable, *fixed) -> Callable:
-        """Return `function` with its first arguments `fixed`, captured; equal calls return the same object."""
+        """Return `function` captured, with its first arguments set to `fixed`; equal calls return the same object."""
         if not self.enabled:
             return partial(function, *fixed)
         key = function, *map(id, fixed)
@@ -56,7 +56,7 @@ class GraphRecorder:
         return self.captured[key]
 
     def run(self, function: Callable, inputs: tuple):
-        """Call `function` eagerly, on the stream that captures it later, as PyTorch requires of a warm-up."""
+        """Call `function` eagerly on the stream that captures it later, as PyTorch requires for the warm-up."""
         if self.device.type != 'cuda':
             return function(*inputs)
         current = torch.cuda.current_stream(self.device)
@@ -72,13 +72,13 @@ class GraphRecorder:
         Raises UserError if `function` synchronizes with the GPU.
         """
         graph = torch.cuda.CUDAGraph()
-        try:    # thread_local: other threads may allocate pinned memory for batches meanwhile
+        try:    # thread_local, as other threads may allocate pinned memory for batches
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode='thread_local'):
                 outputs = function(*buffers)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:   # the state of the random generator is lost: running on would fail too
-            raise UserError(f'this step cannot be captured as a CUDA graph ({one_line(error)[:200]}); give --compile '
+        except RuntimeError as error:   # the state of the random generator is lost, so continuing would fail too
+            raise UserError(f'this step cannot be captured as a CUDA graph ({one_line(error)[:200]}); use --compile '
                             'off') from error
         return Graph(outputs, graph.replay)
 
@@ -121,9 +121,9 @@ class CapturedFunction:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep the learning rates of `optimizer` in tensors on `device`, which a graph reads at each replay.
+    """Keep the learning rates of `optimizer` in tensors on `device`, which a graph reads in each replay.
 
-    Change them in place (`set_learning_rate` does). Call it again after `load_state_dict`, which replaces them.
+    Change them in place (as `set_learning_rate` does). Call this again after `load_state_dict`, which replaces them.
     """
     for group in optimizer.param_groups:
         group['lr'] = torch.as_tensor(group['lr'], dtype=torch.float32, device=device)
@@ -132,6 +132,6 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
 
 
 def pad_rows(values: torch.Tensor, size: int) -> torch.Tensor:
-    """Repeat the first row of (n, …) until there are `size` rows, so that batches have few shapes."""
+    """Repeat the first row of (n, …) until there are `size` rows, to limit the number of different shapes."""
     missing = size - len(values)
     return values if missing <= 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])

@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, written atomically and read without executing anything in them."""
+"""Checkpoints: their content, written atomically and read without executing anything in them."""
 
 import argparse
 import dataclasses
@@ -25,17 +25,17 @@ STAGE_TITLES = {'pretrain': 'pre-training', 'linprobe': 'linear probe', 'finetun
 
 @dataclass
 class Checkpoint:
-    """The content of a checkpoint file. The authors' files hold `model`, `optimizer`, `epoch` and `args` only."""
+    """The content of a checkpoint file; the authors' code writes only `model`, `optimizer`, `epoch` and `args`."""
 
     model: dict[str, torch.Tensor]
     args: dict = field(default_factory=dict)        # settings of the run
-    epoch: int = -1                                 # last finished epoch
-    step: int = 0                                   # finished steps of the epoch after it
+    epoch: int = -1                                 # last completed epoch
+    step: int = 0                                   # completed steps of the next epoch
     optimizer: dict | None = None
     progress: dict | None = None                    # sums and best scores so far, see util/trainer.py
     method: str | None = None                       # what pre-trained the encoder: MAMP, MAE, scratch, …
     pretraining: dict | None = None                 # settings of the pre-training that the run started from
-    bodies: int | None = None                       # bodies of a clip
+    bodies: int | None = None                       # number of bodies in a clip
     class_names: list[str] | None = None            # label 0 first
     layout: dict | None = None                      # {'name': …, 'joints': {name: parent}}, see feeder/layouts.py
     preparation: dict | None = None                 # {'centre': bool, 'scale': metres per unit} of the raw recordings
@@ -53,35 +53,35 @@ class Checkpoint:
 
     @property
     def num_joints(self) -> int:
-        """Joints of the joint embeddings (1, 1, V, D); 0 without any."""
+        """Number of joints in the joint embeddings (1, 1, V, D), 0 without embeddings."""
         embedding = self.model.get('pos_embed')
         return embedding.shape[2] if embedding is not None and embedding.ndim == 4 else 0
 
     @property
     def is_authors(self) -> bool:
-        """True for a checkpoint of the authors' program."""
+        """True if the checkpoint was written by the authors' code."""
         return self.code_version is None and self.progress is None
 
     def write(self, path: str | Path, previous: str | None = None) -> None:
-        """Write the checkpoint atomically; the file it replaces is kept under the name `previous`, if given.
+        """Write the checkpoint atomically; a file that it replaces is kept under the name `previous`, if that is set.
 
-        Raises UserError when the disk is full or the folder is not writable.
+        Raises UserError if the disk is full or the folder is not writable.
         """
         path = Path(path)
         with atomic_write(path) as partial:
             try:
                 torch.save({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}, partial)
             except RuntimeError as error:       # PyTorch's writer on a full disk
-                raise UserError(f'{path}: cannot be written ({one_line(error)[:200]}); free disk space') from error
+                raise UserError(f'{path}: cannot be written ({one_line(error)[:200]}); free up disk space') from error
             if previous and path.exists():
                 os.replace(path, path.with_name(previous))
 
     @classmethod
     def read(cls, path: str | Path) -> 'Checkpoint':
-        """Read a checkpoint of this project or of the authors' program on the CPU.
+        """Read a checkpoint of this project or of the authors' code into CPU memory.
 
         Only tensors, plain values and argparse.Namespace are accepted. Raises UserError for a missing or damaged file,
-        any other class in it, entries of a wrong type, or a file without weights.
+        any other class in it, entries of a wrong type, and a file without weights.
         """
         content = _upgrade(_read_content(path), path)
         known = {entry.name: entry.type for entry in dataclasses.fields(cls)}
@@ -95,19 +95,19 @@ class Checkpoint:
 
 def _read_content(path: str | Path) -> dict:
     if not Path(path).is_file():
-        raise UserError(f'{path}: no such checkpoint; give the path of one, for example {LAST} of a run')
+        raise UserError(f'{path}: no such checkpoint; specify the path of a checkpoint, for example {LAST} of a run')
     try:
-        if zipfile.is_zipfile(path):        # all but files from before PyTorch 1.6
+        if zipfile.is_zipfile(path):        # all files except those written before PyTorch 1.6
             with zipfile.ZipFile(path) as archive:
                 check_zip(path, archive)
-                if damaged := archive.testzip():        # compares checksums, which torch.load does not
-                    raise UserError(f'{path}: damaged, its member {damaged} is not as it was written; use another '
-                                    'checkpoint')
+                if damaged := archive.testzip():        # verifies checksums, which torch.load does not
+                    raise UserError(f'{path}: damaged: the checksum of its member {damaged} does not match; use '
+                                    'another checkpoint')
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except UserError:
         raise
-    except Exception as error:      # a damaged pickle can fail in any way
+    except Exception as error:      # a damaged pickle can raise any exception
         foreign = re.search(r'GLOBAL (\S+)', str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
             raise UserError(f'{path}: refused, it contains {foreign[1]}; only tensors, plain values and '
@@ -120,7 +120,7 @@ def _read_content(path: str | Path) -> dict:
 
 
 def _upgrade(content: dict, path: str | Path) -> dict:
-    """Bring the content of older files, the authors' files and bare state dicts to today's names."""
+    """Convert the content of older files, files of the authors' code and bare state dicts to the current format."""
     if 'model' not in content:
         content = {'model': content}
     content = dict(content)
@@ -141,15 +141,15 @@ def _upgrade(content: dict, path: str | Path) -> dict:
 
 
 def _is_dense(value: torch.Tensor) -> bool:
-    """True for a plain CPU tensor whose numbers are all stored; expanded ones can claim any size."""
+    """Return True for a plain CPU tensor that stores all its numbers; an expanded one could claim any size."""
     return (value.layout == torch.strided and not value.is_quantized and value.device.type == 'cpu'
             and value.nbytes <= value.untyped_storage().nbytes())
 
 
 def newest(folder: str | Path) -> tuple[Path, Checkpoint] | None:
-    """Find the latest undamaged checkpoint of a run's folder, or None if it holds no checkpoint.
+    """Find the latest undamaged checkpoint in the folder of a run; returns None if there is no checkpoint.
 
-    Damaged files are skipped with a warning. Raises UserError when all are damaged.
+    Damaged files are skipped with a warning. Raises UserError if all are damaged.
     """
     names = [LAST, PREVIOUS, *sorted(path.name for path in Path(folder).glob('checkpoint-[0-9]*.pth'))]
     intact, damaged = [], 0

@@ -1,7 +1,8 @@
-"""Settings of a stage: defaults, YAML files and the command line, checked before anything starts.
+"""Settings of a stage from defaults, YAML files and the command line, checked before anything starts.
 
-`--config A.yaml B.yaml`: later files override earlier ones, the command line overrides all. Top-level keys of a file
-apply to every stage that has the option; a map `pretrain:`, `linprobe:`, `finetune:` or `retrieval:` applies to one.
+`--config A.yaml B.yaml`: later files override earlier ones, and the command line overrides all. Top-level keys of a
+file apply to every stage that has the option; a map `pretrain:`, `linprobe:`, `finetune:` or `retrieval:` applies only
+to that stage.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from util.options import STAGES, Option, build_parser, defaults_of, options_of_s
 
 
 def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """All settings of a stage, checked against each other.
+    """Return all settings of a stage, checked against each other.
 
-    With --features, settings that the features file records itself (benchmark, stream, seed) are None unless given.
+    With --features, settings that the features file records (benchmark, stream, seed) are None unless they are set.
     Raises UserError for an unknown key or option, a wrong type or value, or a missing setting.
     """
     args = read_settings(stage, argv)
@@ -27,9 +28,9 @@ def parse_args(stage: str, argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_settings(stage: str, argv: list[str] | None = None, overrides: dict | None = None,
                   source: str = '') -> argparse.Namespace:
-    """As `parse_args`, but settings may be missing and are not checked against each other.
+    """Return settings as `parse_args` does, but they may be missing and are not checked against each other.
 
-    `overrides`, read from `source`, override the files; the command line overrides them.
+    `overrides`, read from `source`, override the files; the command line overrides both.
     """
     settings, not_given = defaults_of(stage), object()      # argparse fills in defaults only for missing attributes
     namespace = argparse.Namespace(**dict.fromkeys(settings, not_given) | {'config': []})
@@ -41,9 +42,9 @@ def read_settings(stage: str, argv: list[str] | None = None, overrides: dict | N
     layers.append(command_line)
     for layer in layers:
         if layer.get('lr') is not None and layer.get('blr') is not None:
-            raise UserError('both lr and blr are given; give one')
+            raise UserError('both lr and blr are set; set only one of them')
         for name, alternative in (('lr', 'blr'), ('blr', 'lr')):
-            if layer.get(name) is not None:     # the last one given counts
+            if layer.get(name) is not None:     # the last one counts
                 settings[alternative] = None
         settings.update(layer)
     if settings.get('features') is not None:
@@ -52,9 +53,9 @@ def read_settings(stage: str, argv: list[str] | None = None, overrides: dict | N
 
 
 def read_config(path: str | Path, stage: str) -> list[dict]:
-    """Read the settings of a YAML file for `stage`: those of all stages, then those of the stage's own map.
+    """Read the settings for `stage` from a YAML file: those for all stages, then those in the stage's own map.
 
-    Raises UserError for a missing file, invalid YAML, a key that is no option, or a value of the wrong type.
+    Raises UserError for a missing file, invalid YAML, a key that is not an option, or a value of the wrong type.
     """
     shared, own = {}, {}
     for key, value in read_yaml(path, 'settings', 'correct --config').items():
@@ -101,14 +102,14 @@ def _convert(options: dict[str, Option], key, value, source: str):
 
 
 def _check(args: argparse.Namespace, stage: str) -> None:
-    """Check settings against each other and derive those that follow from others."""
+    """Check settings against each other, and derive the settings that follow from others."""
     features_only = getattr(args, 'features', None) is not None
     if not features_only and args.data_path is None:
-        raise UserError(f'--data_path is missing; give it, or a benchmark file after --config config/{stage}.yaml')
+        raise UserError(f'--data_path is missing; specify it, or a benchmark file after --config config/{stage}.yaml')
     _check_model(args)
     if stage == 'retrieval':
         if sum([args.finetune is not None, args.random_encoder, features_only]) != 1:
-            raise UserError('give exactly one of --finetune PATH, --random_encoder and --features NPZ')
+            raise UserError('specify exactly one of --finetune PATH, --random_encoder and --features NPZ')
         args.batch_size = args.batch_size or 128
     else:
         _check_training(args, stage)
@@ -125,7 +126,7 @@ def _check_model(args: argparse.Namespace) -> None:
     layout = find_layout(args.layout, args.num_joints)
     args.num_joints = len(layout.joints) if layout else args.num_joints
     if args.stream == 'bone' and layout is None:
-        default_layout(args.num_joints)     # raises: bones need the parents of the joints
+        default_layout(args.num_joints)     # raises: bones need the parents
     if args.num_frames % args.t_patch_size:
         raise UserError(f'--num_frames {args.num_frames} is not a multiple of --t_patch_size {args.t_patch_size}')
     for width in ('dim_feat', 'decoder_dim_feat'):
@@ -137,10 +138,10 @@ def _check_training(args: argparse.Namespace, stage: str) -> None:
     if args.p_interval[0] > args.p_interval[1]:
         raise UserError(f'--p_interval {args.p_interval[0]} {args.p_interval[1]}: the first exceeds the second')
     if getattr(args, 'novel_every', 0) == 1:
-        raise UserError('--novel_every 1 leaves no class; give 0, or 2 or more')
+        raise UserError('--novel_every 1 leaves no class; use 0, or 2 or more')
     if stage == 'pretrain':
         if args.motion_stride >= args.num_frames:
-            raise UserError(f'--motion_stride {args.motion_stride} is not below --num_frames {args.num_frames}')
+            raise UserError(f'--motion_stride {args.motion_stride} must be less than --num_frames {args.num_frames}')
         tokens = args.num_frames // args.t_patch_size * args.num_joints
         if not 0 < int(tokens * (1 - args.mask_ratio)) < tokens:
             raise UserError(f'--mask_ratio {args.mask_ratio} masks none or all of {tokens} tokens')
@@ -149,11 +150,11 @@ def _check_training(args: argparse.Namespace, stage: str) -> None:
             raise UserError('--eval needs --resume PATH (or auto): the checkpoint to evaluate')
         return
     if args.epochs is None:
-        raise UserError(f'--epochs is missing; give it, or --config config/{stage}.yaml with a benchmark file')
+        raise UserError(f'--epochs is missing; specify it, or --config config/{stage}.yaml with a benchmark file')
     if args.lr is None and args.blr is None:
-        raise UserError(f'neither --lr nor --blr is given; give one, or --config config/{stage}.yaml')
+        raise UserError(f'neither --lr nor --blr is set; set one of them, or use --config config/{stage}.yaml')
     if args.warmup_epochs >= args.epochs:
-        raise UserError(f'--warmup_epochs {args.warmup_epochs:g} is not below --epochs {args.epochs}')
+        raise UserError(f'--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs}')
     if stage == 'linprobe' and (args.finetune is None) != args.random_encoder:
         raise UserError('a probe needs either --finetune PATH, a pre-trained checkpoint, or --random_encoder')
 
@@ -162,7 +163,7 @@ def resolve_batch(args: argparse.Namespace, world_size: int) -> None:
     """Derive batch_size, accum_iter, effective_batch_size and lr; raises UserError if they do not fit together."""
     if args.effective_batch_size is None:
         if args.batch_size is None:
-            raise UserError('neither --effective_batch_size nor --batch_size is given')
+            raise UserError('neither --effective_batch_size nor --batch_size is set; set one of them')
         args.effective_batch_size = args.batch_size * (args.accum_iter or 1) * world_size
     if args.batch_size is None:
         args.accum_iter = args.accum_iter or 1

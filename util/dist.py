@@ -1,4 +1,4 @@
-"""One process or several: the same program under `python`, or under torchrun on GPUs (nccl) or CPUs (gloo)."""
+"""One or several processes: the same code runs with `python`, and with torchrun on GPUs (nccl) or CPUs (gloo)."""
 
 import os
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import nn
 
 from util.errors import UserError, one_line
 
-TIMEOUT = 600.     # seconds to wait for the other processes, at the start and in every collective
+TIMEOUT = 600.     # seconds to wait for other processes, at the start and in every collective
 
 
 class ConnectionLost(UserError):
@@ -22,12 +22,12 @@ class ConnectionLost(UserError):
 
 @dataclass(frozen=True)
 class World:
-    """This process among the processes of the run. With one process every method does nothing."""
+    """This process among the processes of the run. With one process, the methods have no effect."""
 
     rank: int
     size: int
     device: torch.device
-    gloo: dist.ProcessGroup | None = None      # the same processes, for exchanges between hosts that skip the GPU
+    gloo: dist.ProcessGroup | None = None      # the same processes, for exchanges between hosts without the GPU
 
     @property
     def is_main(self) -> bool:
@@ -40,11 +40,11 @@ class World:
         return tensor
 
     def mean(self, value: torch.Tensor) -> float:
-        """Mean of a scalar tensor over all processes; waits for the device."""
+        """Return the mean of a scalar tensor over all processes; synchronizes with the device."""
         return self.sum(value.clone()).item() / self.size
 
     def any(self, flag: bool) -> bool:
-        """True if `flag` is true in any process; does not wait for the GPU."""
+        """Return True if `flag` is true in any process; does not synchronize with the GPU."""
         if self.size == 1:
             return flag
         flags = torch.tensor(float(flag))
@@ -71,10 +71,10 @@ class World:
 
 @contextmanager
 def init_world(device: str, timeout: float = TIMEOUT):
-    """Join the processes that torchrun started, if it did; yield this process's World and leave it at the end.
+    """Join the processes that torchrun started, if any; yields this process's World and leaves it at the end.
 
-    `device` is auto, cpu, cuda or cuda:N. Raises UserError if the GPU does not exist or the other processes do not
-    join within `timeout` seconds, ConnectionLost if one of them ends or stops responding later.
+    `device` is auto, cpu, cuda or cuda:N. Raises UserError if the GPU does not exist or the other processes do not join
+    within `timeout` seconds, and ConnectionLost if one of them ends or stops responding later.
     """
     rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in
                               (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
@@ -107,7 +107,7 @@ def _init_process_group(rank: int, size: int, device: torch.device, timeout: tim
 
 
 def select_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
-    """The device for 'auto', 'cpu', 'cuda' or 'cuda:N'; raises UserError if it does not exist."""
+    """Return the device for 'auto', 'cpu', 'cuda' or 'cuda:N'; raises UserError if it does not exist."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

@@ -1,4 +1,7 @@
-"""Error reporting of commands: exit code 0, 2 for an error of the user (one line, no traceback), 1 for a bug."""
+"""Error reporting of commands.
+
+Exit code 0 is success, 2 an error that the user can correct (one line, no traceback), 1 a bug.
+"""
 
 import argparse
 import difflib
@@ -8,25 +11,25 @@ import traceback
 
 
 class UserError(ValueError):
-    """An error that the user can correct. Its message is one line: what is wrong, where, and what to do."""
+    """An error that the user can correct. Its message is one line: what is wrong, where, and how to correct it."""
 
     exit_code = 2
     label = 'error'
 
 
 def quote(value) -> str:
-    """A value as error messages quote it, cut after 200 characters."""
+    """Return a value as error messages quote it, cut after 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f'{text[:200]}…'
 
 
 def printable(text) -> str:
-    """A name or path on one line, with control characters escaped."""
+    """Return a name or path on one line, with control characters escaped."""
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, or its type where it has none."""
+    """Return the message of an exception on one line, or its type if it has no message."""
     return ' '.join(str(error).split()) or type(error).__name__
 
 
@@ -46,20 +49,20 @@ class Parser(argparse.ArgumentParser):
 def run_main(main) -> None:
     """Call `main()` and exit with its return value; the last line of every command.
 
-    Under torchrun a failing process exits at once, without the clean-up that would wait for its peers; torchrun then
-    stops these and prints its summary.
+    Under torchrun a failing process exits at once, without the clean-up that would wait for the other processes;
+    torchrun then stops them and prints its summary.
     """
     distributed = is_distributed()
     prefix = f'process {os.environ.get("RANK")}: ' if distributed else ''
-    sys.stdout.reconfigure(errors='backslashreplace')       # for terminals whose encoding lacks a character
+    sys.stdout.reconfigure(errors='backslashreplace')       # for terminals whose encoding lacks some characters
     try:
-        if distributed:     # the import of PyTorch is left to the commands that need it
+        if distributed:     # PyTorch is imported only by commands that need it
             from torch.distributed.elastic.multiprocessing.errors import record
             main = record(main)
         code = main()
         sys.stdout.flush()
         sys.exit(code)
-    except BrokenPipeError:     # the reader of our output is gone, as after `| head`
+    except BrokenPipeError:     # the reader of the output has closed it, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except UserError as error:
@@ -78,5 +81,5 @@ def run_main(main) -> None:
 
 
 def is_distributed() -> bool:
-    """True if torchrun started this process as one of several."""
+    """Return True if torchrun started this process as one of several."""
     return int(os.environ.get('WORLD_SIZE', 1)) > 1

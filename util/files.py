@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON and YAML of plain values, checks of paths and archives."""
+"""Files: atomic writes, JSON and YAML of plain values, and checks of paths and archives."""
 
 import errno
 import json
@@ -16,20 +16,20 @@ import yaml
 
 from util.errors import UserError, quote
 
-MAX_NUMBER = 1e30      # larger ones in a file are damage
-MAX_ZIP_BYTES, MAX_ZIP_RATIO = 1 << 30, 200     # an archive that unpacks to more of both is refused
+MAX_NUMBER = 1e30      # larger ones are a sign of damage
+MAX_ZIP_BYTES, MAX_ZIP_RATIO = 1 << 30, 200     # archives that exceed both when unpacked are refused
 
 
 @contextmanager
 def atomic_write(path: str | Path):
     """Yield a temporary path beside `path`; at the end of the block it is synced to disk and renamed to `path`.
 
-    If the block raises, `path` stays as it was. Raises UserError when the file cannot be written.
+    If the block raises, `path` stays unchanged. Raises UserError if the file cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():      # a device would be replaced
-        raise UserError(f'{path}: not a regular file; give another name')
-    partial = path.with_name(f'.{path.name}.partial')       # a fixed name: the next write replaces what a kill left
+    if path.exists() and not path.is_file() and not path.is_dir():      # renaming would replace a device
+        raise UserError(f'{path}: not a regular file; choose another name')
+    partial = path.with_name(f'.{path.name}.partial')       # fixed: the next write replaces it after a kill
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
@@ -38,9 +38,9 @@ def atomic_write(path: str | Path):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if not _is_write_error(error, partial):     # reading another file failed inside the block
+        if not _is_write_error(error, partial):     # an error in reading another file inside the block
             raise
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free disk space or correct the '
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free up disk space or correct the '
                         'permissions; an earlier file of this name is unchanged') from error
     finally:
         with suppress(OSError):
@@ -48,7 +48,7 @@ def atomic_write(path: str | Path):
 
 
 def _is_write_error(error: OSError, partial: Path) -> bool:
-    """True if `error` concerns the file being written; errors of write() carry no file name."""
+    """Return True if `error` concerns the file being written; errors of write() have no file name."""
     if error.filename is None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     names = {os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None}
@@ -56,7 +56,7 @@ def _is_write_error(error: OSError, partial: Path) -> bool:
 
 
 def to_json(content, indent: int | None = None) -> str:
-    """Maps, lists and plain values as JSON; numbers that are not finite become null."""
+    """Convert maps, lists and plain values to JSON; numbers that are not finite become null."""
     def finite(value):
         if isinstance(value, dict):
             return {key: finite(item) for key, item in value.items()}
@@ -73,7 +73,7 @@ def write_json(path: str | Path, content) -> None:
 
 
 class _YamlError(yaml.YAMLError):
-    """YAML that is valid but not accepted in settings."""
+    """Valid YAML that is not accepted in settings."""
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -114,7 +114,7 @@ def read_yaml(path: str | Path, content_name: str, remedy: str) -> dict:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise UserError if `folder` cannot be created or written; nothing is created."""
+    """Raise UserError if `folder` cannot be created or is not writable; nothing is created."""
     folder = Path(folder)
     try:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -123,7 +123,7 @@ def check_writable(folder: str | Path) -> None:
             return
     except OSError as error:
         existing, reason = folder, error.strerror
-    raise UserError(f'{folder}: cannot be written ({existing} {reason}); give another folder or correct the '
+    raise UserError(f'{folder}: cannot be written ({existing} {reason}); choose another folder or correct the '
                     'permissions')
 
 
@@ -134,11 +134,11 @@ def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[st
         path = Path(path)
         check_writable(path.parent)
         if path.is_dir() or not path.name:
-            raise UserError(f'{option} {path}: is a folder; give a file name')
+            raise UserError(f'{option} {path}: is a folder; specify a file name')
         if path.exists() and not path.is_file():
-            raise UserError(f'{option} {path}: not a regular file; give another name')
+            raise UserError(f'{option} {path}: not a regular file; choose another name')
         if use := taken.get(os.path.realpath(path)):
-            raise UserError(f'{option} {path}: is also {use}; give another file name')
+            raise UserError(f'{option} {path}: is also {use}; choose another file name')
         taken[os.path.realpath(path)] = f'the file of {option}'
 
 
@@ -160,7 +160,7 @@ def check_zip(path: str | Path, archive: zipfile.ZipFile) -> None:
 
 
 def has_type(value, annotation) -> bool:
-    """True if `value` matches a type annotation of a dataclass, items of maps and lists included; ints are floats."""
+    """Return True if `value` matches a dataclass annotation, including items of maps and lists; ints are floats."""
     if isinstance(annotation, UnionType):
         return any(has_type(value, option) for option in get_args(annotation))
     origin, items = get_origin(annotation) or annotation, get_args(annotation)

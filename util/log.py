@@ -1,4 +1,4 @@
-"""Logs of a run: console, log.jsonl, TensorBoard. Only the main process writes."""
+"""Logs of a run: console, log.jsonl and TensorBoard. Only the main process writes them."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ from util.files import atomic_write, to_json
 
 
 def set_up_console(is_main: bool) -> None:
-    """Print messages of the main process from INFO on, of other processes from ERROR on."""
+    """Print messages of level INFO and above in the main process, of level ERROR and above in the others."""
     logging.basicConfig(format='%(message)s', level=logging.INFO if is_main else logging.ERROR, force=True)
 
 
 class RunLog:
-    """One line of log.jsonl an epoch, and the same values in TensorBoard."""
+    """Log with one line in log.jsonl per epoch, and the same values in TensorBoard."""
 
     def __init__(self, output_dir: Path, log_dir: Path, first_epoch: int, first_step: int):
         """Drop the lines and events that were written after the checkpoint from which the run resumes."""
@@ -30,13 +30,14 @@ class RunLog:
         try:
             lines = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
         except OSError as error:
-            raise UserError(f'{self.path}: cannot be read ({error.strerror}); give another --output_dir') from error
+            raise UserError(f'{self.path}: cannot be read ({error.strerror}); choose another --output_dir') from error
         with atomic_write(self.path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch))
         try:
             self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
         except OSError as error:
-            raise UserError(f'--log_dir {log_dir}: cannot be written ({error.strerror}); give another') from error
+            raise UserError(f'--log_dir {log_dir}: cannot be written ({error.strerror}); choose another '
+                            'folder') from error
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -47,7 +48,7 @@ class RunLog:
             with open(self.path, 'a') as file:
                 file.write(to_json({'epoch': epoch, **values}) + '\n')
         except OSError as error:
-            raise UserError(f'{self.path}: cannot be written ({error.strerror}); free disk space and continue with '
+            raise UserError(f'{self.path}: cannot be written ({error.strerror}); free up disk space and continue with '
                             '--resume auto') from error
         self.scalars({f'epoch/{name}': value for name, value in values.items()}, step)
 
@@ -57,10 +58,10 @@ class RunLog:
             self.writer.add_image(name, image, step, dataformats='HWC')
 
     def hparams(self, settings: dict, metrics: dict[str, float], step: int) -> None:
-        """Write settings and final metrics, by which TensorBoard's tab HPARAMS compares runs."""
+        """Write settings and final metrics, with which TensorBoard's HPARAMS tab compares runs."""
         plain = {name: value if isinstance(value, bool | int | float | str) else str(value)
                  for name, value in settings.items()}
-        # run_name: by default TensorBoard would list them as a run of their own
+        # run_name: by default TensorBoard would list them as a separate run
         self.writer.add_hparams(plain, {f'outcome/{name}': value for name, value in metrics.items()}, run_name='.',
                                 global_step=step)
 
@@ -69,7 +70,7 @@ class RunLog:
 
 
 class NoLog:
-    """Log of the processes that do not write: every method does nothing."""
+    """Log of processes that do not write: its methods have no effect."""
 
     def _ignore(self, *_) -> None: ...
 
@@ -77,7 +78,7 @@ class NoLog:
 
 
 def _epoch_number(line: str) -> float:
-    """Epoch of a line of log.jsonl, infinity for a line that a kill cut off."""
+    """Return the epoch of a line of log.jsonl, or infinity for a line that was cut off when the process was killed."""
     try:
         return float(json.loads(line)['epoch'])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -85,7 +86,7 @@ def _epoch_number(line: str) -> float:
 
 
 def code_version() -> str:
-    """The commit of this code, with -dirty for uncommitted changes; 'unknown' outside a git checkout."""
+    """Return the git commit of this code, with -dirty for uncommitted changes; 'unknown' outside a checkout."""
     try:
         return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=12'], text=True, check=True,
                               cwd=Path(__file__).parent, capture_output=True, timeout=10).stdout.strip()
@@ -94,12 +95,12 @@ def code_version() -> str:
 
 
 def command_line() -> str | None:
-    """The command of this process with its options, None unless it is a main_*.py."""
+    """Return the command of this process with its options, or None unless it is a main_*.py."""
     name = Path(sys.argv[0]).name
     return shlex.join([name, *sys.argv[1:]]) if name.startswith('main_') else None
 
 
 def describe_machine(device: torch.device) -> str:
-    """Device and PyTorch version, as results record them."""
+    """Return the device and the PyTorch version, as recorded in results."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     return f'{name}; torch {torch.__version__}'

@@ -1,4 +1,5 @@
-"""Accuracy and loss as counts, which add up over batches and processes so that every sample has the same weight."""
+"""Accuracy and loss as counts, which are summed over batches and processes, so that every sample has the same weight.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,6 @@ def count_correct(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def summarise(counts: torch.Tensor) -> dict[str, float]:
-    """Turn summed counts of `count_correct` into top1 and top5 in percent, mean loss, number of samples."""
+    """Convert the sums of `count_correct` to top1 and top5 in percent, mean loss and number of samples."""
     samples, top1, top5, loss = counts.tolist()
     return {'top1': 100 * top1 / samples, 'top5': 100 * top5 / samples, 'loss': loss / samples, 'samples': int(samples)}

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def learning_rate(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
-    """Linear warm-up, then half a cosine from lr to min_lr; `epoch` is fractional, the rate is set every step."""
+    """Return the learning rate: linear warm-up, then half a cosine from lr to min_lr; `epoch` is fractional."""
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
@@ -15,7 +15,7 @@ def learning_rate(epoch: float, lr: float, min_lr: float, warmup_epochs: float, 
 
 
 def layer_index(name: str, depth: int) -> int:
-    """Layer of a parameter: 0 for embeddings, i + 1 for encoder block i, depth + 1 for everything after them."""
+    """Return the layer of a parameter: 0 for embeddings, i + 1 for encoder block i, depth + 1 for the rest."""
     if name in ('pos_embed', 'temp_embed') or name.startswith('joints_embed.'):
         return 0
     if name.startswith('blocks.'):
@@ -24,7 +24,7 @@ def layer_index(name: str, depth: int) -> int:
 
 
 def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.) -> list[dict]:
-    """Group parameters by lr_scale = layer_decay^(depth + 1 − layer) and by weight decay: 1-D parameters have none."""
+    """Group parameters by lr_scale = layer_decay^(depth + 1 − layer) and weight decay (0 for 1-D parameters)."""
     depth = len(model.blocks)
     groups = {}
     for name, parameter in model.named_parameters():
@@ -40,17 +40,17 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.)
 
 def adamw(model: nn.Module, betas: tuple[float, float], weight_decay: float,
           layer_decay: float = 1.) -> torch.optim.Optimizer:
-    """AdamW of pre-training and fine-tuning."""
+    """Return AdamW for pre-training and fine-tuning."""
     return torch.optim.AdamW(param_groups(model, weight_decay, layer_decay), lr=0., betas=betas, fused=True)
 
 
 def sgd(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD with momentum of the linear probe."""
+    """Return SGD with momentum for the linear probe."""
     return torch.optim.SGD(param_groups(model, weight_decay), lr=0., momentum=0.9, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group to lr · lr_scale, in place if it is a tensor (see util/capture.py)."""
+    """Set the learning rate of every group to lr · lr_scale, in place if it is a tensor (see util/capture.py)."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group['lr']):
             group['lr'].fill_(lr * group['lr_scale'])
@@ -59,7 +59,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Return the total gradient norm, and clip it to `max_norm`, if given."""
+    """Return the total gradient norm, and clip it to `max_norm` if that is set."""
     if max_norm:
         return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])

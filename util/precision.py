@@ -1,4 +1,4 @@
-"""How a model is computed on its device: precision, compilation, and a fixed order of sums."""
+"""Numerics of a model on its device: precision, compilation, and deterministic sums."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import nn
 
 from util.errors import UserError
 
-WORKSPACES = ':4096:8', ':16:8'     # settings with which cuBLAS sums in a fixed order (its documentation)
+WORKSPACES = ':4096:8', ':16:8'     # settings for which cuBLAS documents a fixed order of sums
 
 
 class Precision:
@@ -33,10 +33,10 @@ class Precision:
 
 
 def compile_model(model: nn.Module, requested: str, device: torch.device) -> bool:
-    """Compile `forward` and `features` of a model in place; parameter names stay. Returns True if compiled.
+    """Compile `forward` and `features` of a model in place, keeping parameter names. Returns True if compiled.
 
-    'on', 'off' or 'auto', which compiles on a GPU only and falls back to eager mode where compilation fails. On a GPU
-    each shape of the arguments is compiled by itself, which takes half a minute and gives faster kernels.
+    `mode` is 'on', 'off' or 'auto', which compiles only on a GPU and falls back to eager mode if compilation fails. On
+    a GPU every new shape of the arguments is compiled separately, which takes half a minute and gives faster kernels.
     """
     if requested == 'off' or (requested == 'auto' and device.type != 'cuda'):
         return False
@@ -49,18 +49,18 @@ def compile_model(model: nn.Module, requested: str, device: torch.device) -> boo
 
 @contextmanager
 def deterministic(enabled: bool, device: str) -> Iterator[None]:
-    """Make GPUs compute sums in a fixed order, so that runs give the same bits; raises where PyTorch cannot.
+    """Make GPUs compute sums in a fixed order, so that runs give the same bits; raises if PyTorch cannot do this.
 
-    On a CPU runs are reproducible anyway. Enter it before CUDA starts, as cuBLAS reads its setting then (it stays set);
-    raises UserError if that is too late.
+    On a CPU, runs are always reproducible. Enter this context before CUDA is initialised, when cuBLAS reads its setting
+    (which stays set); raises UserError if it is too late.
     """
     if not enabled:
         yield
         return
     if device != 'cpu' and os.environ.get('CUBLAS_WORKSPACE_CONFIG') not in WORKSPACES:
         if torch.cuda.is_initialized():
-            raise UserError('--deterministic: CUDA has started without CUBLAS_WORKSPACE_CONFIG; set it to '
-                            f'{WORKSPACES[0]} before')
+            raise UserError('--deterministic: CUDA was initialised without CUBLAS_WORKSPACE_CONFIG; set it to '
+                            f'{WORKSPACES[0]} before starting')
         os.environ['CUBLAS_WORKSPACE_CONFIG'] = WORKSPACES[0]
     cudnn, inductor = torch.backends.cudnn, torch._inductor.config
     if not hasattr(inductor, 'deterministic'):
@@ -70,7 +70,7 @@ def deterministic(enabled: bool, device: str) -> Iterator[None]:
     try:
         torch.use_deterministic_algorithms(True)
         cudnn.deterministic, cudnn.benchmark = True, False
-        inductor.deterministic = True       # compiled kernels are not chosen by timing
+        inductor.deterministic = True       # do not choose compiled kernels by timing them
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,4 +1,4 @@
-"""Class scores and features of clips: scores.npz, features.npz and TensorBoard's projector.
+"""Class scores and features of clips: scores.npz, features.npz and files for TensorBoard's projector.
 
 N clips, C classes, D feature width.
 """
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features of the clips of one split: means over bodies, segments and joints."""
+    """Features of the clips of one split, averaged over bodies, segments and joints."""
 
     features: np.ndarray    # (N, D) float32
     name: np.ndarray        # (N,) text
@@ -57,7 +57,7 @@ def write_features(path: Path, splits: dict[str, Features], run: dict | None = N
 
 
 def label_names(benchmark: str | None, label: np.ndarray) -> list[str]:
-    """Names of the classes that occur in labels (N,): the benchmark's, or 'class 0', …"""
+    """Return the names of the classes that occur in labels (N,): those of the benchmark, or 'class 0', …"""
     names, classes = find_class_names(benchmark, None), int(label.max()) + 1
     return names if names and len(names) >= classes else [f'class {i}' for i in range(classes)]
 
@@ -80,7 +80,7 @@ def write_projector(folder: str | Path, features: Features, benchmark: str | Non
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read a scores.npz; raises UserError if it is missing, damaged or inconsistent."""
+    """Read a scores.npz file; raises UserError if it is missing, damaged or inconsistent."""
     path = Path(path)
     members = _read(path, ('name', 'label', 'scores', 'benchmark', 'stream'), ('classes',))
     name, label, scores, names = members['name'], members['label'], members['scores'], members.get('classes')
@@ -100,7 +100,7 @@ def read_scores(path: str | Path) -> Scores:
 
 def read_features(path: str | Path, split_names: tuple[str, ...] = ('train', 'test')
                   ) -> tuple[dict[str, Features], dict]:
-    """Read splits of a features.npz, and what it records: benchmark, stream, method, seed, pretraining, config.
+    """Read splits of a features.npz file and its metadata: benchmark, stream, method, seed, pretraining, config.
 
     Raises UserError if the file is missing, damaged or inconsistent.
     """
@@ -128,7 +128,7 @@ def read_features(path: str | Path, split_names: tuple[str, ...] = ('train', 'te
 
 
 def _inconsistent(path: Path, problem: str) -> UserError:
-    return UserError(f'{path}: {problem}; save it again')
+    return UserError(f'{path}: {problem}; regenerate it')
 
 
 def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -138,13 +138,13 @@ def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) ->
             check_zip(path, archive)
         with np.load(path, allow_pickle=False) as archive:
             if missing := set(names) - set(archive.files):
-                raise UserError(f'{path}: has no {", ".join(sorted(missing))}; give a file that --save_scores, '
+                raise UserError(f'{path}: has no {", ".join(sorted(missing))}; specify a file that --save_scores, '
                                 '--save_features or tools/retrieval.py wrote')
             members = {name: archive[name] for name in (*names, *optional) if name in archive.files}
     except UserError:
         raise
-    except Exception as error:      # a damaged file can fail in any way
-        raise UserError(f'{path}: cannot be read as an npz file ({one_line(error)[:100]}); give a scores.npz or '
+    except Exception as error:      # a damaged file can raise any exception
+        raise UserError(f'{path}: cannot be read as an npz file ({one_line(error)[:100]}); specify the scores.npz or '
                         'features.npz of a run') from error
     for name in ('benchmark', 'stream', 'method', 'run'):
         if name in members and (members[name].ndim or members[name].dtype.kind != 'U'

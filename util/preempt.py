@@ -1,4 +1,4 @@
-"""Graceful stops: SIGTERM and SIGUSR1, which clusters send some time before they kill, and Ctrl-C."""
+"""Graceful stops: on SIGTERM and SIGUSR1, which clusters send some time before they kill a job, and on Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from util.errors import UserError
 
-MARKER = 'preempted'        # file in the output folder: torchrun hides exit codes, the Slurm script looks for this
+MARKER = 'preempted'        # file in the output folder for the Slurm script, as torchrun hides exit codes
 
 
 class Preempted(UserError):
-    """The run stopped on a cluster's signal, with everything saved. Exit code 75: try again later."""
+    """The run stopped on a signal of the cluster, with everything saved. Exit code 75 asks to start it again later."""
 
     exit_code = 75
     label = 'stopped'
@@ -40,11 +40,11 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         name = signal.Signals(number).name
         if name == 'SIGINT' == request.signal:
             raise KeyboardInterrupt
-        if name != 'SIGINT' or request.signal is None:      # after a cluster's signal Ctrl-C changes nothing
+        if name != 'SIGINT' or request.signal is None:      # after a signal of the cluster, Ctrl-C has no effect
             request.signal = name
 
     numbers = [signal.SIGTERM, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:       # background jobs of a shell ignore Ctrl-C
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:       # ignored in background jobs of a shell
         numbers.append(signal.SIGINT)
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:

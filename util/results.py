@@ -1,6 +1,6 @@
-"""Results of runs: what result.json holds, and the experiment that each run belongs to.
+"""Results of runs: the content of result.json, and the experiment that each run belongs to.
 
-An experiment names a row of the tables: what was done, with which method, on which stream.
+An experiment is a row of the tables: the protocol, the method and the stream.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ NOVEL_EVERY = 6     # class spacing of the published one-shot protocol (NTU RGB+
 
 @dataclass(frozen=True)
 class Experiment:
-    """What identifies a row of the tables; sorted in the order of the tables."""
+    """The key of a row of the tables; sorts in the order of the tables."""
 
     kind: str                           # one of KINDS
     method: str                         # MAMP, MAE, random encoder, scratch, …
     share: float = 0.                   # percent of the labels used (semi)
-    source: str | None = None           # benchmark of the pre-training, if it is another one
-    stream: str = 'joint'               # of an ensemble: all of them, 'joint + bone'
+    source: str | None = None           # benchmark of the pre-training, if it differs
+    stream: str = 'joint'               # of an ensemble: all streams, 'joint + bone'
     notes: tuple[str, ...] = ()         # deviations from the published protocol
-    member_stage: str | None = None     # what the members of an ensemble are
+    member_stage: str | None = None     # stage of the members of an ensemble
 
     @property
     def stage(self) -> str:
@@ -72,7 +72,7 @@ class Result:
     method: str
     stream: str = 'joint'
     seed: int | None = None
-    labels: dict | None = None          # {'fraction', 'clips', 'draw'} where a share of the labels is used
+    labels: dict | None = None          # {'fraction', 'clips', 'draw'} if only a fraction of the labels is used
     pretraining: dict | None = None     # settings of the pre-training that the encoder comes from
     of: str | None = None               # protocol of the members of an ensemble
     members: list | None = None         # of an ensemble
@@ -100,7 +100,7 @@ class Result:
     path: Path | None = None            # file it was read from; not written
 
     def to_dict(self) -> dict:
-        """The entries of result.json."""
+        """Return the entries of result.json."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != 'path'}
 
     def write(self, folder: str | Path) -> None:
@@ -116,13 +116,13 @@ class Result:
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f'{path}: cannot be read as the result of a run ({one_line(error)}); remove it or run that '
-                            'stage again') from error
+            raise UserError(f'{path}: cannot be read as the result of a run ({one_line(error)}); remove it or rerun '
+                            'the stage that wrote it') from error
 
     @classmethod
     def from_dict(cls, content, path: Path) -> 'Result':
-        """Check the entries of a result; files of earlier versions lack some and have others. Raises UserError."""
-        remedy = 'remove it or run that stage again'
+        """Check and convert the entries of a result, including files of earlier versions. Raises UserError."""
+        remedy = 'remove it or rerun the stage that wrote it'
         if not isinstance(content, dict):
             raise UserError(f'{path}: not the result of a run; {remedy}')
         content = {'stream': (content.get('config') or {}).get('stream') or 'joint',
@@ -134,8 +134,8 @@ class Result:
         scores = [content[name].get(score) for name in ('last', 'best') if isinstance(content.get(name), dict)
                   for score in ('top1',)]
         if missing or wrong or not all(has_type(score, float) for score in scores):
-            raise UserError(f'{path}: {", ".join(sorted(missing or wrong)) or "top1"} is missing or of the wrong type; '
-                            f'{remedy}')
+            raise UserError(f'{path}: {", ".join(sorted(missing or wrong)) or "top1"} is missing or has the wrong '
+                            f'type; {remedy}')
         if not {content['protocol'], content.get('of') or content['protocol']} <= PROTOCOLS.keys():
             raise UserError(f'{path}: unknown protocol; {remedy}')
         return cls(**content, path=path)
@@ -173,23 +173,23 @@ class Result:
         return Experiment(kind, method, share, source, self.stream, tuple(notes))
 
     def recipe(self) -> dict[str, str]:
-        """Settings, of this run and of its pre-training, in which runs of one experiment may differ (ablations)."""
+        """Settings of this run and of its pre-training in which runs of one experiment may differ (ablations)."""
         recipe = {name: str(value) for name, value in self.config.items() if is_recipe(name)}
         return recipe | {f'pre-training {name}': str(value) for name, value in (self.pretraining or {}).items()
                          if name not in ('benchmark', 'path', 'seed')}
 
     def default(self, name: str) -> str:
-        """Default of a setting, for runs from before the option existed."""
+        """Return the default of a setting, for runs made before the option existed."""
         option = name.removeprefix('pre-training ')
         stage = 'pretrain' if option != name else {'oneshot': 'retrieval'}.get(self.protocol, self.protocol)
         return str(defaults_of(stage).get(option, 'unknown')) if stage != 'ensemble' else 'unknown'
 
     def seeds(self) -> tuple[int | None, int | None]:
-        """Seed of the run and seed of the pre-training it starts from."""
+        """Seed of the run, and seed of the pre-training that it starts from."""
         return self.seed, (self.pretraining or {}).get('seed')
 
     def read_curve(self) -> dict[str, list]:
-        """Training curve: {'epoch': […], 'train_loss': […], 'test_top1': […]}; raises UserError without log.jsonl."""
+        """Read the curve {'epoch': […], 'train_loss': […], 'test_top1': […]}; raises UserError without log.jsonl."""
         if self.curve is not None:
             return self.curve
         path = self.path.parent / 'log.jsonl'
@@ -198,14 +198,14 @@ class Result:
             names = ['epoch', 'train_loss', *(['test_top1'] if 'test_top1' in lines[0] else [])]
             return {name: [float(line[name]) for line in lines] for name in names}
         except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            raise UserError(f'{path}: cannot be read ({one_line(error)}); leave out --figure or run that stage '
-                            'again') from error
+            raise UserError(f'{path}: cannot be read ({one_line(error)}); omit --figure or rerun the stage that wrote '
+                            'it') from error
 
 
 def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
-    """Read every result.json and every collected *.jsonl of results in a folder, or one such file.
+    """Read all results in a folder (result.json and collected *.jsonl files) or in one such file.
 
-    Raises UserError without any result, or for a damaged one.
+    Raises UserError if there are no results, or if a file is damaged.
     """
     if place.is_file() and place.suffix == '.json':
         return [Result.read(place)]
@@ -215,7 +215,7 @@ def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
     for path in files:
         results += [Result.read(path)] if path.name == 'result.json' else _read_collected(path)
     if not results and not (may_be_empty and place.is_dir()):
-        raise UserError(f'{place}: no results; give a folder of finished runs or a .jsonl file of results')
+        raise UserError(f'{place}: no results; specify a folder of finished runs or a .jsonl file of results')
     return results
 
 
@@ -223,15 +223,15 @@ def _read_collected(path: Path) -> list[Result]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: cannot be read ({one_line(error)}); give a file of results') from error
+        raise UserError(f'{path}: cannot be read ({one_line(error)}); specify a file of results') from error
     return [Result.from_dict(line, path) for line in lines]
 
 
 def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Result]]:
-    """Group the runs of one benchmark by (experiment, note), each group sorted by seed.
+    """Group the runs of one benchmark by (experiment, note); each group is sorted by seed.
 
-    Runs of one experiment whose recipes differ (an ablation) are separate groups; the note names the differing
-    settings, '' without any.
+    Runs of one experiment whose recipes differ (an ablation) form separate groups; the note names the settings that
+    differ and is empty otherwise.
     """
     experiments, groups = defaultdict(list), defaultdict(list)
     for result in results:
@@ -248,14 +248,14 @@ def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Resul
 
 
 def distinct_runs(runs: list[Result]) -> list[Result]:
-    """Keep the first of runs with equal seeds, their own and the pre-training's; warn of the others.
+    """Keep the first of several runs with equal seeds (of the run and of its pre-training), and warn about the others.
 
-    Copies and repetitions do not add to the spread over seeds. Runs without a seed are kept.
+    Copies and repetitions do not contribute to the deviation over seeds. Runs without a seed are kept.
     """
     first = {}
     for i, run in enumerate(runs):
         kept = first.setdefault(run.seeds() if run.seed is not None else i, run)
         if kept is not run:
-            log.warning('%s, %s: seed %s occurs twice, in %s (used) and in %s (left out)', run.benchmark,
+            log.warning('%s, %s: seed %s occurs twice, in %s (used) and in %s (ignored)', run.benchmark,
                         run.experiment.name, run.seed, kept.path, run.path)
     return list(first.values())

@@ -1,4 +1,4 @@
-"""Resume a run from a checkpoint, so that it ends with the same weights as without the interruption."""
+"""Resuming a run from a checkpoint, so that it ends with the same weights as without the interruption."""
 
 import logging
 
@@ -18,22 +18,22 @@ CLIP_ORDER = {'data', 'effective_batch_size', 'seed', 'label_fraction', 'label_d
 
 
 def resume(trainer: Trainer) -> None:
-    """Continue from the checkpoint --resume names; 'auto' is the latest of the output folder, if there is one.
+    """Continue from the checkpoint given with --resume; 'auto' is the latest in the output folder, if there is one.
 
-    Raises UserError for a checkpoint of another model, layout or training split, or without optimizer state.
+    Raises UserError if the checkpoint belongs to another model, layout or training split, or has no optimiser state.
     """
     path = trainer.args.resume
     if path is None:
         return
     if path == 'auto':
         if (latest := newest(trainer.output_dir)) is None:
-            log.info('%s: no checkpoint to resume from, starting anew', trainer.output_dir)
+            log.info('%s: no checkpoint to resume from; starting a new run', trainer.output_dir)
             return
         path, checkpoint = latest
     else:
         checkpoint = Checkpoint.read(path)
     if difference := setting_differences(checkpoint.args, trainer.args, ('num_heads', 'stream')):
-        raise UserError(f'{path}: trained with {difference}; give the same')
+        raise UserError(f'{path}: was trained with {difference}; use the same settings')
     check_same_joints(checkpoint_layout(checkpoint, path), trainer.clips.layout, path)
     load_checkpoint(trainer.model, checkpoint, path)
     if checkpoint.optimizer is None or checkpoint.progress is None:
@@ -41,8 +41,8 @@ def resume(trainer: Trainer) -> None:
     _load_optimizer(trainer.optimizer, checkpoint.optimizer, path)
     trainer.epoch, trainer.first_step = checkpoint.epoch + 1, checkpoint.step
     if trainer.epoch > trainer.args.epochs or trainer.first_step >= trainer.steps_per_epoch:
-        raise UserError(f'{path}: is at epoch {trainer.epoch}, step {trainer.first_step}, beyond '
-                        f'--epochs {trainer.args.epochs} of {trainer.steps_per_epoch} steps; raise --epochs, or start '
+        raise UserError(f'{path}: is at epoch {trainer.epoch}, step {trainer.first_step}, beyond --epochs '
+                        f'{trainer.args.epochs} of {trainer.steps_per_epoch} steps; increase --epochs, or start '
                         'another run')
     _compare_settings(trainer, checkpoint, path)
     trainer.progress |= checkpoint.progress | {'data': trainer.progress['data']}
@@ -52,14 +52,14 @@ def resume(trainer: Trainer) -> None:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path) -> None:
-    """Load momenta from a checkpoint; learning rates and weight decay stay those of this run."""
+    """Load momenta from a checkpoint; learning rates and weight decay remain those of this run."""
     settings = [{name: value for name, value in group.items() if name != 'params'}
                 for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
         for parameter, values in optimizer.state.items():
             if any(value.ndim and value.shape != parameter.shape for value in values.values()):
-                raise ValueError('momenta of another shape than their weights')
+                raise ValueError('momenta and weights differ in shape')
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f'{path}: its optimizer state does not fit this run ({one_line(error)}); start from its '
                         'weights with --finetune, or use another checkpoint') from error
@@ -68,7 +68,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path) -> None
 
 
 def _compare_settings(trainer: Trainer, checkpoint: Checkpoint, path) -> None:
-    """Warn of changed settings; within an epoch, whose clips are already drawn, refuse those that change them."""
+    """Warn about changed settings; in mid-epoch, refuse changes of the clips that the epoch consists of."""
     before, now = checkpoint.args, vars(trainer.args)
     changed = {name: f'{name} {before[name]} -> {value}' for name, value in now.items()
                if name in before and before[name] != value and not has_role(name, 'run')}
@@ -76,7 +76,7 @@ def _compare_settings(trainer: Trainer, checkpoint: Checkpoint, path) -> None:
     if data != trainer.progress['data']:
         changed['data'] = f'training clips {data} -> {trainer.progress["data"]}'
     if trainer.first_step and (names := set(changed) & CLIP_ORDER):
-        raise UserError(f'{path}: saved within an epoch of other clips ({"; ".join(changed[n] for n in names)}); '
-                        'give the same settings and data')
+        raise UserError(f'{path}: was saved in mid-epoch, and the data or settings of this epoch have '
+                        f'changed ({"; ".join(changed[n] for n in names)}); use the same data and settings')
     if changed:
         log.warning('resuming with other settings: %s', '; '.join(changed.values()))

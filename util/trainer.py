@@ -1,4 +1,4 @@
-"""One training run: model, optimiser, place in the schedule, checkpoints and logs. The loops are in main and engine."""
+"""State of one training run: model, optimiser, progress, checkpoints and logs. The loops are in main and engine."""
 
 import argparse
 import contextlib
@@ -35,34 +35,34 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(UserError):
-    """Training diverged; the checkpoints written before are intact."""
+    """Training diverged; checkpoints written earlier are intact."""
 
     exit_code = 1
 
 
 @contextlib.contextmanager
 def start_run(args: argparse.Namespace) -> Iterator[World]:
-    """Set up processes, determinism and console of a run; report running out of memory as a UserError."""
+    """Set up processes, determinism and console of a run; turns running out of memory into a UserError."""
     with deterministic(args.deterministic, args.device), init_world(args.device, args.patience) as world:
         set_up_console(world.is_main)
         try:
             yield world
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(f'out of memory on {world.device} ({one_line(error)[:200]}); lower --batch_size '
-                            '(accumulation keeps the effective batch size) or give a smaller model, and continue with '
+                            '(accumulation keeps the effective batch size) or use a smaller model, and continue with '
                             '--resume auto') from error
 
 
 class Trainer:
     """State of a training run.
 
-    A checkpoint made after step s of an epoch and loaded into a Trainer with the same settings continues with step
-    s + 1 and ends with the same weights: everything random is a function of (seed, epoch, step).
+    A checkpoint saved after step s of an epoch and loaded into a Trainer with the same settings continues with step s +
+    1 and ends with the same weights: all random numbers are functions of (seed, epoch, step).
     """
 
     def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, optimizer: torch.optim.Optimizer,
                  dataset: SkeletonDataset, **facts):
-        """`facts` go into the result beside the figures: protocol, method, pretraining, labels, test_clips."""
+        """`facts` (protocol, method, pretraining, labels, test_clips) are stored in the result beside the metrics."""
         self.args, self.world, self.model, self.optimizer, self.facts = args, world, model, optimizer, facts
         self.output_dir = Path(args.output_dir)
         check_writable(args.output_dir)
@@ -85,7 +85,7 @@ class Trainer:
                      'class_names': read_class_names(args.data_path, dataset.num_classes)}
         metadata = read_metadata(args.data_path)
         self.preparation = {name: metadata[name] for name in ('centre', 'scale') if name in metadata} or None
-        self.code_version = code_version()      # read now: commits may follow while the run goes on
+        self.code_version = code_version()      # read now, as commits may follow during the run
         self.resumed, self.log, self.stop_request = False, NoLog(), StopRequest()
         self.saved_at = self.epoch_start = self.last_read = time.perf_counter()
 
@@ -93,17 +93,17 @@ class Trainer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Open the logs, catch stop signals, and close the logs at the end. Raises UserError for a folder in use."""
+        """Open the logs, catch stop signals, and close the logs at the end. Raises UserError if the folder is used."""
         last, resume = self.output_dir / LAST, self.args.resume
         if last.exists() and (resume is None or (resume != 'auto' and
                                                  Path(resume).resolve().parent != self.output_dir.resolve())):
             raise UserError(f'{self.output_dir}: holds {LAST} of an earlier run; continue it with --resume auto, or '
-                            'give another --output_dir')
+                            'choose another --output_dir')
         if self.world.is_main and not self.is_finished():
             (self.output_dir / MARKER).unlink(missing_ok=True)
             self.log = RunLog(self.output_dir, Path(self.args.log_dir), self.epoch,
                               self.epoch * self.steps_per_epoch + self.first_step)
-            log.info('%s | %s | %s | %d clips, %d steps an epoch of %d × %d × %d clips | %s', self.facts['method'],
+            log.info('%s | %s | %s | %d clips, %d steps per epoch of %d × %d × %d clips | %s', self.facts['method'],
                      describe_machine(self.world.device), self.precision.name, self.data['train_clips'],
                      self.steps_per_epoch, self.args.batch_size, self.args.accum_iter, self.world.size,
                      self.output_dir)
@@ -114,7 +114,7 @@ class Trainer:
             self.log.close()
 
     def steps(self, epoch: int) -> Iterator[tuple[int, Iterator]]:
-        """Yield (step, its micro-batches) for the rest of the epoch; seeds drop path and dropout of each step."""
+        """Yield (step, its micro-batches) for the rest of the epoch; seeds drop path and dropout in each step."""
         self.batches.start_at(epoch, self.first_step)
         batches = iter(self.loader)
         self.epoch_start, self.last_read = time.perf_counter(), (self.first_step, self.loss_sum.clone())
@@ -141,16 +141,19 @@ class Trainer:
                          epoch * self.steps_per_epoch + done)
 
     def save_if_due(self, epoch: int, step: int) -> None:
-        """Save within an epoch, every --save_steps steps and --save_minutes minutes."""
+        """Save in mid-epoch, every --save_steps steps and --save_minutes minutes."""
         done, args = step + 1, self.args
         due = args.save_steps and done % args.save_steps == 0
-        if self.is_log_step(step) and args.save_minutes:      # the clock of the main process decides for all
+        if self.is_log_step(step) and args.save_minutes:      # the clock of the main process decides for all processes
             due |= self.world.any(self.world.is_main and time.perf_counter() - self.saved_at > 60 * args.save_minutes)
         if due and done < self.steps_per_epoch:
             self.save(epoch, done, [LAST])
 
     def stop_if_requested(self, epoch: int, step: int | None = None) -> None:
-        """On a stop signal to any process, save and raise Preempted or Interrupted; `step` None: after the epoch."""
+        """If any process received a stop signal, save and raise Preempted or Interrupted.
+
+        `step` is None after the end of an epoch.
+        """
         if not self.world.any(self.stop_request.signal is not None):
             return
         if step is None and epoch + 1 < self.args.epochs:       # finish_epoch has saved
@@ -171,7 +174,7 @@ class Trainer:
                         '--resume auto')
 
     def finish_epoch(self, epoch: int, stats: dict[str, float], scores: dict[str, float] | None = None) -> None:
-        """Log the means of an epoch and its test scores, and save. Raises NonFiniteLoss."""
+        """Log the averages of an epoch and its test scores, and save. Raises NonFiniteLoss."""
         progress = self.progress
         stats = stats | {f'test_{name}': value for name, value in (scores or {}).items()}
         names = [f'checkpoint-{epoch}.pth'] if (epoch and epoch % self.args.save_epochs == 0) \
@@ -191,11 +194,11 @@ class Trainer:
         log.info('epoch %d/%d: %s', epoch, self.args.epochs - 1, ', '.join(f'{k} {v:.5g}' for k, v in stats.items()))
         self.loss_sum.zero_()
         self.first_step = 0
-        self.save(epoch + 1, 0, [*names, LAST])     # LAST comes last: after a kill in between, all are written again
+        self.save(epoch + 1, 0, [*names, LAST])     # LAST comes last: after a kill, all are rewritten
 
     def epoch_means(self, epoch: int) -> dict[str, float]:
-        """Mean training loss, learning rate and throughput of the epoch that has just been trained."""
-        self.stop_if_non_finite(epoch, self.steps_per_epoch)        # waits for the device, so the time is correct
+        """Return mean training loss, learning rate and throughput of the epoch that has just been trained."""
+        self.stop_if_non_finite(epoch, self.steps_per_epoch)        # synchronizes, so that the time is correct
         seconds = time.perf_counter() - self.epoch_start
         clips = (self.steps_per_epoch - self.first_step) * self.args.effective_batch_size
         self.progress['train_seconds'] += seconds
@@ -204,22 +207,22 @@ class Trainer:
                 'lr': max(float(group['lr']) for group in self.optimizer.param_groups), 'clips_per_s': clips / seconds}
 
     def log_pictures(self, epoch: int, draw: Callable[[], dict]) -> None:
-        """Write the images of `draw()` to TensorBoard every --picture_epochs epochs."""
+        """Write the images that `draw()` returns to TensorBoard every --picture_epochs epochs."""
         every, last = self.args.picture_epochs, epoch + 1 == self.args.epochs
         if every and self.world.is_main and ((epoch + 1) % every == 0 or last):
             try:
                 self.log.pictures(draw(), (epoch + 1) * self.steps_per_epoch)
-            except Exception as error:      # no picture is worth a run
+            except Exception as error:      # a picture must not end a run
                 log.warning('no picture in epoch %d: %s: %s', epoch, type(error).__name__, one_line(error))
 
     def is_finished(self) -> bool:
-        """True if the run had ended before it was resumed."""
+        """Return True if the run had already ended before it was resumed."""
         return self.epoch == self.args.epochs and (self.output_dir / 'result.json').exists()
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def stop_if_non_finite(self, epoch: int, step: int) -> None:
-        """Raise NonFiniteLoss in every process if the loss of any of them was not finite in this epoch."""
+        """Raise NonFiniteLoss in every process if the loss was not finite in any process in this epoch."""
         if not math.isfinite(self.world.mean(self.loss_sum)):
             raise NonFiniteLoss(
                 f'the loss is not finite in epoch {epoch}, at or before step {step}; no checkpoint was written since. '
@@ -227,7 +230,7 @@ class Trainer:
 
     def save(self, epoch: int, step: int, names: list[str]) -> None:
         """Write a checkpoint that continues at `step` of `epoch` under each of the names; never non-finite weights."""
-        if step:    # the time and clips of an unfinished epoch count from here when the run resumes
+        if step:    # time and clips of an unfinished epoch are added when the run resumes
             seconds = time.perf_counter() - self.epoch_start
             extra = {'seconds': seconds, 'train_seconds': seconds,
                      'clips': (step - self.first_step) * self.args.effective_batch_size}
@@ -252,7 +255,7 @@ class Trainer:
 
 
 def finish_run(trainer: Trainer) -> Result:
-    """Write result.json and the model card, the last files of a run, and return the result."""
+    """Write result.json and the model card, the last files of a run; returns the result."""
     args, progress = trainer.args, trainer.progress
     if trainer.is_finished():
         log.info('%s: already finished, nothing to train', trainer.output_dir)
@@ -273,5 +276,5 @@ def finish_run(trainer: Trainer) -> Result:
         trainer.log.hparams(settings, {name: value for name, value in metrics.items() if value is not None},
                          args.epochs * trainer.steps_per_epoch)
         write_model_card(trainer.output_dir, result)
-        result.write(trainer.output_dir)        # last: its presence marks a finished run
+        result.write(trainer.output_dir)        # last, as its presence marks a finished run
     return result

@@ -16,7 +16,7 @@ LOG2E = 1.4426950408889634
 
 @triton.jit
 def _forward(qkv, out, lse, scale, H, L: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """ROWS queries of one head against all keys; the softmax is updated as keys are read, COLS at a time."""
+    """Attend from ROWS queries of one head to all keys; the softmax is updated as keys are read, COLS at a time."""
     head = tl.program_id(1)
     qkv += (head // H).to(tl.int64) * L * 3 * H * E + (head % H) * E
     row, e = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, E)
@@ -45,7 +45,7 @@ def _forward(qkv, out, lse, scale, H, L: tl.constexpr, E: tl.constexpr, ROWS: tl
 @triton.jit
 def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr,
                 COLS: tl.constexpr):
-    """Gradients of ROWS queries of one head; writes delta = Σ out · grad, which the keys need."""
+    """Compute the gradients of ROWS queries of one head; writes delta = Σ out · grad, which `_backward_kv` needs."""
     head = tl.program_id(1)
     sample, column = (head // H).to(tl.int64), (head % H) * E
     qkv += sample * L * 3 * H * E + column
@@ -74,7 +74,7 @@ def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: 
 @triton.jit
 def _backward_kv(qkv, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr,
                  COLS: tl.constexpr):
-    """Gradients of ROWS keys and values of one head, over all queries, COLS at a time."""
+    """Compute the gradients of ROWS keys and values of one head over all queries, COLS at a time."""
     head = tl.program_id(1)
     sample, column = (head // H).to(tl.int64), (head % H) * E
     qkv += sample * L * 3 * H * E + column
@@ -105,7 +105,7 @@ TILES = {'forward': (128, 64, 4, 3), 'backward_q': (64, 64, 4, 3), 'backward_kv'
 
 
 def _launch(kernel, tiles: tuple[int, int, int, int], shape: torch.Size, *tensors: torch.Tensor) -> None:
-    """Run a kernel on each ROWS tokens of each head; `tiles`: ROWS, COLS, warps, pipeline stages."""
+    """Launch a kernel for every ROWS tokens of each head; `tiles`: ROWS, COLS, warps, pipeline stages."""
     samples, tokens, _, heads, width = shape
     rows, cols, warps, stages = tiles
     kernel[triton.cdiv(tokens, rows), samples * heads](
@@ -150,5 +150,5 @@ _attention.register_autograd(_backward, setup_context=_setup)
 
 
 def triton_attention(qkv: torch.Tensor) -> torch.Tensor:
-    """Queries, keys and values (B, L, 3, H, E) in half precision -> (B, L, H, E); E is a power of two, 16 to 128."""
+    """Attend with queries, keys and values (B, L, 3, H, E) in half precision -> (B, L, H, E); E: 16, 32, 64 or 128."""
     return _attention(qkv.contiguous())[0]

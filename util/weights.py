@@ -1,4 +1,5 @@
-"""Weights of checkpoints into models: rebuild a model, load an encoder, fit embeddings, convert the authors' files."""
+"""Weights of checkpoints: rebuild a model, load an encoder, adapt embeddings, convert checkpoints of the authors' code.
+"""
 
 import argparse
 import inspect
@@ -27,9 +28,9 @@ CONSTRUCTORS = {'pretrain': MAMP, 'linprobe': ActionTransformer, 'finetune': Act
 
 
 def create_model(constructor: type, settings: dict, **more) -> nn.Module:
-    """Build a model from those of the settings that `constructor` takes by name.
+    """Build a model from the settings that `constructor` takes as arguments.
 
-    Raises UserError for sizes that make no model, or a model larger than this machine's memory.
+    Raises UserError for invalid sizes, or if the model is larger than this machine's memory.
     """
     names = inspect.signature(constructor).parameters
     arguments = {name: settings[name] for name in names if name in settings} | more
@@ -37,12 +38,12 @@ def create_model(constructor: type, settings: dict, **more) -> nn.Module:
         with torch.device('meta'):
             model = constructor(**arguments)
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f'these settings make no model: {one_line(error)}') from error
+        raise UserError(f'invalid model settings: {one_line(error)}') from error
     size = sum(parameter.nbytes for parameter in model.parameters())
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if size > memory:
-        raise UserError(f'a model of these sizes has {size / 1e9:,.0f} GB of weights, this machine '
-                        f'{memory / 1e9:,.0f} GB of memory; give smaller sizes')
+        raise UserError(f'a model of these sizes has {size / 1e9:,.0f} GB of weights, this machine {memory / 1e9:,.0f} '
+                        'GB of memory; use smaller sizes')
     return constructor(**arguments)
 
 
@@ -52,14 +53,15 @@ def create_model(constructor: type, settings: dict, **more) -> nn.Module:
 def rebuild_model(path: str | Path, part: str | None = None) -> tuple[SkeletonEncoder, Checkpoint]:
     """Rebuild the model of a checkpoint: sizes come from weight shapes, the rest from the saved settings.
 
-    Returns the model in eval mode on the CPU and the checkpoint, whose `args` then hold all sizes. `part` 'encoder'
-    leaves out the head or decoder. Raises UserError for a checkpoint without settings or with weights of no model.
+    Returns the model in eval mode on the CPU, and the checkpoint, whose `args` then hold all sizes. With `part`
+    'encoder', the head or decoder is omitted. Raises UserError if the checkpoint has no settings, or weights of another
+    model.
     """
     checkpoint = Checkpoint.read(path)
     settings = checkpoint.args
     if 'num_heads' not in settings:
         raise UserError(f'{path}: has no settings, so it was not written by main_pretrain.py, main_linprobe.py or '
-                        "main_finetune.py; convert a checkpoint of the authors' program with tools/export.py --authors")
+                        "main_finetune.py; convert a checkpoint of the authors' code with tools/export.py --authors")
     if settings.get('stream') not in ('joint', 'bone', 'velocity'):
         raise UserError(f'{path}: unknown stream in its settings; use another checkpoint')
     sizes = weight_sizes(checkpoint, path)
@@ -80,9 +82,9 @@ def _build(stage: str, settings: dict, weights: dict, path: str | Path) -> Skele
 
 
 def weight_sizes(checkpoint: Checkpoint, path: str | Path) -> dict[str, int | float]:
-    """Model sizes that the shapes of the weights show: all but `num_heads`, and the classes of a head.
+    """Return the sizes that follow from the shapes of the weights: all except `num_heads`, and the classes of a head.
 
-    Raises UserError if a weight that shows one is missing or has an unexpected shape.
+    Raises UserError if a weight that is needed for this is missing or has an unexpected shape.
     """
     weights = checkpoint.model
 
@@ -112,7 +114,7 @@ def weight_sizes(checkpoint: Checkpoint, path: str | Path) -> dict[str, int | fl
 
 
 def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
-    """Load all weights strictly. Raises UserError for missing, unexpected, misshapen or non-finite ones."""
+    """Load all weights strictly. Raises UserError for missing, unexpected, misshapen or non-finite weights."""
     expected = model.state_dict()
     problems = [f'{name} is missing' for name in expected if name not in weights]
     problems += [f'{name} is not a weight of this model' for name in weights if name not in expected]
@@ -121,7 +123,7 @@ def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
                  and (weights[name].shape != own.shape or weights[name].dtype != own.dtype)]
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-        raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; give the settings it was '
+        raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; use the settings it was '
                         'trained with (--dim_feat, --depth, --num_joints, …) and data with as many classes')
     if invalid := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f'{path}: {invalid[0]} holds NaN or infinity; use another checkpoint')
@@ -129,18 +131,18 @@ def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
-    """Load the weights of a checkpoint of the same stage, for resuming or evaluating. Raises as `load_weights`."""
+    """Load the weights of a checkpoint of the same stage, for resuming or evaluating. Raises as `load_weights` does."""
     stage = Checkpoint(model.state_dict()).stage
     if checkpoint.stage != stage:
         raise UserError(f'{path}: is a checkpoint of {STAGE_TITLES[checkpoint.stage]}, expected one of '
-                        f'{STAGE_TITLES[stage]}; give one, or start from its encoder with --finetune')
+                        f'{STAGE_TITLES[stage]}; use such a checkpoint, or start from its encoder with --finetune')
     load_weights(model, checkpoint.model, path)
 
 
 def load_encoder(model: nn.Module, checkpoint: Checkpoint, args: argparse.Namespace) -> None:
-    """Load the encoder of `args.finetune`; its decoder or head is ignored, the model's head stays as initialised.
+    """Load the encoder of the checkpoint `args.finetune`, without its decoder or head; the model's head is unchanged.
 
-    Joint embeddings are matched by joint name across layouts, segment embeddings resized to the number of segments.
+    Joint embeddings are matched across layouts by joint name; segment embeddings are resized to the number of segments.
     Raises UserError for any other mismatch.
     """
     path, weights = args.finetune, encoder_weights(checkpoint.model)
@@ -150,19 +152,19 @@ def load_encoder(model: nn.Module, checkpoint: Checkpoint, args: argparse.Namesp
     head = {name: value for name, value in model.state_dict().items() if name.startswith('head.')}
     load_weights(model, resize_temp_embed(weights, model) | head, path)
     if difference := setting_differences(checkpoint.args, args, ('num_heads',)):
-        raise UserError(f'{path}: pre-trained with {difference}; give the same')
+        raise UserError(f'{path}: was pre-trained with {difference}; use the same settings')
     if difference := setting_differences(checkpoint.args, args, ('stream', 'num_frames')):
         log.warning('%s: pre-trained with %s', path, difference)
 
 
 def load_pretrained(model: nn.Module, args: argparse.Namespace) -> dict:
-    """Load the encoder of --finetune, if given; returns `method` and `pretraining` as the result records them."""
+    """Load the encoder of --finetune, if it is set; returns `method` and `pretraining` as recorded in the result."""
     if args.finetune is None or getattr(args, 'eval', False):
         return {'method': 'random encoder' if hasattr(args, 'random_encoder') else 'scratch', 'pretraining': None}
     checkpoint = Checkpoint.read(args.finetune)
     load_encoder(model, checkpoint, args)
     method = checkpoint.method or 'authors'
-    if checkpoint.stage == 'finetune':      # its encoder was trained with labels
+    if checkpoint.stage == 'finetune':      # the encoder was trained with labels
         return {'method': f'{method} + supervised', 'pretraining': checkpoint.pretraining}
     pretraining = {name: checkpoint.args.get(name) for name in
                    ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
@@ -172,12 +174,12 @@ def load_pretrained(model: nn.Module, args: argparse.Namespace) -> dict:
 
 
 def encoder_weights(weights: dict) -> dict:
-    """The weights without those of a decoder or head."""
+    """Return the weights without those of a decoder or head."""
     return {name: value for name, value in weights.items() if not name.startswith(('decoder_', 'mask_token', 'head.'))}
 
 
 def map_joints(weights: dict, model: nn.Module, sources: Sequence[int | None]) -> dict:
-    """Joint embeddings (1, 1, V, D) for the model's joints: joint v takes row sources[v], None keeps the model's."""
+    """Return joint embeddings (1, 1, V, D) in which joint v takes row sources[v]; None keeps the model's row."""
     mapped = model.pos_embed.detach().clone()
     for joint, source in enumerate(sources):
         if source is not None:
@@ -197,26 +199,26 @@ def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
 
 
 def setting_differences(settings: dict, args: argparse.Namespace, names: Sequence[str]) -> str:
-    """Settings of a checkpoint that differ from this run's, as text; '' without any."""
+    """Return the settings stored in a checkpoint that differ from this run's, as text; '' if they are the same."""
     return ', '.join(f'{name} {settings[name]} (now {getattr(args, name)})' for name in names
                      if settings.get(name) is not None and settings[name] != getattr(args, name))
 
 
 # ---- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-# Settings of the authors' args that say how the weights were trained; they have the same names here.
+# Settings in the authors' args that specify how the weights were trained, with the same names as here.
 AUTHORS_RECIPE = ('mask_ratio', 'motion_aware_tau', 'motion_stride', 'norm_skes_loss', 'epochs', 'warmup_epochs', 'lr',
                   'blr', 'min_lr', 'weight_decay', 'layer_decay', 'smoothing', 'clip_grad', 'seed', 'drop_path_rate',
                   'head_dropout')
 
 
 def convert_authors(path: str, out: Path, argv: list[str]) -> str:
-    """Write a checkpoint of the authors' program as one of this project; returns a description of it.
+    """Convert a checkpoint of the authors' code to one of this project; returns a description of it.
 
-    Training reads their files as they are (--finetune). The converted file also holds the settings that prediction,
-    pictures, export and tables need: those of the config files and options in `argv`, overridden by the checkpoint's
-    args and the sizes of its weights. The optimizer state is left out. Raises UserError, with nothing written, for any
-    other file and for settings that contradict the weights.
+    Training reads their files without conversion (--finetune). The converted file also holds the settings that
+    prediction, figures, export and tables need: those of the config files and options in `argv`, overridden by the args
+    in the checkpoint and the sizes of its weights. The optimiser state is omitted. Raises UserError, with nothing
+    written, for any other file and for settings that contradict the weights.
     """
     check_outputs([('--out', out)], [path])
     checkpoint = Checkpoint.read(path)
@@ -224,8 +226,8 @@ def convert_authors(path: str, out: Path, argv: list[str]) -> str:
         raise UserError(f"{path}: already a checkpoint of this project; use it directly")
     stage = checkpoint.stage
     if stage == 'encoder':
-        raise UserError(f'{path}: has neither a decoder nor a head; give a checkpoint of pre-training, linear probe or '
-                        'fine-tuning')
+        raise UserError(f'{path}: has neither a decoder nor a head; specify a checkpoint of pre-training, linear probe '
+                        'or fine-tuning')
     settings = _authors_settings(stage, checkpoint, path, argv)
     model = _build(stage, vars(settings), checkpoint.model, path)
     Checkpoint(model.state_dict(), vars(settings), checkpoint.epoch, method='authors',
@@ -252,7 +254,7 @@ def _authors_settings(stage: str, checkpoint: Checkpoint, path: str, argv: list[
             raise UserError(f'{path}: {name} is {size:g} in its weights, {saved[name]!r:.40} in its args; use another '
                             'checkpoint')
         if requested[name] not in (default[name], size):
-            raise UserError(f'{path}: was trained with {name} {size}, not {requested[name]} as given; give the '
+            raise UserError(f'{path}: was trained with {name} {size}, not {requested[name]} as specified; use the '
                             'settings of its benchmark')
         setattr(settings, name, size)
     if settings.benchmark is None and settings.data_path:

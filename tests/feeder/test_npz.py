@@ -147,10 +147,10 @@ def test_files_that_are_not_npz(tmp_path):
     path = tmp_path / 'f.npz'
     for content in (b'', b'PK', b'hello world' * 100, b'\0' * 5000, b'PK\3\4' + b'\0' * 500):
         path.write_bytes(content)
-        refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+        refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
     with open(path, 'wb') as file:
         np.save(file, np.zeros(3))
-    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
     refusal(lambda: open_member(tmp_path, 'x_train'), tmp_path, 'no such data file')
     refusal(lambda: open_member(tmp_path / 'none.npz', 'x_train'), 'none.npz: no such data file', 'data/prepare_')
     np.savez(path, x=np.zeros(3), labels=np.zeros(3))
@@ -174,7 +174,7 @@ def intact(tmp_path_factory):
 def test_truncated_anywhere(intact, share, compressed):
     path, contents = intact
     path.write_bytes(contents[compressed][:int(len(contents[compressed]) * share)])
-    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
 
 
 @settings(ANY, max_examples=60)
@@ -211,5 +211,5 @@ def test_damaged_and_unknown_compression(intact):
     for signature, offset in ((b'PK\3\4', 8), (b'PK\1\2', 10)):
         unknown[unknown.index(signature) + offset] = 9      # Deflate64, which some programs use for large files
     path.write_bytes(unknown)
-    refusal(lambda: open_member(path, 'x_train'), path, 'not a whole npz')
+    refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
     assert files_beside(path) == files

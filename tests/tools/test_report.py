@@ -257,7 +257,7 @@ def test_a_damaged_result_is_refused_by_name(tmp_path, content, part):
     path.parent.mkdir()
     content = json.dumps(read_result() | content) if isinstance(content, dict) else content
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    refusal(lambda: tools.report.main([str(tmp_path)]), path, part, 'run that stage again')
+    refusal(lambda: tools.report.main([str(tmp_path)]), path, part, 'rerun the stage that wrote it')
 
 
 @pytest.mark.parametrize('options, part', [

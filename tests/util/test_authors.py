@@ -150,7 +150,7 @@ def with_args(**more):
     (with_args(model_args={'depth': 8}), [], ['depth is 2', '8 in its args']),
     (with_args(num_frames='many'), [], ['num_frames is 16', "'many'"]),
     (with_args(model_args={'num_heads': 5}), [], ['multiple of num_heads 5']),
-    (with_args(model_args={'num_heads': 'all'}), [], ['make no model']),
+    (with_args(model_args={'num_heads': 'all'}), [], ['invalid model settings']),
     (with_args(lr='fast'), [], ['its args: lr', "'fast'"]),
     (with_args(), ['--num_heads', '2'], ['num_heads 4', 'not 2']),
     (with_args(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'not 60']),

@@ -176,7 +176,7 @@ def write_to_a_full_disk(path):
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, attempt, error):
     path = tmp_path / 'file.pth'
     path.write_bytes(b'old')
-    with pytest.raises(error, match=f'{path}.*(No space|free disk space)' if error is ValueError else None):
+    with pytest.raises(error, match=f'{path}.*(No space|free up disk space)' if error is ValueError else None):
         attempt(path)
     assert os.listdir(tmp_path) == ['file.pth'] and path.read_bytes() == b'old'
 

@@ -169,9 +169,9 @@ def test_a_run_continues_within_an_epoch_with_the_same_clips_only(tiny_pretrain,
     train_until(2, 'pretrain', options, folder)
     for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
         changed = ['--data_path', str(changed_npz / f'{name}.npz')]
-        refusal(partial(train, 'pretrain', options, folder, *changed), 'within an epoch', f'{clips} clips',
+        refusal(partial(train, 'pretrain', options, folder, *changed), 'in mid-epoch', f'{clips} clips',
                 'give the same settings and data')
-    refusal(lambda: train('pretrain', options, folder, '--seed', '1'), 'within an epoch', 'seed 0 -> 1')
+    refusal(lambda: train('pretrain', options, folder, '--seed', '1'), 'in mid-epoch', 'seed 0 -> 1')
     shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
     train('pretrain', options, folder, '--data_path', str(tmp_path / 'copy.npz'))
     assert 'training clips' not in capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_predictions_do_not_replace_those_of_another_run(tiny, tmp_path):
         train('finetune', tiny, folder, '--epochs', '1', '--seed', str(seed), '--save_scores')
     before = {path.name: path.read_bytes() for path in second.iterdir()}
     options = [*tiny, '--eval', '--save_scores', '--resume', str(first / LAST)]
-    refusal(lambda: train('finetune', options, second), second, 'another run', 'give another --output_dir')
+    refusal(lambda: train('finetune', options, second), second, 'another run', 'choose another --output_dir')
     assert {path.name: path.read_bytes() for path in second.iterdir()} == before
     (first / 'scores.npz').unlink()
     for folder in (first, tmp_path / 'new'):
