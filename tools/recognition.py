@@ -56,7 +56,8 @@ def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
     names = checkpoint.class_names
     if names is not None and len(names) != classes:
         raise UserError(f'{path}: {len(names)} class names for {classes} classes; use another checkpoint')
-    if not isinstance(preparation.get('centre', True), bool) or not preparation.get('scale', 1.) > 0:
+    centre, scale = preparation.get('centre', True), preparation.get('scale', 1.)
+    if not isinstance(centre, bool) or not isinstance(scale, int | float) or not scale > 0:
         raise UserError(f'{path}: its preparation is invalid; use another checkpoint')
     is_custom = names is not None or checkpoint.preparation is not None
     names = names or find_class_names(benchmark, classes)
@@ -65,7 +66,7 @@ def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
     # Dataset files of 25 joints have two bodies in all known sets.
     bodies = checkpoint.bodies or (dataset.bodies if dataset else 2 if checkpoint.num_joints == 25 else 1)
     return InputSpec(checkpoint_layout(checkpoint, path), bodies, bool(dataset) and dataset.second_body == 'copy',
-                     preparation.get('centre', dataset.centred if dataset else True), preparation.get('scale', 1.),
+                     preparation.get('centre', dataset.centred if dataset else True), scale,
                      (names or [f'class {label}' for label in range(classes)]) if classes else None)
 
 

@@ -20,7 +20,7 @@ from tools.reporting.figures import draw_confusion, draw_curves, draw_tsne
 from tools.reporting.scores import class_table, exclude, pairs_table, result_beside, write_ensemble
 from tools.reporting.tables import rewrite_tables, tables
 from util.errors import Parser, UserError, run_main
-from util.files import check_writable
+from util.files import check_outputs, check_writable
 from util.predictions import read_features, read_scores
 from util.results import read_results
 
@@ -59,9 +59,9 @@ def check(args: argparse.Namespace) -> None:
     if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
         raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
                         '--help explains them')
-    for path in filter(None, (args.figure, args.confusion, args.tsne)):
-        if path.is_dir():
-            raise UserError(f'{path}: is a folder; give a file name')
+    outputs = [(f'--{name}', path) for name in ('figure', 'confusion', 'tsne') if (path := getattr(args, name))]
+    check_outputs(outputs, [path for path in (args.scores, args.without, args.features, args.readme) if path])
+    for _, path in outputs:
         check_writable(path.parent)
     if args.out:
         check_writable(args.out)

@@ -170,7 +170,7 @@ def test_a_run_continues_within_an_epoch_with_the_same_clips_only(tiny_pretrain,
     for name, clips in (('labels', NUM_TRAIN), ('names', NUM_TRAIN), ('fewer', NUM_TRAIN - 1)):
         changed = ['--data_path', str(changed_npz / f'{name}.npz')]
         refusal(partial(train, 'pretrain', options, folder, *changed), 'in mid-epoch', f'{clips} clips',
-                'give the same settings and data')
+                'use the same data and settings')
     refusal(lambda: train('pretrain', options, folder, '--seed', '1'), 'in mid-epoch', 'seed 0 -> 1')
     shutil.copyfile(tiny_npz, tmp_path / 'copy.npz')
     train('pretrain', options, folder, '--data_path', str(tmp_path / 'copy.npz'))
