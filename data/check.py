@@ -2,15 +2,15 @@
 
     python data/check.py data/ntu/NTU60_XSub.npz [more.npz ...] [--json facts.json]
 
-A report ends with a line `problem: ...` for each problem, or with `no problems`. Exit code 0 without problems, 1 with
-some, 2 if a file is not a dataset file.
+A report ends with a line `problem: ...` for each problem, or with `no problems`. The exit code is 0 without problems, 1
+with problems, and 2 if a file is not a dataset file.
 
-A frame is valid if its coordinates do not sum to zero: in training, a clip is as long as it has valid frames. Other
-frames before the last one that is not all zero are gaps; an empty clip has no valid frame. Copies are clips equal in
-every number; all-zero clips are not compared. The SHA-256 of a member is `hashlib.sha256(array.tobytes())`, so it does
-not depend on headers or compression.
+A frame is valid if its coordinates do not sum to zero; in training, the length of a clip is its number of valid frames.
+Other frames before the last one that is not all zero are gaps, and an empty clip has no valid frame. Copies are clips
+with the same numbers throughout; all-zero clips are not compared. The SHA-256 of a member is
+`hashlib.sha256(array.tobytes())`, which does not depend on headers or compression.
 
-N clips of a split, T frames, M bodies, V joints, 3 coordinates in metres. Rows and labels count from 0.
+N clips of a split, T frames, M bodies, V joints, 3 coordinates in metres. Rows and labels are numbered from 0.
 """
 
 import sys
@@ -40,13 +40,13 @@ BINS = 8        # of the histogram of lengths
 
 
 def describe(problem: str, examples: Sequence[str]) -> list[str]:
-    """Return the line of a problem with its first examples, none without examples."""
+    """Return the line that reports a problem with its first examples, or no line if there are no examples."""
     listed = ', '.join(examples[:EXAMPLES]) + ', …' * (len(examples) > EXAMPLES)
     return [f'{problem}: {len(examples):,} ({listed})'] if examples else []
 
 
 def check_members(arrays: dict[str, np.ndarray], splits: dict[str, Split]) -> Iterator[str]:
-    """Yield problems of types and shapes."""
+    """Yield problems with types and shapes."""
     for kind, (_, dtype, _) in MEMBERS.items():
         train, test = (arrays[f'{kind}_{split}'] for split in SPLITS)
         if {train.dtype, test.dtype} != {np.dtype(dtype)}:
@@ -62,7 +62,7 @@ def check_members(arrays: dict[str, np.ndarray], splits: dict[str, Split]) -> It
 
 
 def check_rows(name: str, split: Split) -> Iterator[str]:
-    """Yield problems of single clips, labels and names of a split."""
+    """Yield problems with single clips, labels and names of a split."""
     clips, labels, names = split.clips, split.labels, split.names or []
     finite = np.isfinite(clips.low) & np.isfinite(clips.high)
     yield from describe(f'x_{name}: empty clips', split.titles(clips.valid == 0))
@@ -78,7 +78,7 @@ def check_rows(name: str, split: Split) -> Iterator[str]:
 
 
 def label_from_name(name: str) -> int | None:
-    """Return the label in a name of NTU RGB+D, None for other names."""
+    """Return the label that is part of a sample name of NTU RGB+D, or None for other names."""
     try:
         return parse_name(name).action - 1
     except UserError:
@@ -86,7 +86,7 @@ def label_from_name(name: str) -> int | None:
 
 
 def find_copies(train: Split, test: Split) -> dict[str, list[str]]:
-    """Return pairs 'clip = first clip that it equals' within training, within test, and of test with training clips."""
+    """Return pairs 'copy = original clip' within training, within test, and of test with training clips."""
     def pairs(split: Split, origin: Split) -> list[str]:
         first = {}
         for row in np.flatnonzero(origin.clips.end).tolist():
@@ -100,7 +100,7 @@ def find_copies(train: Split, test: Split) -> dict[str, list[str]]:
 
 
 def check_sizes(file: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """Compare a file with the full dataset of its name; returns problems and notes."""
+    """Compare a file with the full dataset of the same name; returns problems and notes."""
     dataset, protocol = find_protocol(file) or (None, None)
     if protocol is None or protocol.counts is None:
         return [], []
@@ -123,7 +123,7 @@ def check_sizes(file: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], li
 
 
 def check(path: Path, arrays: dict[str, np.ndarray], bar: tqdm) -> dict:
-    """Return the facts on a file, as they are printed and written as JSON."""
+    """Return the facts about a file, as they are printed and written as JSON."""
     splits, sums = read_dataset_file(path, list(arrays), bar)
     train, test = splits.values()
     sizes, notes = check_sizes(path.stem, arrays)
@@ -148,7 +148,7 @@ def check(path: Path, arrays: dict[str, np.ndarray], bar: tqdm) -> dict:
 
 
 def summarise(x: np.ndarray, classes: int, split: Split) -> dict:
-    """Return the figures of a split of clips x (N, T, M·V·3)."""
+    """Return the statistics of a split of clips x (N, T, M·V·3)."""
     clips, (number, frames, width) = split.clips, x.shape
     finite = np.isfinite(clips.low) & np.isfinite(clips.high)
     per_class = np.bincount(split.labels[split.labels >= 0], minlength=classes)
@@ -170,7 +170,7 @@ def summarise(x: np.ndarray, classes: int, split: Split) -> dict:
 
 
 def format_column(facts: dict) -> dict[str, str]:
-    """Return the cells of a split's column in the table, by row."""
+    """Return the cells of a split's column in the table, by row name."""
     per_class = facts['clips_per_class']
     return {
         'clips': f'{facts["clips"]:,}', 'frames x numbers': f'{facts["frames"]} x {facts["numbers"]}',
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.json:
         if args.json.suffix != '.json':
-            raise UserError(f'--json {args.json}: give a name that ends with .json')
+            raise UserError(f'--json {args.json}: choose a name that ends in .json')
         check_writable(args.json.parent)
     reports, opened = [], [open_members(path) for path in args.files]
     for path, arrays in zip(args.files, opened, strict=True):

@@ -1,7 +1,7 @@
 """Writing of dataset files: one .npz per protocol.
 
-Members: x_train (N, T, M·V·3) float32, y_train (N, classes) float64 one-hot, x_test, y_test, and the sample names
-name_train, name_test (N,). Rows are frames, zero rows follow the last one.
+Members: x_train (N, T, M·V·3) float32, y_train (N, classes) float64 one-hot, x_test, y_test, and the names of the
+samples name_train, name_test (N,). Rows of a clip are frames; zero rows follow the last frame.
 """
 
 import io
@@ -15,11 +15,11 @@ from numpy.lib import format as npy
 
 from util.files import atomic_write
 
-BLOCK = 4096  # bytes; file systems leave holes in units of this size
+BLOCK = 4096  # bytes; the unit of holes in file systems
 
 
 def one_hot(labels: Sequence[int], classes: int) -> np.ndarray:
-    """Return labels 0 .. classes - 1 as rows (N, classes) float64 with a single 1."""
+    """Convert labels 0 .. classes - 1 to rows (N, classes) float64 with a single 1."""
     labels = np.asarray(labels, dtype=np.int64)
     assert ((labels >= 0) & (labels < classes)).all(), f'a label lies outside 0..{classes - 1}'
     rows = np.zeros((len(labels), classes))
@@ -28,7 +28,7 @@ def one_hot(labels: Sequence[int], classes: int) -> np.ndarray:
 
 
 def write_npz(path: str | os.PathLike, /, **members: np.ndarray) -> None:
-    """Write `members` as `npz_writer` does."""
+    """Write `members` to an npz file, as `npz_writer` does."""
     with npz_writer(path) as add:
         for name, array in members.items():
             add(name, array.shape, array.dtype, [array])
@@ -38,10 +38,10 @@ def write_npz(path: str | os.PathLike, /, **members: np.ndarray) -> None:
 def npz_writer(path: str | os.PathLike) -> Iterator[Callable]:
     """Yield `add(name, shape, dtype, chunks)`, which writes a member from arrays that together fill it in C order.
 
-    Members are stored uncompressed, so that they can be memory-mapped, and may exceed 4 GiB; one chunk at a time is in
-    memory. Runs of zeros become holes where the file system supports them: padding takes no space on disk. Equal
-    members give equal files. The file is written atomically and its folder is created; raises UserError if either
-    cannot be written.
+    Members are stored uncompressed, so that they can be memory-mapped, and may exceed 4 GiB; only one chunk is in
+    memory at a time. Runs of zeros become holes if the file system supports them, so that padding takes no space on
+    disk. The same members give the same file. The file is written atomically and its folder is created; raises
+    UserError if either cannot be written.
     """
     with atomic_write(path) as partial, _SparseFile(io.FileIO(partial, 'w'), 1 << 20) as file, \
             zipfile.ZipFile(file, 'w') as archive:

@@ -1,6 +1,6 @@
-"""The table of datasets: layout, bodies, classes, splits, licence, and what the second body of a single person holds.
+"""The table of datasets: layout, bodies, classes, splits, licence, and the second body of clips with one person.
 
-A new dataset is an entry here and a data/prepare_*.py that reads its raw files. Names of its classes are in
+To add a dataset, add an entry here and a data/prepare_*.py that reads its raw files. The names of its classes are in
 feeder/classes.yaml.
 """
 
@@ -11,7 +11,7 @@ from feeder.layouts import read_layout
 NTU60_SUBJECTS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
 NTU120_SUBJECTS = (*NTU60_SUBJECTS, 45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84,
                    85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103)
-VALIDATION_SUBJECTS = (1, 2, 4, 5, 7, 8, 10)    # of NW-UCLA; 3, 6 and 9 are for choosing settings
+VALIDATION_SUBJECTS = (1, 2, 4, 5, 7, 8, 10)    # of NW-UCLA; 3, 6 and 9 are used to choose settings
 NTU60_RAW = 'nturgbd_raw/nturgb+d_skeletons', 'nturgbd_raw/nturgbd_skeletons_s001_to_s017.zip'
 NTU120_RAW = ('nturgbd_raw/nturgb+d_skeletons120', 'nturgbd_raw/nturgb+d_skeletons_120',
               'nturgbd_raw/nturgbd_skeletons_s018_to_s032.zip')
@@ -22,16 +22,16 @@ class Protocol:
     """A split of a dataset, and the dataset file that holds it."""
 
     file: str                                   # name without .npz
-    key: str                                    # fact of a sample that decides: a field of its parsed name
+    key: str                                    # the fact that decides: a field of the parsed sample name
     train: tuple[int, ...] = ()                 # training values, in the order of the file; PKU-MMD: in its split files
-    views: tuple[tuple[int, ...], tuple[int, ...]] | None = None    # views of training and test clips; others left out
+    views: tuple[tuple[int, ...], tuple[int, ...]] | None = None    # views of training and test clips, without others
     default: bool = True                        # written unless --protocol selects others
     counts: tuple[int, int] | None = None       # training and test clips of the full set
-    tolerance: float = 0.                       # relative, of counts that are only known from later work
+    tolerance: float = 0.                       # relative, if counts are only known from later work
     copies: tuple[int, int, int] = (0, 0, 0)    # copied clips in the release: in training, in test, training in test
 
     def split(self, facts) -> str | None:
-        """Return 'train' or 'test' for a sample with these facts (attributes), None if it is left out."""
+        """Return 'train' or 'test' for a sample with these facts (attributes), or None if the protocol omits it."""
         is_test = getattr(facts, self.key) not in self.train
         if self.views and facts.view not in self.views[is_test]:
             return None
@@ -50,12 +50,12 @@ class DataSet:
     folder: str                         # of its dataset files, in data/
     protocols: dict[str, Protocol]      # by name on the command line
     licence: str = 'research use only, on the terms of its owners'
-    second_body: str = 'zeros'          # of clips with a single person: 'zeros', or a 'copy' of the first body
+    second_body: str = 'zeros'          # if there is one person: 'zeros', or a 'copy' of the first body
     centred: bool = True                # clips start at the origin
     frames: int | None = None           # of a clip in the dataset file of the full set, padding included
     samples: int | None = None          # of the full set
     setups: int = 0                     # NTU RGB+D: samples of later setups belong to another dataset
-    raw: tuple[tuple[str, ...], ...] = ()       # raw files, relative to data/: alternative names of each part
+    raw: tuple[tuple[str, ...], ...] = ()       # raw files, relative to data/: alternative names for each part
 
     @property
     def joints(self) -> int:
@@ -101,12 +101,12 @@ DATASETS = {dataset.key: dataset for dataset in (
 
 
 def find_dataset(benchmark: str | None) -> DataSet | None:
-    """Return the dataset of a benchmark by the beginning of its name ('ntu60_xsub', 'PKUv1_XSub'), None if unknown."""
+    """Return the dataset of a benchmark by the beginning of its name ('ntu60_xsub', 'PKUv1_XSub'), or None."""
     name = (benchmark or '').lower().replace('pkuv', 'pku')
     return next((dataset for key, dataset in DATASETS.items() if name.startswith(key)), None)
 
 
 def find_protocol(file: str) -> tuple[DataSet, Protocol] | None:
-    """Return the dataset and protocol of a dataset file by its name without .npz, None if unknown."""
+    """Return the dataset and protocol of a dataset file by its name without .npz, or None."""
     return next(((dataset, protocol) for dataset in DATASETS.values() for protocol in dataset.protocols.values()
                  if protocol.file == file), None)

@@ -1,14 +1,14 @@
 """Synthetic clips of people doing exercises, as a Kinect would track them.
 
-All exercises swing the arms forwards and outwards and the hips over the feet about the same middle; they differ in
-which joints move together, alternately or in circles, and in tempo and rhythm, so that the mean pose carries almost no
-information. Two exercises are done in pairs; in most other clips a bystander is present. Performers differ in
-proportions, speed, vigour and handedness; clips in posture, camera and noise; and the sensor makes errors: frames
-without bodies, ids that change, partners lost for a while, false bodies.
+In all exercises the arms swing forwards and outwards and the hips move over the feet, about the same mean pose. They
+differ in which joints move together, alternately or in circles, and in tempo and rhythm, so that the mean pose contains
+almost no information. Two exercises are done in pairs; in most other clips there is a bystander. Performers differ in
+proportions, speed, vigour and handedness, and clips in posture, camera and noise. The sensor makes errors: frames
+without bodies, ids that change, partners that are lost for a while, and false bodies.
 
-A clip depends on its number, its action and the seed only.
+A clip depends only on its number, its action and the seed.
 
-T frames of a clip, t of them with a certain body; metres: x to the camera's left, y up, z away from the camera.
+T frames of a clip, t of which contain a given body; metres: x to the camera's left, y up, z away from the camera.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ FPS, SHORTEST, LONGEST = 30, 55, 90     # frames per second, and of a clip
 PERFORMERS, CAMERAS, SETUPS, REPLICATIONS = 40, 3, 17, 2    # of NTU RGB+D 60
 MAX_CLIPS = PERFORMERS * CAMERAS * SETUPS * REPLICATIONS    # per class
 CAMERA_YAW = (0, np.pi / 8, -np.pi / 8)     # cameras 1, 2, 3
-BYSTANDERS = .6     # share of the clips of single-person exercises with a bystander
+BYSTANDERS = .6     # fraction of single-person clips with a bystander
 FIRST_ID = 2 ** 56  # ids have 17 digits, beyond the precision of float64
 
 
@@ -48,7 +48,7 @@ def _moves(*arguments: tuple) -> tuple[Move, ...]:
 
 HALF, QUARTER = np.pi, np.pi / 2
 ARMS, WIDE = .7, .5     # how far arms swing forwards and outwards
-ACTIONS = (     # in their right-handed form
+ACTIONS = (     # in the right-handed version
     Action('sway, arms to the same side', .8, _moves(('sideways', .22), ('raise', ARMS, 0, 2), ('wave', WIDE, -.5))),
     Action('rock forwards, arms in step', .8, _moves(('forwards', .2), ('raise', ARMS), ('spread', WIDE, 0, 2))),
     Action('squat slowly, arms forwards', .7, _moves(('knees', .4), ('raise', ARMS), ('spread', WIDE, QUARTER))),
@@ -73,7 +73,7 @@ ACTIONS = (     # in their right-handed form
 
 
 class Traits(NamedTuple):
-    """How a person differs from others."""
+    """The characteristics of a person."""
 
     scale: np.ndarray       # (25, 1), of the offset of each joint
     speed: float
@@ -109,8 +109,8 @@ class Clip(NamedTuple):
 
 
 def clip_facts(number: int, action: int) -> Facts:
-    """Return the facts of the clip with a number below MAX_CLIPS of an action; cameras and performers alternate."""
-    performer = number % PERFORMERS * 19 % PERFORMERS + 1   # in steps that fill both sides of a split early
+    """Return the facts of clip `number` (0 to MAX_CLIPS - 1) of an action; cameras and performers alternate."""
+    performer = number % PERFORMERS * 19 % PERFORMERS + 1   # in steps that fill both sides of a split early on
     times = number // PERFORMERS
     setup, replication = divmod(times // CAMERAS, REPLICATIONS)
     return Facts(setup + 1, (times + performer) % CAMERAS + 1, performer, replication + 1, action)
@@ -137,20 +137,20 @@ def make_posture(rng: np.random.Generator) -> np.ndarray:
 
 
 def hold(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a posture that sways slightly: (T, 25, 3)."""
+    """Draw a posture that sways slightly, (T, 25, 3)."""
     sway = 2 * np.pi * np.arange(frames)[:, None, None] / FPS * rng.uniform(.2, .5, (JOINTS, 3))
     return make_posture(rng) + rng.normal(0, .015, (JOINTS, 3)) * np.sin(
         sway + rng.uniform(0, 2 * np.pi, (JOINTS, 3)))
 
 
 def swing(vectors: np.ndarray, moves: Sequence[Move], vigour: float, phase: np.ndarray | float) -> None:
-    """Add moves to rotations (T, 25, 3), in place; the phase is an angle or one per frame (T,)."""
+    """Add moves to rotations (T, 25, 3) in place; the phase is one angle, or one per frame (T,)."""
     for channel, size, lead, harmonic in moves:
         rotate(vectors, channel, vigour * size * np.sin(harmonic * phase + lead))
 
 
 def exercise(moves: Sequence[Move], action: Action, traits: Traits, start: float, frames: int, rng) -> np.ndarray:
-    """Return the rotations (T, 25, 3) of a person who does an exercise from the phase `start` on."""
+    """Return the rotations (T, 25, 3) of a person doing an exercise, starting at phase `start`."""
     vectors = hold(frames, rng)
     phase = start + 2 * np.pi * action.hertz * traits.speed * np.arange(frames) / FPS
     swing(vectors, moves, traits.vigour, phase + action.rhythm * np.sin(phase))
@@ -158,7 +158,10 @@ def exercise(moves: Sequence[Move], action: Action, traits: Traits, start: float
 
 
 def stand_by(traits: Traits, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the rotations (T, 25, 3) of a bystander, who stops in a partner's pose: poses do not tell them apart."""
+    """Return the rotations (T, 25, 3) of a bystander, who holds a pose of the partner exercises.
+
+    Therefore single poses do not distinguish bystanders from partners.
+    """
     vectors = hold(frames, rng)
     pairs = [action.partner for action in ACTIONS if action.partner]
     swing(vectors, pairs[rng.integers(len(pairs))], traits.vigour, rng.uniform(0, 2 * np.pi))
@@ -166,7 +169,7 @@ def stand_by(traits: Traits, frames: int, rng: np.random.Generator) -> np.ndarra
 
 
 def make_people(number: int, action: int, seed: int) -> tuple[list[Person], np.random.Generator]:
-    """Return the one or two people of a clip, and the generator of its further randomness."""
+    """Return the one or two people in a clip, and the generator for its remaining random numbers."""
     rng = np.random.default_rng([seed, 1, action, number])
     what, performer = ACTIONS[action - 1], clip_facts(number, action).performer
     frames, start = int(rng.integers(SHORTEST, LONGEST + 1)), rng.uniform(0, 2 * np.pi)
@@ -186,13 +189,13 @@ def make_people(number: int, action: int, seed: int) -> tuple[list[Person], np.r
 
 
 def place_camera(camera: int, rng: np.random.Generator) -> tuple[float, np.ndarray]:
-    """Draw the yaw and place of the first person as a camera (from 1) sees it."""
+    """Sample the yaw and the position of the first person in the coordinates of a camera (numbered from 1)."""
     yaw = CAMERA_YAW[camera - 1] + rng.uniform(-.15, .15)
     return yaw, np.array((rng.uniform(-.5, .5), -1, rng.uniform(2.5, 3.5)))
 
 
 def film(person: Person, camera_yaw: float, camera_place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return joints (T, 25, 3) float32 of a person as the sensor measures them."""
+    """Return the joints (T, 25, 3) float32 of a person as measured by the sensor."""
     joints = pose(person.vectors, person.traits.scale)
     if person.traits.left_handed:
         joints = mirror(joints)
@@ -202,7 +205,7 @@ def film(person: Person, camera_yaw: float, camera_place: np.ndarray, rng: np.ra
 
 
 def sensor_noise(shape: tuple, rng: np.random.Generator) -> np.ndarray:
-    """Draw errors (T, 25, 3) of a depth camera in metres: 3 mm, correlated over a third of a second."""
+    """Sample the errors (T, 25, 3) of a depth camera in metres: 3 mm, correlated over a third of a second."""
     kernel = np.hanning(11)
     white = rng.normal(size=(shape[0] + len(kernel) - 1, *shape[1:]))
     smooth = np.lib.stride_tricks.sliding_window_view(white, len(kernel), axis=0) @ kernel
@@ -210,7 +213,7 @@ def sensor_noise(shape: tuple, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_clip(number: int, action: int, seed: int) -> Clip:
-    """Return the clip with this number, below MAX_CLIPS, of an action (from 1)."""
+    """Return clip `number` (0 to MAX_CLIPS - 1) of an action; actions are numbered from 1."""
     people, rng = make_people(number, action, seed)
     facts, frames = clip_facts(number, action), len(people[0].vectors)
     yaw, place = place_camera(facts.camera, rng)
@@ -221,12 +224,12 @@ def make_clip(number: int, action: int, seed: int) -> Clip:
 
 
 def crop(track: Track, frames: np.ndarray | slice) -> Track:
-    """Return the frames of a track that a mask (t,) or slice selects."""
+    """Return the frames of a track that are selected by a mask (t,) or slice."""
     return Track(track.body, track.frames[frames], track.joints[frames])
 
 
 def add_errors(people: list[Track], frames: int, rng: np.random.Generator) -> list[Track]:
-    """Return what a sensor tracks: mostly the people, sometimes less or more."""
+    """Return the tracks that the sensor reports, with occasional errors."""
     tracks = list(people)
     if len(tracks) == 2 and rng.random() < .1:      # the second person is lost for a while
         gap = rng.integers(5, 16)
@@ -250,7 +253,7 @@ def add_errors(people: list[Track], frames: int, rng: np.random.Generator) -> li
 
 
 def make_table(body: int, frames: int, rng: np.random.Generator) -> Track:
-    """Return a false body that is wider than 0.8 of its height, from some frame on."""
+    """Return a false body that is wider than 0.8 of its height and appears from some frame on."""
     first = rng.integers(0, frames - 20)
     shape = (frames - first, JOINTS, 3)
     joints = rng.uniform((-.8, -.2, -.3), (.8, .2, .3), shape[1:]) + (1.2, -.6, 3.2) + sensor_noise(shape, rng)

@@ -7,7 +7,7 @@ Rotation vectors are in radians.
 import numpy as np
 
 JOINTS = 25
-TREE = {  # joint: parent (both from 1, parents first, root 21) and offset at rest, facing the camera, arms down
+TREE = {  # joint: parent (numbered from 1, parents first, root 21) and offset at rest, facing the camera, arms down
     2: (21, (0, -.25, 0)), 1: (2, (0, -.28, 0)), 3: (21, (0, .08, 0)), 4: (3, (0, .14, -.02)),
     5: (21, (-.17, -.03, 0)), 6: (5, (-.03, -.28, 0)), 7: (6, (0, -.25, -.02)), 8: (7, (0, -.07, 0)),
     23: (8, (.03, -.02, -.03)), 22: (23, (-.03, -.07, .02)),
@@ -55,7 +55,7 @@ def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
 def pose(vectors: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Convert joint rotations (T, 25, 3) to positions (T, 25, 3).
 
-    The middle between the ankles is above the origin, the lowest joint on the floor. `scale` (25, 1) stretches the
+    The midpoint of the ankles is above the origin, and the lowest joint is on the floor. `scale` (25, 1) stretches the
     offset of each joint.
     """
     local, joints, world = rotation_matrices(vectors), np.zeros(vectors.shape), np.empty((*vectors.shape, 3))
@@ -69,5 +69,5 @@ def pose(vectors: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def mirror(joints: np.ndarray) -> np.ndarray:
-    """Exchange left and right of positions (T, 25, 3)."""
+    """Exchange left and right in positions (T, 25, 3)."""
     return joints[:, np.array(MIRRORED) - 1] * np.array((-1, 1, 1))

@@ -1,4 +1,4 @@
-"""Measurements of dataset files, in blocks: a few hundred bytes per clip stay in memory.
+"""Measurements of dataset files, made in blocks: only a few hundred bytes per clip stay in memory.
 
 N clips of a split, B rows of a block, T frames, M bodies, V joints.
 """
@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 24
 
 
 class Clips(NamedTuple):
-    """Measurements of N clips, (N,), or of one."""
+    """Measurements of N clips, each (N,), or of a single clip."""
 
     valid: np.ndarray       # valid frames
     end: np.ndarray         # frames before the padding
@@ -35,7 +35,7 @@ class Clips(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The N clips of a split, their labels (-1: not one-hot) and names."""
+    """The N clips of a split, their labels (-1 if not one-hot) and names."""
 
     clips: Clips
     labels: np.ndarray
@@ -49,13 +49,13 @@ class Split(NamedTuple):
 
 
 def open_members(path: Path) -> dict[str, np.ndarray]:
-    """Map all arrays of a dataset file; raises UserError if it is not one, or a member is damaged."""
+    """Map all arrays of a dataset file; raises UserError if it is not a dataset file, or a member is damaged."""
     arrays = {f'{kind}_{split}': open_member(path, f'{kind}_{split}') for split in SPLITS for kind in MEMBERS}
     for member, array in arrays.items():
         ndim, _, expected = MEMBERS[member[0]]
         if array.ndim != ndim or array.dtype.kind not in 'biuf' or array.size == 0:
-            raise UserError(f'{path}: {member} is {array.dtype} {array.shape}, expected numbers {expected}; write the '
-                            'file again')
+            raise UserError(f'{path}: {member} is {array.dtype} {array.shape}, expected numbers {expected}; regenerate '
+                            'the file')
     with zipfile.ZipFile(path) as archive:
         members = [name.removesuffix('.npy') for name in archive.namelist() if name.endswith('.npy')]
     return arrays | {member: open_member(path, member) for member in members if member not in arrays}
@@ -76,13 +76,13 @@ def measure_clip(x: np.ndarray) -> Clips:
 
 
 def read_labels(y: np.ndarray) -> np.ndarray:
-    """Return labels (B,) of rows (B, classes), -1 for rows that are not one-hot."""
+    """Return labels (B,) from rows (B, classes), -1 for rows that are not one-hot."""
     one_hot = np.isin(y, (0, 1)).all(axis=1) & (np.count_nonzero(y, axis=1) == 1)
     return np.where(one_hot, y.argmax(axis=1), -1)
 
 
 def read_blocks(path: Path, member: str) -> Iterator[np.ndarray]:
-    """Yield an array in blocks of rows (B, ...), each from its own map, whose pages leave memory when it is closed."""
+    """Yield an array in blocks of rows (B, ...), each from a separate map, so that its pages are freed afterwards."""
     start, length = 0, 1
     while start < length:
         array = np.atleast_1d(open_member(path, member))

@@ -1,10 +1,10 @@
-"""Selection of the actors of an NTU RGB+D sample among the bodies that the Kinect tracked.
+"""Selection of the actors of an NTU RGB+D sample from the bodies that the Kinect tracked.
 
-Up to six bodies are tracked at a time, noise among them; they appear, disappear and return. One or two actors remain.
-Steps and thresholds are those of the scripts with which the common NTU RGB+D files were made (CTR-GCN and relatives);
-results equal those of the scripts bit for bit, so the order of operations matters.
+The Kinect tracks up to six bodies at a time, some of them spurious; tracks start, stop and resume. The selection keeps
+one or two actors. Steps and thresholds are those of the scripts that made the widely used NTU RGB+D files (CTR-GCN and
+its derivatives); results are equal bit for bit, so the order of operations matters.
 
-T frames with a body, n frames of one body, V = 25 joints.
+T: number of frames with at least one body; n: number of frames in which a given body is tracked; V = 25 joints.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from util.errors import UserError
 
 MIN_FRAMES = 12           # a body in fewer frames is noise
 MAX_SPREAD = 0.8          # a body in a good frame is at most this wide, relative to its height
-MAX_BAD_FRAMES = 0.69754  # a body with at least this share of bad frames is noise
+MAX_BAD_FRAMES = 0.69754  # a body with at least this fraction of bad frames is noise
 ORIGIN = 1                # joint 2, the middle of the spine
 WIDTH = JOINTS * 3        # numbers per frame of one actor
 
@@ -22,8 +22,8 @@ WIDTH = JOINTS * 3        # numbers per frame of one actor
 def to_rows(recording: Recording) -> np.ndarray:
     """Convert a recording to rows of one or two actors: (T, 75) or (T, 150) float32, centred.
 
-    The origin is joint 2 of actor 1 in its first frame. Rows of an actor who is absent are zero; two actors stay two if
-    the second is empty.
+    The origin is joint 2 of actor 1 in the first frame of this actor. Rows in which an actor is absent are zero; two
+    actors remain two even if the second is empty.
 
     Raises:
         UserError: all coordinates of actor 1 are zero.
@@ -44,7 +44,7 @@ def motion_energy(joints: np.ndarray) -> float:
 
 
 def remove_noise(bodies: dict[str, Body]) -> list[Body]:
-    """Return the bodies (of two or more) that are not noise, at least one, the one that moves most first."""
+    """Return the bodies (of two or more) that are not noise, at least one, in descending order of motion."""
     long = {name: body for name, body in bodies.items() if len(body.joints) >= MIN_FRAMES}
     if not long:
         return [max(bodies.values(), key=lambda body: len(body.joints))]
@@ -65,16 +65,16 @@ def remove_noise(bodies: dict[str, Body]) -> list[Body]:
 
 
 def _find_good_frames(joints: np.ndarray) -> np.ndarray:
-    """Return in which frames joints (n, 25, 3) have the proportions of an upright person, (n,) bool."""
+    """Return a mask (n,) of the frames in which joints (n, 25, 3) have the proportions of an upright person."""
     xy = np.ascontiguousarray(joints.transpose(2, 1, 0)[:2])    # (2, 25, n): extents are computed fastest along n
     width, height = (xy.max(axis=1) - xy.min(axis=1)).astype(np.float64)    # (n,), in float32 up to here
     return width <= MAX_SPREAD * height
 
 
 def assign_actors(bodies: list[Body], frames: int) -> np.ndarray:
-    """Assign each body, in order, to the first of two actors who is free at its time: (T, 150) float32.
+    """Assign each body, in order, to the first of two actors that is free at the time: (T, 150) float32.
 
-    Intervals may touch in one frame, which the later body gets. A body that finds both actors taken is dropped.
+    Intervals may share one frame, which the later body gets. A body is dropped if both actors are assigned at the time.
     """
     rows = np.zeros((frames, 2, WIDTH), dtype=np.float32)
     taken = [(bodies[0].start, _last_frame(bodies[0])), (0, 0)]
@@ -90,7 +90,7 @@ def assign_actors(bodies: list[Body], frames: int) -> np.ndarray:
 
 
 def _last_frame(body: Body) -> int:
-    """Return the last frame of a body, whose frames count as consecutive."""
+    """Return the last frame of a body, whose frames are regarded as consecutive."""
     return body.start + len(body.joints) - 1
 
 
@@ -101,7 +101,7 @@ def _place(body: Body, frames: int) -> np.ndarray:
 
 
 def _centre(rows: np.ndarray) -> np.ndarray:
-    """Move rows (T, 75) or (T, 150) so that joint 2 of actor 1 starts at the origin; absent actors stay zero."""
+    """Move rows (T, 75) or (T, 150) so that joint 2 of actor 1 starts at the origin; absent actors remain zero."""
     present = rows[:, :WIDTH].any(axis=1)
     if not present.any():
         raise UserError('all coordinates of the first actor are zero')

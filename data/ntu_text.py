@@ -1,10 +1,10 @@
 """NTU RGB+D text: facts in the name of a sample, and bodies in its `.skeleton` file.
 
-A file holds a frame count; per frame a body count; per body a line of 10 fields, the first of which is its id, then the
-joint count and a line of 12 fields per joint: x y z in metres, depth x y, colour x y, orientation w x y z, tracking
-state. Lines end with LF or CRLF.
+A file holds a frame count; for each frame a body count; for each body a line of 10 fields, the first of which is its
+id, then the joint count and a line of 12 fields per joint: x y z in metres, depth x y, colour x y, orientation w x y z,
+tracking state. Lines end with LF or CRLF.
 
-n frames of one body, K appearances of bodies in frames, V = 25 joints.
+n frames of one body, K: sum of the body counts of all frames, V = 25 joints.
 """
 
 import re
@@ -25,7 +25,7 @@ LAST_NAME = 'S032C003P106R002A120'
 
 
 class Facts(NamedTuple):
-    """The facts in the name of a sample, all from 1."""
+    """The facts in the name of a sample, all numbered from 1."""
 
     setup: int
     camera: int
@@ -38,7 +38,7 @@ class Body(NamedTuple):
     """A body that the sensor tracked under one id."""
 
     start: int              # its first frame, counted without frames that have no body
-    joints: np.ndarray      # (n, 25, 3) float32, metres; n frames, closed up
+    joints: np.ndarray      # (n, 25, 3) float32, metres; n frames, without gaps
 
 
 class Recording(NamedTuple):
@@ -49,7 +49,7 @@ class Recording(NamedTuple):
 
 
 def parse_name(name: str) -> Facts:
-    """Parse a name SsssCcccPpppRrrrAaaa; raises UserError if it is not one of NTU RGB+D 120's."""
+    """Parse a name SsssCcccPpppRrrrAaaa; raises UserError if it is not a sample name of NTU RGB+D 120."""
     match = NAME.fullmatch(name)
     facts = Facts(*map(int, match.groups())) if match else None
     last = map(int, NAME.fullmatch(LAST_NAME).groups())
@@ -59,7 +59,7 @@ def parse_name(name: str) -> Facts:
 
 
 def split_lines(text: bytes) -> list[str]:
-    """Split plain text into lines, without empty ones at its end; raises UserError for other characters."""
+    """Split plain text into lines, without empty lines at the end; raises UserError for other characters."""
     if text.translate(None, PLAIN):
         number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
                             if line.translate(None, PLAIN))
@@ -71,7 +71,7 @@ def split_lines(text: bytes) -> list[str]:
 
 
 def parse_skeleton(text: bytes) -> Recording:
-    """Parse a `.skeleton` file. Frames without a body are not counted, a body that returns has its frames closed up.
+    """Parse a `.skeleton` file; frames without a body are not counted, and gaps in the frames of a body are closed.
 
     Raises:
         UserError: with the line number: a count or coordinate is not a number, a field or line is missing or in excess,
@@ -87,7 +87,7 @@ def parse_skeleton(text: bytes) -> Recording:
         raise _locate_damage(lines, first_lines) from None
     joints = joints.reshape(-1, JOINTS, 3)                                                  # (K·25, 3) -> (K, 25, 3)
     appearances: dict[str, list[int]] = {}
-    for k, body in enumerate(ids):      # ids as text: float64 does not tell numbers of 17 digits apart
+    for k, body in enumerate(ids):      # ids as text: float64 cannot represent numbers of 17 digits
         appearances.setdefault(body, []).append(k)
     return Recording(frames, {body: Body(frame_of_body[ks[0]], joints[ks]) for body, ks in appearances.items()})
 
@@ -130,8 +130,8 @@ def _parse_count(lines: Sequence[str], at: int, noun: str) -> int:
 
 
 def _parse_joints(rows: Sequence[str]) -> np.ndarray:
-    """Parse joint lines into x y z (lines, 3) float32; raises ValueError if one of them is damaged."""
-    if not any(map(str.strip, rows)):       # of which NumPy warns
+    """Parse joint lines into x y z (lines, 3) float32; raises ValueError if any of them is damaged."""
+    if not any(map(str.strip, rows)):       # NumPy warns about it
         raise ValueError('empty lines')
     with np.errstate(over='ignore'):
         xyz = np.loadtxt(rows, JOINT_LINE, comments=None, ndmin=1)['xyz'].astype(np.float32)
@@ -141,7 +141,7 @@ def _parse_joints(rows: Sequence[str]) -> np.ndarray:
 
 
 def _locate_damage(lines: Sequence[str], first_lines: Sequence[int]) -> UserError:
-    """Return the error for the first of the joint lines that cannot be parsed by itself."""
+    """Return the error for the first of these joint lines that cannot be parsed."""
     for at in (first + joint for first in first_lines for joint in range(JOINTS)):
         try:
             _parse_joints([lines[at]])

@@ -1,7 +1,7 @@
-"""Preparation of raw files in any number: each is parsed once, by several processes, and samples are kept on disk.
+"""Preparation of raw files: each is parsed once, by several processes, and samples are kept on disk.
 
-`collect` parses the files in order into a `Spool`, so that the number of samples and their longest are known before
-`write_protocol` writes a dataset file from it.
+`collect` parses the files in order into a `Spool`, so that the number of samples and the longest length are known
+before `write_protocol` writes a dataset file from it.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from util.errors import UserError
 from util.files import atomic_write
 from util.options import COUNT
 
-ROWS = 1024         # labels that become one-hot at a time
-LISTED = 20         # damaged files that are printed; the list on disk has all
+ROWS = 1024         # labels that are converted to one-hot at a time
+LISTED = 20         # number of damaged files that are printed; the list on disk is complete
 
 
 class Parsed(NamedTuple):
-    """The content of a raw file."""
+    """The parsed content of a raw file."""
 
     samples: list[Sample]
     size: int                           # bytes
@@ -47,17 +47,17 @@ class Parsed(NamedTuple):
 
 
 def parse_all(parse: Callable, sources: Sequence, workers: int, chunk: int) -> Iterator[tuple]:
-    """Yield for each source, in order, the source and what `parse(source)` returned, or the UserError it raised.
+    """Yield, for each source in order, the source and the result of `parse(source)` or the UserError that it raised.
 
     Runs in `workers` processes, which parse `chunk` sources at a time and are at most three chunks ahead each; one
-    worker is this process itself. Raises UserError if a worker was killed.
+    worker runs in this process itself. Raises UserError if a worker was killed.
     """
     parts = [sources[start:start + chunk] for start in range(0, len(sources), chunk)]
     if workers == 1:
         for part in parts:
             yield from zip(part, _parse_part(parse, part), strict=True)
         return
-    # A forked worker starts at once; elsewhere than on Linux, forking is not safe.
+    # A forked worker starts at once, but forking is safe only on Linux.
     context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
     pool, pending = ProcessPoolExecutor(workers, context, _start_worker), deque()
 
@@ -73,13 +73,13 @@ def parse_all(parse: Callable, sources: Sequence, workers: int, chunk: int) -> I
         while pending:
             yield from next_results()
     except BrokenProcessPool as error:
-        raise UserError('a worker process was killed, perhaps for lack of memory; give fewer --workers') from error
+        raise UserError('a worker process was killed, perhaps for lack of memory; reduce --workers') from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it if it is killed."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -114,13 +114,13 @@ class Tally:
               f'({min(spool.lengths)} to {max(spool.lengths)} per sample)')
         for event, count in sorted(self.counts.items()):
             print(f'{count:,} {event}')
-        print(f'{len(self.damaged):,} damaged{" and left out" * bool(self.damaged)}')
+        print(f'{len(self.damaged):,} damaged{" and omitted" * bool(self.damaged)}')
         print(f'{self.files:,} files, {self.size / 1e6:,.1f} MB in {seconds:.1f} s, {self.size / 1e6 / seconds:.1f} '
               'MB/s')
 
 
 def collect(sources: Sequence, parse: Callable, folder: Path, workers: int, chunk: int, tally: Tally) -> Spool:
-    """Parse the sources with `parse` (source to Parsed) into a spool in `folder`; errors go to `tally.damaged`."""
+    """Parse the sources with `parse` into a spool in `folder`; errors are added to `tally.damaged`."""
     spool = Spool(folder)
     with closing(parse_all(parse, sources, workers, chunk)) as results, \
             tqdm(results, 'parse', len(sources), unit=' files', disable=None) as bar:
@@ -139,18 +139,18 @@ def collect(sources: Sequence, parse: Callable, folder: Path, workers: int, chun
 
 def settle_damaged(damaged: Sequence[str], skip: bool, path: Path,
                    remedy: str = 'get them from the release again') -> None:
-    """Print damaged samples, and write their list to `path` if they are to be skipped; removes an outdated list.
+    """Print damaged samples; if they are skipped, write their list to `path`, and otherwise remove an outdated list.
 
     Raises:
-        UserError: there are some and they are not to be skipped, or the list cannot be written.
+        UserError: there are damaged samples and `skip` is False, or the list cannot be written.
     """
     for line in damaged[:LISTED]:
         print(f'damaged: {line}', file=sys.stderr)
     if len(damaged) > LISTED:
         print(f'… and {len(damaged) - LISTED:,} more', file=sys.stderr)
     if damaged and not skip:
-        raise UserError(f'{len(damaged):,} damaged, nothing written: {remedy}, or give --skip_damaged to leave them '
-                        f'out and list them in {path}')
+        raise UserError(f'{len(damaged):,} damaged, nothing written: {remedy}, or use --skip_damaged to omit them and '
+                        f'list them in {path}')
     if damaged:
         with atomic_write(path) as partial:
             partial.write_text(''.join(f'{line}\n' for line in damaged), encoding='utf-8', errors='backslashreplace')
@@ -162,7 +162,7 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
                    width: int, second_body: str = 'zeros') -> None:
     """Write a dataset file of the samples with the indices `train` and `test`, in that order.
 
-    Samples are padded with zeros to `frames` rows of `width` numbers; with `second_body` 'copy', those of half the
+    Samples are padded with zeros to `frames` rows of `width` numbers; with `second_body` 'copy', samples of half the
     width get a copy of themselves as second half. Raises UserError if the file cannot be written.
     """
     padding = np.zeros((frames, width), dtype=np.float32)
@@ -198,15 +198,15 @@ def count_processors() -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all preparations share."""
-    parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='processes that parse')
-    parser.add_argument('--skip_damaged', action='store_true', help='leave out damaged samples, and list them')
+    """Add the options that all preparation scripts share."""
+    parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='number of processes')
+    parser.add_argument('--skip_damaged', action='store_true', help='omit damaged samples, and list them')
 
 
 def select_protocols(requested: Sequence[str] | None, dataset: DataSet) -> list[Protocol]:
-    """Return the requested protocols, each once, by default the default ones; raises UserError for an unknown name."""
+    """Return the requested protocols without repetitions, or the default ones; raises UserError for unknown names."""
     for name in requested or ():
         if name not in dataset.protocols:
-            raise UserError(f'--protocol {name}: give one or more of {", ".join(dataset.protocols)}')
+            raise UserError(f'--protocol {name}: choose one or more of {", ".join(dataset.protocols)}')
     names = requested or [name for name, protocol in dataset.protocols.items() if protocol.default]
     return [dataset.protocols[name] for name in dict.fromkeys(names)]

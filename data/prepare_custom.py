@@ -3,13 +3,14 @@
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR [--layout coco-17|skeleton.yaml]
     python data/prepare_custom.py --raw DIR --labels labels.csv --out DIR --test_subjects 3 6 9
 
-The first line of the table names its columns: `file` (relative to --raw, one recording each, in any format of
-data/formats), `label` (the class name), and either `split` (train or test) or `subject`, with the test subjects in
---test_subjects. Other columns are ignored; commas, semicolons or tabs separate them. Output, for `--name custom`:
+The first line of the table contains the names of its columns: `file` (relative to --raw, one recording each, in any
+format of data/formats), `label` (the class name), and either `split` (train or test) or `subject`, with the test
+subjects listed in --test_subjects. Other columns are ignored; columns are separated by commas, semicolons or tabs.
+Output, for `--name custom`:
 
 - `custom.npz`: the clips in the order of the table, named after their files;
 - `custom_about.json`: class names, label 0 first (in ascending order, numbers by value), --centre and --scale;
-  checkpoints store it, so that tools/predict.py prepares recordings alike;
+  checkpoints store these, so that tools/predict.py prepares recordings in the same way;
 - `custom.yaml`: the config file; `custom_layout.yaml`: the joints, unless their layout is a known one.
 """
 
@@ -45,7 +46,7 @@ from util.files import atomic_write, check_outputs, check_writable, read_yaml
 from util.options import POSITIVE, Number
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
-CHUNK = 8           # files that a process parses at a time
+CHUNK = 8           # files that a process parses at once
 SEGMENT = 4         # frames per segment in every recipe
 
 
@@ -66,7 +67,7 @@ class Row(NamedTuple):
 
 
 def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tuple[list[Row], list[str]]:
-    """Return the valid rows of the table, and an error with its line number for each other row.
+    """Return the valid rows of the table, and an error with the line number for each invalid row.
 
     Raises UserError if the table as a whole cannot be used.
     """
@@ -76,13 +77,13 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
     for line, values in _read_lines(path, column):
         try:
             if None in values or None in values.values():
-                raise UserError('does not have as many cells as line 1')
+                raise UserError('the number of cells differs from line 1')
             values = {name: cell.strip() for name, cell in values.items()}
             subjects.add(_plain_subject(values[column]))
             row = _check_row(f'{path}: line {line}', values, column, test, raw)
             file = os.path.realpath(row.path)
             if file in lines_by_file:
-                raise UserError(f'{row.name!r:.80} is a duplicate of line {lines_by_file[file]}')
+                raise UserError(f'{row.name!r:.80} duplicates line {lines_by_file[file]}')
         except UserError as error:
             errors.append(f'{path}: line {line}: {error}')
             continue
@@ -94,7 +95,7 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
 
 
 def _read_lines(path: Path, split_column: str) -> list[tuple[int, dict]]:
-    """Line number and cells by column of the rows of a CSV file that are not empty."""
+    """Return the line number and the cells by column of each row of a CSV file that is not empty."""
     try:
         text = Source(path).read().decode('utf-8-sig')
     except UserError as error:
@@ -111,7 +112,7 @@ def _read_lines(path: Path, split_column: str) -> list[tuple[int, dict]]:
                                 f'{quote(",".join(reader.fieldnames))}; it needs one each of file, label, and split '
                                 'or, with --test_subjects, subject')
         if split_column == 'subject' and 'split' in reader.fieldnames:
-            raise UserError(f'{path}: line 1: has a column split, and --test_subjects is given; leave one of them out')
+            raise UserError(f'{path}: line 1: has a column split, but --test_subjects is set; omit one of them')
         rows = [(reader.line_num, values) for values in reader if any(values.values())]
     except csv.Error as error:
         raise UserError(f'{path}: line {reader.reader.line_num}: not CSV ({error}); correct it') from error
@@ -123,7 +124,7 @@ def _read_lines(path: Path, split_column: str) -> list[tuple[int, dict]]:
 def _check_row(source: str, values: dict[str, str], split_column: str, test: Sequence[str], raw: Path) -> Row:
     for column in ('file', 'label', split_column):
         if not values[column] or not values[column].isprintable():
-            raise UserError(f'{column} {values[column]!r:.80} is not a name')
+            raise UserError(f'{column} {values[column]!r:.80} is empty or not printable')
     split = _plain_subject(values[split_column])
     if split_column == 'split' and (split := split.lower()) not in ('train', 'test'):
         raise UserError(f'split {values["split"]!r:.40} is neither train nor test')
@@ -135,13 +136,13 @@ def _check_row(source: str, values: dict[str, str], split_column: str, test: Seq
 
 
 def _plain_subject(text: str) -> str:
-    """A subject without leading zeros: '03' and '3' are the same."""
+    """Remove leading zeros of a subject, so that '03' and '3' are the same."""
     text = text.strip()
     return text.lstrip('0') or '0' if text.isdecimal() else text
 
 
 def class_names(rows: Sequence[Row]) -> list[str]:
-    """Return the labels of all rows in ascending order: numbers by value, then texts."""
+    """Return the labels of all rows in ascending order: numbers by value, then other strings."""
     return sorted({row.label for row in rows},
                   key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
@@ -150,7 +151,7 @@ def class_names(rows: Sequence[Row]) -> list[str]:
 
 
 def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Recording:
-    """Read the recording of a row; raises UserError without the path, which `str(row)` has."""
+    """Read the recording of a row; raises UserError without the path, which `str(row)` contains."""
     try:
         return read_recording(row.path, layout, scale=scale, centre=centre)
     except UserError as error:
@@ -159,19 +160,19 @@ def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Rec
 
 def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
           centre: bool) -> Parsed:
-    """Read the clip of a row, in the requested layout or its own; raises UserError if that is not `layout`."""
+    """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
     recording = read_row(row, requested, scale, centre)
     if recording.layout is None or recording.layout.joints != layout.joints:
-        raise UserError(f'its {recording.num_joints} joints are not those of the other files, the {len(layout.joints)} '
-                        f'of {layout.name}; leave it out, or give --layout if only names differ')
+        raise UserError(f'its {recording.num_joints} joints differ from the {len(layout.joints)} joints of the other '
+                        f'files ({layout.name}); omit this file, or set --layout if only the names differ')
     frames = recording.frames                                                               # (T, M, V, 3)
-    bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1                # without empty last ones
+    bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1        # without empty bodies at the end
     sample = Sample(row.name, labels[row.label], frames[:, :bodies].reshape(len(frames), -1))
     return Parsed([sample], row.path.stat().st_size, Counter())
 
 
 def first_layout(rows: Sequence[Row]) -> Layout:
-    """Return the layout of the first readable file; raises UserError if it is not known, or no file is readable."""
+    """Return the layout of the first readable file; raises UserError if it is unknown, or no file is readable."""
     message = 'there is no file'
     for row in rows:
         try:
@@ -180,25 +181,25 @@ def first_layout(rows: Sequence[Row]) -> Layout:
             message = f'{row}: {error}'
             continue
         if recording.layout is None:
-            raise UserError(f'{row}: the layout of its {recording.num_joints} joints is not known; give --layout a '
+            raise UserError(f'{row}: the layout of its {recording.num_joints} joints is not known; set --layout to a '
                             'YAML file with their names')
         if FORMATS[format_from_suffix(row.path)].guesses_layout:
             print(*layout_note([recording.layout]))
         return recording.layout
-    raise UserError(f'no file could be read, the last one: {message}')
+    raise UserError(f'no file could be read; the last error is: {message}')
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def output_files(args: argparse.Namespace) -> tuple[Path, Path, Path, Path]:
-    """Dataset file, metadata, config file and layout."""
+    """Return the paths of dataset file, metadata, config file and layout."""
     path = args.out.resolve() / f'{args.name}.npz'
     return path, metadata_path(path), path.with_suffix('.yaml'), path.with_name(f'{args.name}_layout.yaml')
 
 
 def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, num_train: int) -> dict:
-    """Return the content of the config file, with smaller batches for recipes whose batch exceeds the training set."""
+    """Return the content of the config file, with smaller batches where a recipe's exceeds the training set."""
     path, _, _, layout_path = output_files(args)
     settings = {'benchmark': args.name, 'data_path': str(path),
                 'layout': layout.name if layout in LAYOUTS else str(layout_path), 'num_joints': len(layout.joints),
@@ -213,12 +214,13 @@ def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, nu
 
 def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layout: Layout,
               classes: Sequence[str]) -> None:
-    """Write all files, the config file last; raises UserError if there are too few clips to train on."""
+    """Write all files, the config file last; raises UserError if there are too few clips for training."""
     train_names = {row.name for row in rows if row.is_train}
     train = [index for index, name in enumerate(spool.names) if name in train_names]
     test = [index for index, name in enumerate(spool.names) if name not in train_names]
     if len(train) < 2 or not test:
-        raise UserError(f'{args.labels}: {len(train)} training and {len(test)} test clips; at least 2 and 1 are needed')
+        raise UserError(f'{args.labels}: {len(train)} training and {len(test)} test clips; at least 2 training clips '
+                        'and 1 test clip are needed')
     path, metadata, config, layout_path = output_files(args)
     write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths))
     content = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
@@ -228,7 +230,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
     write_text(config, f'# Written by data/prepare_custom.py: {len(train)} training clips, {len(test)} test clips.\n'
                + to_yaml(make_settings(args, layout, len(classes), len(train))))
     if len(classes) < 2:
-        print('note: there is only one class, so the data serve for pre-training only')
+        print('note: there is only one class, so the data can only be used for pre-training')
     if missing := sorted(set(range(len(classes))) - {spool.labels[index] for index in train}):
         print(f'note: {len(missing)} classes have no training clip ({", ".join(classes[i] for i in missing[:3])}'
               f'{", …" if len(missing) > 3 else ""})')
@@ -245,23 +247,23 @@ def to_yaml(content: dict) -> str:
 
 def _file_name(text: str) -> str:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,80}', text):
-        raise argparse.ArgumentTypeError(f'{text!r}: give letters, digits, ., _ and -')
+        raise argparse.ArgumentTypeError(f'{text!r}: use only letters, digits, ., _ and -')
     return text
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--raw', type=Path, required=True, help='folder of the recordings')
-    parser.add_argument('--labels', type=Path, required=True, metavar='CSV', help='table of files and labels')
+    parser.add_argument('--labels', type=Path, required=True, metavar='CSV', help='table (CSV) of files and labels')
     parser.add_argument('--out', type=Path, required=True, help='output folder, created if missing')
     parser.add_argument('--name', type=_file_name, default='custom', help='name of the files and of the benchmark')
-    parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout (default: that of the files)')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout (default: the layout of the files)')
     parser.add_argument('--test_subjects', nargs='+', metavar='SUBJECT', help='subjects of the test split')
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
-                        help='move the bodies of npy, BVH, PYSKL and PKU files to the origin')
+                        help='move the bodies in npy, BVH, PYSKL and PKU files to the origin')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
-                        help='frames of a clip after resizing (default: 120, as in the paper)')
+                        help='frames per clip after resizing (default: 120, as in the paper)')
     add_options(parser)
     return parser
 

@@ -1,11 +1,11 @@
-"""Prepare NTU RGB+D 60 and 120: raw skeleton text to one dataset file per protocol.
+"""Prepare NTU RGB+D 60 and 120: convert raw skeleton text to one dataset file per protocol.
 
     python data/prepare_ntu.py --dataset ntu60      # data/nturgbd_raw/… to data/ntu/NTU60_XSub.npz and NTU60_XView.npz
     python data/prepare_ntu.py --dataset ntu120 --raw s001_to_s017.zip s018_to_s032.zip --out /somewhere
 
-`--raw` takes folders and the zips as downloaded, which are not unpacked. Setup, camera, performer and action come from
-the name of a sample. The 535 samples with unusable skeletons (ntu_unusable.txt) are left out, and for NTU-60 the files
-of NTU-120. The arrays equal those of the authors' scripts bit for bit, in the same order.
+`--raw` accepts folders and the downloaded zips, which are not unpacked. Setup, camera, performer and action are taken
+from the name of a sample. The 535 samples with unusable skeletons (ntu_unusable.txt) are omitted, and for NTU-60 also
+the files of NTU-120. The arrays equal those of the authors' scripts bit for bit, in the same order.
 """
 
 import sys
@@ -25,7 +25,7 @@ from data.spool import Sample
 from util.errors import Parser, UserError, run_main
 
 HERE = Path(__file__).resolve().parent
-CHUNK = 8       # files that a process parses at a time
+CHUNK = 8       # files that a process parses at once
 
 
 def read_unusable() -> set[str]:
@@ -36,18 +36,18 @@ def read_unusable() -> set[str]:
 
 
 def default_raw(dataset: DataSet) -> list[Path]:
-    """Return the default folders or zips of the raw files; raises UserError if a part of them is missing."""
+    """Return the default folders or zips of the raw files; raises UserError if any part is missing."""
     if not dataset.raw:
-        raise UserError('give --raw the folder that data/synthesize.py wrote')
+        raise UserError('set --raw to the folder that data/synthesize.py wrote')
     parts = [[HERE / name for name in names if (HERE / name).exists()] for names in dataset.raw]
     for existing, names in zip(parts, dataset.raw, strict=True):
         if not existing:
-            raise UserError(f'{HERE}: contains none of {", ".join(names)}; put one there or give --raw')
+            raise UserError(f'{HERE}: contains none of {", ".join(names)}; put one there or set --raw')
     return [existing[0] for existing in parts]
 
 
 def select(sources: Sequence[Source], dataset: DataSet, tally: Tally) -> list[Source]:
-    """Select the files that belong to the dataset by their names; counts the others, or lists them as damaged."""
+    """Select the files that belong to the dataset by their names; others are counted, or listed as damaged."""
     unusable = read_unusable() if dataset.samples else set()
     selected = []
     for source in sources:
@@ -57,9 +57,9 @@ def select(sources: Sequence[Source], dataset: DataSet, tally: Tally) -> list[So
             tally.damaged.append(f'{source}: {error}')
             continue
         if source.stem in unusable:
-            tally.counts['left out: on the list of unusable skeletons'] += 1
+            tally.counts['omitted: on the list of unusable skeletons'] += 1
         elif facts.setup > dataset.setups:
-            tally.counts[f'left out: of a setup after {dataset.setups}'] += 1
+            tally.counts[f'omitted: of a setup after {dataset.setups}'] += 1
         elif facts.action > dataset.classes:
             tally.damaged.append(f'{source}: action {facts.action}, but the dataset has {dataset.classes}')
         else:
@@ -77,7 +77,8 @@ def parse(source: Source) -> Parsed:
 def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
     """Return the indices into `names` of the training and test samples of a protocol, in the order of its file.
 
-    Samples follow the order of the training values, then their names; test samples the ascending values.
+    Samples are sorted by the order of the training values, then by name; for test samples the values are in ascending
+    order.
     """
     rank = {value: place for place, value in enumerate(protocol.train)}
     values = [getattr(parse_name(name), protocol.key) for name in names]

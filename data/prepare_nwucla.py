@@ -5,16 +5,16 @@
 `--raw` is a folder or an archive, which is not unpacked: its JSON files in `all_sqe/` at any depth, or all of them if
 there is no such folder. All-zero frames are dropped; joint 2 of the first frame is the origin. Protocols:
 
-- `NWUCLA_XView.npz`: views 1 and 2 train, view 3 test; the benchmark's own protocol.
-- `NWUCLA_XSub.npz`: odd subjects train, even subjects test; a split of this repository, without published results.
-- `NWUCLA_Validation.npz` (`--protocol validation`): for choosing settings; of views 1 and 2, subjects 3, 6 and 9 test
-  and the others train. View 3, on which the benchmark tests, is left out.
-- `NWUCLA_ValidationView.npz` (`--protocol validation_view`): the same across views; subjects 3, 6 and 9 in view 2 test,
-  the others in view 1 train.
+- `NWUCLA_XView.npz`: views 1 and 2 for training, view 3 for testing; the benchmark's own protocol.
+- `NWUCLA_XSub.npz`: odd subjects for training, even subjects for testing; defined here, without published results.
+- `NWUCLA_Validation.npz` (`--protocol validation`): for choosing settings; of views 1 and 2, subjects 3, 6 and 9 for
+  testing and the others for training. View 3, the test view of the benchmark, is not used.
+- `NWUCLA_ValidationView.npz` (`--protocol validation_view`): the same across views; subjects 3, 6 and 9 in view 2 for
+  testing, the others in view 1 for training.
 
-In the release in circulation the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95 of
-the 464 XView test clips are in the training data. They are kept, as results could not be compared otherwise, counted in
-the summary and listed in `NWUCLA_XView_copies.txt` (`tools/report.py --scores … --without` leaves them out).
+In the release that is available, the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
+of the 464 XView test clips are also training clips. They are kept for comparison with other work, counted in the
+summary and listed in `NWUCLA_XView_copies.txt` (`tools/report.py --scores … --without` excludes them).
 """
 
 import json
@@ -39,13 +39,13 @@ from util.files import atomic_write
 
 DATASET = DATASETS['nwucla']
 CENTRE = 1      # joint 2, the spine
-LARGEST = 1e38  # of a coordinate, just within float32
-CHUNK = 8       # files that a process parses at a time
+LARGEST = 1e38  # largest coordinate, just within float32
+CHUNK = 8       # files that a process parses at once
 NAME = re.compile(r'a([0-9]{2})_s([0-9]{2})_e([0-9]{2})_v(0[123])')
 
 
 class Facts(NamedTuple):
-    """The facts in the name of a sample; all but the environment from 1."""
+    """The facts in the name of a sample; all but the environment are numbered from 1."""
 
     action: int
     subject: int
@@ -54,7 +54,7 @@ class Facts(NamedTuple):
 
 
 def parse_clip_name(name: str) -> Facts:
-    """Parse a name aAA_sSS_eEE_vVV; raises UserError for any other."""
+    """Parse a name aAA_sSS_eEE_vVV; raises UserError for any other name."""
     match = NAME.fullmatch(name)
     if match is None:
         raise UserError(f'{name!r:.60} is not a sample name (aAA_sSS_eEE_vVV, view 01 to 03)')
@@ -62,10 +62,10 @@ def parse_clip_name(name: str) -> Facts:
 
 
 def parse_clip(text: str | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Parse one clip: frames (T, 20, 3) float32 in metres, centred, T >= 1, and the label of the release, 1..10.
+    """Parse a clip: frames (T, 20, 3) float32 in metres, centred, T >= 1, and the label of the release, 1..10.
 
     Raises:
-        UserError: the JSON is damaged, is not such a clip, or has another name.
+        UserError: the JSON is damaged, is not an NW-UCLA clip, or contains another name.
     """
     try:
         clip = json.loads(text)
@@ -75,7 +75,8 @@ def parse_clip(text: str | bytes, name: str) -> tuple[np.ndarray, int]:
     except (KeyError, TypeError) as error:
         raise UserError('is not an NW-UCLA clip (file_name, skeletons or label is missing)') from error
     if stored != name:
-        raise UserError(f'its file_name is {stored!r:.40}; rename the file')
+        raise UserError(f'the file_name stored inside is {stored!r:.40}, which differs from the name of the file; '
+                        'rename the file')
     if type(label) is not int or not 1 <= label <= DATASET.classes:
         raise UserError(f'label {label!r:.40} is not one of 1..{DATASET.classes}')
     if frames.shape[1:] != (DATASET.joints, 3) or frames.dtype.kind not in 'if':
@@ -98,7 +99,7 @@ def parse(source: Source) -> Parsed:
 
 
 def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list[str]:
-    """Return the names of the test clips that equal a training clip in every number."""
+    """Return the names of the test clips that are identical to a training clip."""
     clips = {spool[index].tobytes() for index in train}
     return [spool.names[index] for index in test if spool[index].tobytes() in clips]
 
@@ -108,12 +109,13 @@ def split_clips(names: Sequence[str], protocol: Protocol) -> tuple[list[int], li
     splits = [protocol.split(parse_clip_name(name)) for name in names]
     train, test = ([index for index, split in enumerate(splits) if split == part] for part in ('train', 'test'))
     if not train or not test:
-        raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; give --raw the whole release')
+        raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; set --raw to the complete '
+                        'release')
     return train, test
 
 
 def write_files(path: Path, spool: Spool, train: list[int], test: list[int]) -> None:
-    """Write a dataset file, padded to its longest clip, and the list of its copies."""
+    """Write a dataset file, padded to its longest clip, and the list of copies."""
     write_protocol(path, spool, train, test, DATASET.classes, max(spool.lengths[index] for index in train + test),
                    DATASET.width)
     if copies := find_copies(spool, train, test):

@@ -1,12 +1,12 @@
-"""Prepare PKU-MMD I and II: raw skeleton text to one dataset file per protocol.
+"""Prepare PKU-MMD I and II: convert raw skeleton text to one dataset file per protocol.
 
     python data/prepare_pku.py --phase 1      # data/pku_raw/v1 to data/pku_v1/PKUv1_XSub.npz and PKUv1_XView.npz
     python data/prepare_pku.py --phase 2 --raw DIR --out DIR
 
-The raw folder holds `skeleton/NAME.txt` (a frame per line: 150 numbers, two bodies of 25 joints), `label/NAME.txt`
-(lines class,start,end,confidence) and two split files, cross-subject.txt and cross-view.txt in any spelling in use.
-Each label line is a sample, not centred, cut after 300 frames. Samples follow the names of the videos, then their
-label lines; the arrays equal those of the authors' script bit for bit.
+The raw folder contains `skeleton/NAME.txt` (a line of 150 numbers per frame: two bodies of 25 joints), `label/NAME.txt`
+(lines class,start,end,confidence) and two split files, cross-subject.txt and cross-view.txt, in any of the spellings
+that are in use. Each label line is a sample, which is not centred and is cut after 300 frames. Samples are sorted by
+the name of the video, then in the order of its label lines; the arrays equal those of the authors' script bit for bit.
 
 T frames of a video.
 """
@@ -42,7 +42,7 @@ class Video(NamedTuple):
 
 
 def find_videos(raw: Path, tally: Tally) -> list[Video]:
-    """Find the videos of a raw folder, sorted by name; those without skeletons or labels count as damaged.
+    """Find the videos in a raw folder, sorted by name; those without skeletons or labels count as damaged.
 
     Raises:
         UserError: a folder is missing or empty.
@@ -55,7 +55,7 @@ def find_videos(raw: Path, tally: Tally) -> list[Video]:
 
 
 def find_split(raw: Path, kind: str) -> Path:
-    """Return the split file for 'subject' or 'view' in the raw folder; raises UserError unless there is exactly one."""
+    """Return the split file for 'subject' or 'view' in the raw folder; raises UserError unless there is one."""
     spelling = re.compile(rf'cross[-_ ]?{kind}([-_ ]?v?[12])?\.txt', re.IGNORECASE)
     paths = sorted(path for path in raw.iterdir() if spelling.fullmatch(path.name))
     if len(paths) != 1:
@@ -65,14 +65,14 @@ def find_split(raw: Path, kind: str) -> Path:
 
 
 def read_training_videos(path: Path) -> list[str]:
-    """Read the training videos in line 2 of a split file; raises UserError without any."""
+    """Read the training videos in line 2 of a split file; raises UserError if there is no video."""
     try:
         lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror}); correct its permissions') from error
     names = [name for name in re.split(r'[,\s]+', lines[1] if len(lines) > 1 else '') if name]
     if not names:
-        raise UserError(f'{path}: line 2 lists no training video; get the file from the release again')
+        raise UserError(f'{path}: line 2 lists no training video; download the file again')
     return names
 
 
@@ -102,9 +102,9 @@ def _parse_frames(lines: list[str]) -> np.ndarray:
 
 
 def parse_label(line: bytes, frames: int) -> tuple[int, int, int]:
-    """Parse class (from 0), start and end of a label line of a video of `frames` frames.
+    """Parse class (numbered from 0), start and end from a label line of a video of `frames` frames.
 
-    Raises UserError for an invalid line, or one outside the video.
+    Raises UserError for an invalid line, or one that is outside the video.
     """
     fields = [field.strip() for field in line.split(b',')]
     if len(fields) != 4 or not all(field.isdigit() and len(field) < 10 for field in fields[:3]):
@@ -138,7 +138,7 @@ def parse(video: Video) -> Parsed:
         counts['clipped: their label ends after the video'] += end > len(frames)
         clip = frames[start:end]
         if clip.sum() == 0:     # in float64, before the cut, as the authors' script does
-            counts['left out: all coordinates are zero'] += 1
+            counts['omitted: all coordinates are zero'] += 1
             continue
         counts[f'cut at {FRAMES} frames'] += len(clip) > FRAMES
         samples.append(Sample(f'{video.skeleton.stem}_{number:03}', label, clip[:FRAMES].astype(np.float32)))

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from util.errors import UserError, one_line
 from util.files import check_zip
 
-MAX_BYTES = 1 << 26         # of a raw file; the largest of the known datasets have ten million
-MAX_TAR_BYTES = 1 << 30     # of the raw files in a tar, which are kept in memory
+MAX_BYTES = 1 << 26         # of a raw file; the largest in known datasets have ten million
+MAX_TAR_BYTES = 1 << 30     # of all raw files in a tar, which are kept in memory
 
 
 class Source(NamedTuple):
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
     @property
     def file(self) -> PurePath:
-        """Path of the file, within the archive if there is one."""
+        """Path of the file, inside the archive if there is one."""
         return PurePath(self.member or self.path)
 
     @property
@@ -38,7 +38,7 @@ class Source(NamedTuple):
         return f'{self.path}:{self.member}' if self.member else str(self.path)
 
     def read(self) -> bytes:
-        """Return the content; raises UserError if it cannot be read, or is too large for a raw file."""
+        """Return the content; raises UserError if it cannot be read or is too large for a raw file."""
         if self.content is not None:
             return self.content
         try:
@@ -66,29 +66,29 @@ def _check_size(size: int) -> None:
 
 @cache
 def _open_zip(path: Path, pid: int) -> zipfile.ZipFile:
-    """Open the zip once per process: processes that share a file share its position."""
+    """Open the zip once per process, as processes that share an open file share its position."""
     return zipfile.ZipFile(path)
 
 
 def find_sources(raw: Sequence[Path], suffix: str) -> list[Source]:
-    """Find the files with this suffix in folders, zips and tars at any depth, sorted by name, without hidden ones.
+    """Find the files with this suffix in folders, zips and tars at any depth, without hidden ones, sorted by name.
 
     Raises:
-        UserError: a folder or archive cannot be read, is refused or has no such file, or a name is there twice.
+        UserError: a folder or archive cannot be read, is refused or has no such file, or a name occurs twice.
     """
     sources = []
     for path in {path.resolve(): path for path in raw}.values():
         if not path.exists():
-            raise UserError(f'{path}: does not exist; give --raw the folder or archive of the raw files')
+            raise UserError(f'{path}: does not exist; set --raw to the folder or archive of the raw files')
         list_files = _list_folder if path.is_dir() else _list_zip if zipfile.is_zipfile(path) else _read_tar
         files = list_files(path, suffix)
         if not files:
-            raise UserError(f'{path}: no {suffix} file in it; give --raw the folder or archive that has them')
+            raise UserError(f'{path}: no {suffix} file in it; set --raw to the folder or archive of these files')
         sources += files
     sources.sort(key=lambda source: source.stem)
     for source, following in zip(sources, sources[1:], strict=False):
         if source.stem == following.stem:
-            raise UserError(f'{source.stem} is there twice, {source} and {following}; keep one of them')
+            raise UserError(f'{source.stem} occurs twice, as {source} and {following}; keep one of them')
     return sources
 
 
@@ -126,9 +126,9 @@ def _read_tar(path: Path, suffix: str) -> list[Source]:
                     size += member.size
                     if size > MAX_TAR_BYTES:
                         raise UserError(f'{path}: has more than {MAX_TAR_BYTES:,} bytes of raw files; unpack it and '
-                                        'give --raw the folder')
+                                        'set --raw to the folder')
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, MemoryError) as error:
-        raise UserError(f'{path}: neither a folder nor a whole zip or tar; give --raw the folder of the files, or '
+        raise UserError(f'{path}: neither a folder nor a complete zip or tar; set --raw to the folder of the files, or '
                         'download the archive again') from error
     return sources
 
@@ -136,5 +136,5 @@ def _read_tar(path: Path, suffix: str) -> list[Source]:
 def _check_member(path: Path, member: tarfile.TarInfo) -> None:
     name = PurePath(member.name)
     if name.is_absolute() or '..' in name.parts or not (member.isreg() or member.isdir()) or member.size > MAX_BYTES:
-        raise UserError(f'{path}: refused, its member {member.name!r:.80} is outside of it, a link, a device or too '
-                        'large; get the archive from a source you trust')
+        raise UserError(f'{path}: refused, its member {member.name!r:.80} has a path outside the folder, is a link or '
+                        'a device, or is too large; get the archive from a source you trust')

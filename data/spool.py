@@ -16,7 +16,7 @@ class Sample(NamedTuple):
 
 
 class Spool:
-    """Samples in a temporary file without a name, which disappears with the process.
+    """Samples in an unnamed temporary file, which disappears with the process.
 
     `names`, `labels`, `lengths` and `widths` (N,) are lists; indexing returns the rows (T, width) float32 of a sample.
     """
@@ -26,7 +26,7 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the spool exists
         except OSError as error:
-            raise UserError(f'{folder}: cannot be written ({error.strerror}); give another --out') from error
+            raise UserError(f'{folder}: cannot be written ({error.strerror}); choose another --out') from error
         self.folder, self._end = folder, 0
         self.names, self.labels, self.lengths, self.widths, self._starts = [], [], [], [], []
 
@@ -35,7 +35,7 @@ class Spool:
             self._file.seek(self._end)
             self._file.write(np.ascontiguousarray(sample.rows, dtype=np.float32).data)
         except OSError as error:
-            raise UserError(f'{self.folder}: cannot be written ({error.strerror}); free disk space, as samples are '
+            raise UserError(f'{self.folder}: cannot be written ({error.strerror}); free up disk space, as samples are '
                             'kept there until all are parsed') from error
         self.names.append(sample.name)
         self.labels.append(sample.label)

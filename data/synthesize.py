@@ -1,10 +1,10 @@
-"""Synthesize recordings (data/exercises.py) in the raw text of NTU RGB+D or PKU-MMD, free of any licence.
+"""Synthesize recordings (data/exercises.py) as raw text of NTU RGB+D or PKU-MMD, without any licence restrictions.
 
     python data/synthesize.py --out data/synthetic_raw
     python data/prepare_ntu.py --dataset synth --raw data/synthetic_raw --out data/synthetic
 
-A clip is the same whatever else is written with the seed, in whichever format and by however many workers. The folder
-gets its name when it is complete; a run that was stopped leaves none, or one that begins with a dot.
+A clip is the same for a given seed, independent of the other clips, the format and the number of workers. The folder
+gets its final name when it is complete; a run that was stopped leaves no folder, or one whose name begins with a dot.
 
 T frames.
 """
@@ -40,7 +40,7 @@ BODY_TEXT = f'%d 0 1 1 1 1 0 0.02764709 0.05745083 2\n{JOINTS}\n' + JOINT_TEXT *
 
 
 def ntu_text(tracks: Sequence[Track], frames: int) -> str:
-    """Return the `.skeleton` file of a recording; seven digits per number."""
+    """Return the `.skeleton` file of a recording, with seven digits per number."""
     bodies, counts = [''] * frames, [0] * frames
     for track in tracks:
         for frame, joints in zip(track.frames.tolist(), track.joints.reshape(-1, 3 * JOINTS).tolist(), strict=True):
@@ -50,9 +50,9 @@ def ntu_text(tracks: Sequence[Track], frames: int) -> str:
 
 
 def make_video(number: int, classes: int, seed: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """Return a PKU-MMD video: the clips with this number of all classes in random order, with pauses in between.
+    """Return a PKU-MMD video: the clips with this number of all classes, in random order, with pauses in between.
 
-    Returns rows (T, 150) float32, the second body zero when absent, and (class, start, end) of each action.
+    Returns rows (T, 150) float32, in which an absent second body is zero, and (class, start, end) of each action.
     """
     rng = np.random.default_rng([seed, 2, number])
     scenes = [(action, make_people(number, action, seed)[0]) for action in rng.permutation(classes) + 1]
@@ -100,7 +100,7 @@ def write_video(folder: Path, seed: int, task: tuple[int, int]) -> int:
 
 
 def write_splits(folder: Path, videos: int) -> None:
-    """Write PKU's two split files; cross-view trains on M and R."""
+    """Write the two split files of PKU-MMD; cross-view trains on M and R."""
     facts = [clip_facts(number, 1) for number in range(videos)]
     for kind, train in (('subject', [each.performer in NTU60_SUBJECTS for each in facts]),
                         ('view', [each.camera > 1 for each in facts])):
@@ -118,24 +118,24 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     if path == Path.cwd():
-        raise UserError(f'{path}: is the working directory; give --out a new folder')
-    partial_path = path.with_name(f'.{path.name}.partial')      # a fixed name: the next run replaces what a kill left
+        raise UserError(f'{path}: is the working directory; set --out to a new folder')
+    partial_path = path.with_name(f'.{path.name}.partial')      # a fixed name: the next run replaces it after a kill
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f'{path}: not empty; give --out a new folder, so that no two sets are mixed')
+            raise UserError(f'{path}: not empty; set --out to a new folder, so that datasets are not mixed')
         shutil.rmtree(partial_path, ignore_errors=True)
         partial_path.mkdir(parents=True)
         yield partial_path
         os.replace(partial_path, path)
     except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free disk space or correct the '
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); free up disk space or correct the '
                         'permissions') from error
     finally:
         shutil.rmtree(partial_path, ignore_errors=True)
 
 
 def write_all(args: argparse.Namespace, folder: Path) -> int:
-    """Write all files, and return their number of frames."""
+    """Write all files; returns their total number of frames."""
     if args.format == 'ntu':
         write, tasks = write_clip, [(number, action) for number in range(args.clips_per_class)
                                     for action in range(1, args.classes + 1)]
@@ -154,15 +154,15 @@ def write_all(args: argparse.Namespace, folder: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description='Synthesize recordings in the raw text of NTU RGB+D or PKU-MMD.')
-    parser.add_argument('--out', type=Path, required=True, help='folder of the output, new or empty')
+    parser.add_argument('--out', type=Path, required=True, help='output folder, new or empty')
     parser.add_argument('--format', choices=('ntu', 'pku'), default='ntu',
-                        help='ntu: one file per clip; pku: a video has one clip of each class')
-    parser.add_argument('--seed', type=WHOLE, default=0, help='0 or more')
+                        help='ntu: one file per clip; pku: videos with one clip of each class')
+    parser.add_argument('--seed', type=WHOLE, default=0, help='seed, 0 or more')
     parser.add_argument('--clips_per_class', type=Number(int, least=MIN_CLIPS, most=MAX_CLIPS), default=100,
                         help=f'{MIN_CLIPS} to {MAX_CLIPS}')
     parser.add_argument('--classes', type=Number(int, least=2, most=len(ACTIONS)), default=len(ACTIONS),
                         help=f'2 to {len(ACTIONS)}')
-    parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='processes that write')
+    parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='number of processes')
     args = parser.parse_args(argv)
 
     start = time.perf_counter()

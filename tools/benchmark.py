@@ -1,15 +1,17 @@
 """Measure the speed of every stage in several modes, with the real training loops on batches like NTU RGB+D 60's.
 
-python tools/benchmark.py --stages pretrain,evaluate --modes plain,fp32,bf16 --device cpu --json table.json
-python tools/benchmark.py --stages prepare --samples 1000
+python tools/benchmark.py --stages pretrain,evaluate --modes plain,fp32,bf16 --device cpu --json table.json python
+tools/benchmark.py --stages prepare --samples 1000
 
-Stages: pretrain, finetune, linprobe, evaluate; data, only the making of clips; prepare, NTU RGB+D text to a dataset
-file. Modes: plain, the authors' way of computing (benchmarking/plain.py); fp32, tf32 and bf16, this implementation in
-that precision; compiled, bf16 with torch.compile and, on a GPU, CUDA graphs, as it trains by default there; resident,
-also with the data set in the GPU's memory; nonempty, the device's default with --skip_empty_bodies (pretrain only).
+Stages: pretrain, finetune, linprobe and evaluate; data, which only makes clips; prepare, which converts NTU RGB+D text
+to a dataset file. Modes: plain, which computes as the authors' code does (benchmarking/plain.py); fp32, tf32 and bf16,
+this implementation in that precision; compiled, bf16 with torch.compile and, on a GPU, CUDA graphs, which is the
+default for training there; resident, which also keeps the dataset in the GPU's memory; nonempty, the device's default
+with --skip_empty_bodies (pretrain only).
 
-Modes take turns. A round is --steps steps at a steady rate, after a few that do not count; the first round, in which
-models are compiled, counts as start-up. Clips per second are the median of --repeats rounds. FLOPs count every body.
+Modes take turns. A round consists of --steps steps at a steady rate, after some warm-up steps that are not counted; the
+first round, in which models are compiled, counts as start-up. Clips per second are the median of --repeats rounds.
+FLOPs count every body.
 """
 
 import argparse
@@ -59,11 +61,11 @@ MODES = {
 FORMATS = {'stage': '', 'mode': '', 'batch': 'd', 'clips_per_s': ',.1f', 'ms_per_step': ',.2f', 'ratio_to_plain': '.2f',
            'kernels_ms': ',.2f', 'tflops': '.2f', 'share_of_peak': '.0%', 'waiting_for_data': '.0%',
            'memory_gb': '.1f', 'start_s': '.0f', 'recipe_hours': ',.2f'}
-CLIPS = 1024            # of the synthetic file, repeated as often as needed
+CLIPS = 1024            # clips of the synthetic file, repeated as needed
 
 
 class StageRun:
-    """One stage in one mode with one batch size, run round after round."""
+    """One stage in one mode with one batch size, measured in rounds."""
 
     def __init__(self, stage: str, mode: str, batch_size: int | None, options: argparse.Namespace, world: World):
         self.stage, self.mode, self.world, self.steps = stage, mode, world, options.steps
@@ -94,7 +96,7 @@ class StageRun:
     def run(self) -> None:
         """Run one round; the first one is the start-up."""
         trainer, device, began = self.trainer, self.world.device, time.perf_counter()
-        trainer.precision = Precision(self.args.precision, device)      # sets how all matrix products are computed
+        trainer.precision = Precision(self.args.precision, device)      # sets the precision of all matrix products
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
         epoch = len(self.seconds)
@@ -119,7 +121,7 @@ class StageRun:
             self.memory = torch.cuda.max_memory_allocated(device) / 1e9
 
     def profile(self) -> str:
-        """Run one round under PyTorch's profiler; returns a table of the longest operations, sets `kernels_ms`."""
+        """Run one round under PyTorch's profiler; returns a table of the longest operations and sets `kernels_ms`."""
         device = 'cuda' if self.world.device.type == 'cuda' else 'cpu'
         activity = getattr(torch.profiler.ProfilerActivity, device.upper())
         with torch.profiler.profile(activities=[activity], acc_events=True) as profiler:
@@ -132,7 +134,10 @@ class StageRun:
         return averages.table(sort_by=f'self_{device}_time_total', row_limit=25, max_name_column_width=90)
 
     def row(self, plain: 'StageRun | None', peak: float, train_clips: int, test_clips: int) -> dict:
-        """Return a row of the table; classifiers evaluate the test split after every epoch of a recipe."""
+        """Return a row of the table.
+
+        The recipe of a classifier includes an evaluation of the test split after every epoch.
+        """
         args, seconds = self.args, median(self.seconds)
         clips_per_s, flops = self.steps * args.effective_batch_size / seconds, clip_flops(self.stage, args)
         hours = None
@@ -149,7 +154,7 @@ class StageRun:
 
 
 def build_model(stage: str, args: argparse.Namespace, device: torch.device):
-    """Build model and optimizer of a stage, as its main file does."""
+    """Build model and optimiser of a stage, as its main file does."""
     torch.manual_seed(args.seed)
     if stage == 'pretrain':
         model = create_model(MAMP, vars(args)).to(device)
@@ -167,7 +172,7 @@ def recipe_settings(stage: str, options: argparse.Namespace) -> argparse.Namespa
 
 
 def measure(stage: str, batch_size: int | None, options: argparse.Namespace, world: World) -> list[dict]:
-    """Measure the modes of a stage in turns, so that whatever slows the machine slows them all; returns their rows."""
+    """Measure the modes of a stage in turns, so that slow phases of the machine affect all of them; returns rows."""
     runs = {mode: StageRun(stage, mode, batch_size, options, world) for mode in options.modes
             if mode != 'nonempty' or stage == 'pretrain'}
     for _ in range(options.repeats + 1):
@@ -188,10 +193,10 @@ def measure(stage: str, batch_size: int | None, options: argparse.Namespace, wor
 
 
 def subset(allowed):
-    """Type of an option that takes names from `allowed`, separated by commas."""
+    """Return an option type that accepts names from `allowed`, separated by commas."""
     def parse(value: str) -> list[str]:
         if not set(value.split(',')) <= set(allowed):
-            raise argparse.ArgumentTypeError(f'{value!r}: give some of {",".join(allowed)}')
+            raise argparse.ArgumentTypeError(f'{value!r}: choose from {",".join(allowed)}')
         return [name for name in allowed if name in value.split(',')]
     return parse
 
@@ -219,15 +224,15 @@ def build_parser() -> Parser:
 
 
 def check(options: argparse.Namespace, device: torch.device) -> None:
-    """Fill in defaults of the device; raise UserError for what cannot be measured."""
+    """Fill in the defaults of the device; raise UserError for combinations that cannot be measured."""
     on_gpu = device.type == 'cuda'
     options.steps = options.steps or (40 if on_gpu else 2)
     options.batch_size = options.batch_size or [None if on_gpu else 8]
     options.num_workers = (8 if on_gpu else 0) if options.num_workers is None else options.num_workers
     if 'tf32' in options.modes and not on_gpu:
-        raise UserError('--modes tf32 needs a CUDA GPU; leave it out')
+        raise UserError('--modes tf32 needs a CUDA GPU; omit it')
     if 1 in options.batch_size and {'finetune', 'linprobe'} & set(options.stages):
-        raise UserError('--batch_size 1: the heads normalise over a batch; give 2 or more')
+        raise UserError('--batch_size 1: the heads normalise over a batch; use 2 or more')
     if options.modes == ['nonempty'] and 'pretrain' not in options.stages:
         raise UserError('--modes nonempty measures pre-training only; add pretrain to --stages')
     outputs = ('--json', options.json), ('--profile', options.profile)

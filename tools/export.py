@@ -1,12 +1,12 @@
-"""Export trained models for other programs, and convert checkpoints of the authors' program.
+"""Export trained models for use without this code, and convert checkpoints of the authors' code.
 
-python tools/export.py --checkpoint runs/finetune/checkpoint-last.pth --onnx model.onnx --pt2 model.pt2
-python tools/export.py --authors AUTHORS.pth --out OWN.pth --config config/finetune.yaml config/ntu60_xsub.yaml
+python tools/export.py --checkpoint runs/finetune/checkpoint-last.pth --onnx model.onnx --pt2 model.pt2 python
+tools/export.py --authors AUTHORS.pth --out OWN.pth --config config/finetune.yaml config/ntu60_xsub.yaml
 
-An exported model takes clips (B, 3, T, V, M) float32 as feeder/augment.py makes them (in metres; the middle 95 % of the
-valid frames, resized linearly to T; bones or velocities for those streams) and returns logits (B, classes), or mean
-features (B, D) of an encoder. Metadata in the file describe it. A file is written only after it was verified against
-PyTorch. --authors accepts all options of the stage of the checkpoint.
+An exported model takes clips (B, 3, T, V, M) float32 as feeder/augment.py makes them for evaluation (in metres; the
+middle 95 % of the valid frames, resized linearly to T; bones or velocities for those streams) and returns logits (B,
+classes), or for an encoder its mean features (B, D). Metadata in the file describe it. A file is written only after it
+has been verified against PyTorch. --authors accepts all options of the checkpoint's stage.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ BATCH_SIZES = (1, 5)        # of the batches for verification
 
 
 def random_walks(num_bodies: int, num_frames: int, num_joints: int) -> torch.Tensor:
-    """Six fixed clips (6, 3, T, V, M) in metres; the second body of every other one is empty."""
+    """Return six fixed clips (6, 3, T, V, M) in metres; the second body of every other clip is empty."""
     rng = np.random.default_rng(0)
     pose = rng.normal(0, 0.4, (sum(BATCH_SIZES), 3, 1, num_joints, num_bodies))
     clips = pose + rng.normal(0, 0.03, (sum(BATCH_SIZES), 3, num_frames, num_joints, num_bodies)).cumsum(axis=2)
@@ -45,9 +45,9 @@ def random_walks(num_bodies: int, num_frames: int, num_joints: int) -> torch.Ten
 
 
 def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tuple[list[np.ndarray], str]:
-    """Batches of network input to verify files with, and a description of the clips.
+    """Return batches of network input for verifying files, and a description of the clips.
 
-    Raises UserError if --num_bodies contradicts --data_path, or that file is not valid.
+    Raises UserError if --num_bodies contradicts --data_path, or if that file is invalid.
     """
     frames, joints = settings['num_frames'], settings['num_joints']
     clip_maker = ClipMaker(frames, settings['stream'], seed=0, layout=spec.layout)
@@ -55,7 +55,7 @@ def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tupl
         dataset = SkeletonDataset(args.data_path, 'test', joints)
         if args.num_bodies not in (None, dataset.num_bodies):
             raise UserError(f'--num_bodies {args.num_bodies}: the clips of {args.data_path} have {dataset.num_bodies}; '
-                            'leave it out')
+                            'omit it')
         rows = np.linspace(0, len(dataset) - 1, sum(BATCH_SIZES)).round().astype(int)
         clips = clip_maker.eval_view(dataset[[(row, 0) for row in rows]])
         description = f'test clips {", ".join(map(str, rows))} of {args.data_path}'
@@ -66,7 +66,7 @@ def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tupl
 
 
 def describe(path: str, part: str, checkpoint: Checkpoint, spec: InputSpec, num_bodies: int) -> dict:
-    """Metadata of an exported file: text and lists of names; unknown entries are left out."""
+    """Return the metadata of an exported file: strings and lists of names, without unknown entries."""
     settings, layout = checkpoint.args, spec.layout
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -87,13 +87,13 @@ def describe(path: str, part: str, checkpoint: Checkpoint, spec: InputSpec, num_
 
 
 def export_checkpoint(args: Namespace) -> None:
-    """Write and verify the requested files, all or none, and print a summary."""
+    """Write and verify either all requested files or none, and print a summary."""
     check_outputs([(option, path) for option, path in (('--onnx', args.onnx), ('--pt2', args.pt2)) if path],
                   [args.checkpoint, *filter(None, [args.data_path])])
     is_classifier = Checkpoint.read(args.checkpoint).stage in ('linprobe', 'finetune')
     part = args.what or ('classifier' if is_classifier else 'encoder')
     if part == 'classifier' and not is_classifier:
-        raise UserError(f'{args.checkpoint}: has no classes; give --what encoder, or a checkpoint of main_linprobe.py '
+        raise UserError(f'{args.checkpoint}: has no classes; use --what encoder, or a checkpoint of main_linprobe.py '
                         'or main_finetune.py')
     model, checkpoint = rebuild_model(args.checkpoint, 'encoder' if part == 'encoder' else None)
     spec = input_spec(checkpoint, args.checkpoint)
@@ -122,14 +122,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--checkpoint', help='checkpoint of main_pretrain.py, main_linprobe.py or main_finetune.py')
-    source.add_argument('--authors', help="checkpoint of the authors' program to convert")
+    source.add_argument('--authors', help="checkpoint of the authors' code to convert")
     parser.add_argument('--onnx', type=Path, help=f'ONNX file to write (opset {formats.OPSET})')
     parser.add_argument('--pt2', type=Path, help='file to write for torch.export.load')
     parser.add_argument('--what', choices=tuple(formats.OUTPUTS),
                         help='part of the model (default: the classifier, if there is one)')
-    parser.add_argument('--data_path', help='npz whose test clips are used for verification (default: random walks)')
+    parser.add_argument('--data_path', help='dataset file (npz) whose test clips are used for verification (default: '
+                                            'random walks)')
     parser.add_argument('--num_bodies', type=COUNT,
-                        help='bodies of a clip (default: those of --data_path or of the training clips)')
+                        help='bodies per clip (default: as in --data_path or in the training clips)')
     parser.add_argument('--out', type=Path, help='checkpoint to write, with --authors')
     args, rest = parser.parse_known_args(argv)
     if args.authors:

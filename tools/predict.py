@@ -6,8 +6,9 @@
 
 Reads all formats of data/formats: NTU .skeleton, PKU text, NW-UCLA JSON, BVH, .npy of (T, V, 3) or (T, M, V, 3), npz
 and PYSKL pickles. A recording is prepared and resized as a whole, as in evaluation; with --window, windows slide over
-it and neighbouring windows with the same label form a segment. Frames count from 0, ends are exclusive; formats whose
-preparation drops frames without a body count the remaining ones. In Python: tools/recognition.py.
+it, and neighbouring windows with the same label form a segment. Frames are numbered from 0, and ends are exclusive; in
+formats whose preparation drops frames without a body, only the remaining frames are numbered. For use in Python see
+tools/recognition.py.
 """
 
 import argparse
@@ -36,7 +37,7 @@ COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
 def top_classes(scores: np.ndarray, names: list[str], count: int) -> list[dict]:
-    """Return the most likely classes of scores (C,), best first; ties by label."""
+    """Return the most likely classes of scores (C,), best first; ties are sorted by label."""
     best = np.argsort(-scores, kind='stable')[:count].tolist()
     return [{'label': label, 'class': names[label], 'probability': round(float(scores[label]), 6)} for label in best]
 
@@ -56,7 +57,7 @@ def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace)
 
 
 def to_rows(entry: dict) -> list[dict]:
-    """Return the rows of COLUMNS of a recording: its most likely classes, or its segments."""
+    """Return the rows of a recording with the columns COLUMNS: its most likely classes, or its segments."""
     rows = [{'rank': 1} | segment for segment in entry.get('segments', ())] or \
         [{'start': 0, 'end': entry['frames'], 'rank': rank} | top for rank, top in enumerate(entry.get('top', ()), 1)]
     return [{'recording': entry['recording']} | row for row in rows]
@@ -89,9 +90,9 @@ def write(target: str, content: str) -> None:
 
 
 def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
-    """Write the test split of a features.npz: a row per recording, or per window, which is named after its frames.
+    """Write the test split of a features.npz: a row per recording, or per window, which is named by its frames.
 
-    It has labels only if every recording has one.
+    Labels are written only if every recording has one.
     """
     rows = [(prediction.recording, place) for prediction in predictions for place in prediction.windows]
     names = [f'{recording.name}[{place.start}:{place.end}]' if has_windows else recording.name
@@ -132,11 +133,11 @@ def build_parser() -> Parser:
 
 
 def check(args: argparse.Namespace) -> list[Path]:
-    """Return the files to read; raises UserError for outputs that cannot be written and contradictory options."""
+    """Return the files to read; raises UserError if outputs cannot be written or options contradict each other."""
     if args.json == '-' and args.csv == '-':
-        raise UserError('--json - and --csv -: only one of them can go to stdout; give the other a file')
+        raise UserError('--json - and --csv -: only one of them can go to stdout; specify a file for the other')
     if args.hop and (args.window is None or args.hop > args.window):
-        raise UserError(f'--hop {args.hop}: needs a --window of as many frames or more')
+        raise UserError(f'--hop {args.hop}: needs a --window of at least as many frames')
     files = find_files(args.files, args.format)
     targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
                and (name == 'features' or target != '-')]

@@ -1,14 +1,10 @@
-"""Apply a trained model to recordings, in notebooks too.
+"""Application of a trained model to recordings, also in notebooks.
 
->>> from tools.recognition import Recogniser
->>> recogniser = Recogniser(checkpoint, device='cpu')
->>> rng = np.random.default_rng(0)
->>> clip = rng.normal(size=(40, recogniser.num_joints, 3))      # 40 frames of one body, in metres
->>> recogniser.probabilities(clip).shape == (len(recogniser.class_names),)
-True
->>> pair = rng.normal(size=(90, 2, recogniser.num_joints, 3))   # 90 frames of two bodies
->>> recogniser.features([clip, pair]).shape == (2, recogniser.width)
-True
+>>> from tools.recognition import Recogniser >>> recogniser = Recogniser(checkpoint, device='cpu') >>> rng =
+np.random.default_rng(0) >>> clip = rng.normal(size=(40, recogniser.num_joints, 3))      # 40 frames of one body, in
+metres >>> recogniser.probabilities(clip).shape == (len(recogniser.class_names),) True >>> pair = rng.normal(size=(90,
+2, recogniser.num_joints, 3))   # 90 frames of two bodies >>> recogniser.features([clip, pair]).shape == (2,
+recogniser.width) True
 
 Axis letters: N clips, T frames, M bodies, V joints, C classes, D feature width.
 """
@@ -47,7 +43,7 @@ class InputSpec(NamedTuple):
 
 
 def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
-    """Return what a checkpoint records about its input, and what it lacks from the data set of its benchmark.
+    """Return the input format recorded in a checkpoint, completed from the dataset of its benchmark.
 
     Raises UserError if the class names do not fit the head, or an entry is invalid.
     """
@@ -61,7 +57,7 @@ def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
         raise UserError(f'{path}: its preparation is invalid; use another checkpoint')
     is_custom = names is not None or checkpoint.preparation is not None
     names = names or find_class_names(benchmark, classes)
-    # A custom data set may be named like a known one; so may one with another number of classes.
+    # A custom dataset, or one with another number of classes, may have the name of a known one.
     dataset = None if is_custom or (classes and not names) else find_dataset(benchmark)
     # Dataset files of 25 joints have two bodies in all known sets.
     bodies = checkpoint.bodies or (dataset.bodies if dataset else 2 if checkpoint.num_joints == 25 else 1)
@@ -71,10 +67,10 @@ def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
 
 
 class Recogniser:
-    """A trained model for recordings, which are prepared as for training.
+    """A trained model for recordings, which are prepared as the training clips were.
 
     Attributes: class_names (C names, None for a model without classes), num_joints (V), layout, num_bodies (M),
-    num_frames (of a clip after resizing), width (D), stream, benchmark, method, device, centre and scale (see
+    num_frames (per clip after resizing), width (D), stream, benchmark, method, device, centre and scale (see
     InputSpec).
     """
 
@@ -105,36 +101,36 @@ class Recogniser:
         self._clip_maker = ClipMaker(self.num_frames, self.stream, seed=0, layout=self.layout)
 
     def probabilities(self, frames: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """Class probabilities (C,) float32 of a recording, or (N, C) of a list of recordings of any lengths.
+        """Return class probabilities (C,) float32 of a recording, or (N, C) of a list of recordings of any lengths.
 
         `frames` are (T, V, 3) or (T, M, V, 3) in metres, zeros where a body is absent. Frames without any body are
-        dropped, bodies centred (unless `centre` is False) and their number fitted (see `fit_bodies`). Raises UserError
-        for a model without classes, and for arrays of another shape, with NaN, or all zero.
+        dropped, bodies are centred (unless `centre` is False), and their number is adapted (see `fit_bodies`). Raises
+        UserError for a model without classes, and for arrays that have another shape, contain NaN or are all zero.
         """
         self.check_classes()
         return self._outputs(frames, 'scores', batch_size)
 
     def features(self, frames: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """Mean features (D,) float32 of a recording, or (N, D) of a list; arguments as `probabilities`."""
+        """Return mean features (D,) float32 of a recording, or (N, D) of a list; arguments as for `probabilities`."""
         return self._outputs(frames, 'features', batch_size)
 
     def check_classes(self) -> None:
         """Raise UserError for a model without classes."""
         if self.class_names is None:
             raise UserError(f'{self.path}: a checkpoint of {STAGE_TITLES[self.checkpoint.stage]} has no classes, only '
-                            'features (--features); give one of main_finetune.py or main_linprobe.py')
+                            'features (--features); use a checkpoint of main_finetune.py or main_linprobe.py')
 
     def _outputs(self, frames: np.ndarray | Sequence[np.ndarray], name: str, batch_size: int) -> np.ndarray:
         is_list = isinstance(frames, list | tuple)
         clips = [self.prepare(clip, f'recording {i} (from 0)')
                  for i, clip in enumerate(frames if is_list else [frames])]
         if not clips:
-            raise UserError('the list of recordings is empty; give at least one')
+            raise UserError('the list of recordings is empty; pass at least one')
         outputs = np.concatenate([self.predict(batch)[name] for batch in batched(clips, batch_size)])
         return outputs if is_list else outputs[0]
 
     def prepare(self, frames: np.ndarray, name: str = 'the recording') -> np.ndarray:
-        """Prepare a recording, as `probabilities` takes it, as a clip (T', M, V, 3) float32 for `predict`."""
+        """Prepare a recording, as accepted by `probabilities`, as a clip (T', M, V, 3) float32 for `predict`."""
         frames = np.asarray(frames)
         if frames.ndim not in (3, 4) or frames.shape[-2:] != (self.num_joints, 3):
             raise UserError(f'{name} has shape {frames.shape}, expected (T, {self.num_joints}, 3) or (T, M, '
@@ -145,16 +141,16 @@ class Recogniser:
             raise UserError(f'{name}: {error}') from error
 
     def predict(self, clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """'features' (N, D) and, for a classifier, 'scores' (N, C) of prepared clips (T, M, V, 3), as one batch."""
+        """Return 'features' (N, D) and, for a classifier, 'scores' (N, C) of N prepared clips, as one batch."""
         batch = pack_clips([self.fit_bodies(clip) for clip in clips]).to(self.device)
         return predict(self.model, [batch], self._clip_maker, self._precision, World(0, 1, self.device), len(clips))
 
     def fit_bodies(self, frames: np.ndarray) -> np.ndarray:
-        """Bring a clip (T, M, V, 3) to the number of bodies of the training clips.
+        """Pad or reduce a clip (T, M, V, 3) to the number of bodies that the model was trained with.
 
-        Missing bodies are zero, or a copy of a single body for models of NTU RGB+D 120. Of too many bodies, those that
-        move most are kept, as in the preparation of NTU RGB+D; frames without them are dropped and the clip is centred
-        again.
+        Missing bodies are filled with zeros; for models trained on NTU RGB+D 120, a single body is duplicated instead.
+        If there are too many bodies, those with the most motion are kept, as in the preparation of NTU RGB+D; frames in
+        which none of them appears are dropped, and the clip is centred again.
         """
         missing = self.num_bodies - frames.shape[1]
         if missing < 0:
@@ -170,7 +166,7 @@ class Recogniser:
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of up to `size` items."""
+    """Yield lists of up to `size` items."""
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch

@@ -128,8 +128,8 @@ class Prediction(NamedTuple):
 def sliding_windows(num_frames: int, window: int | None, hop: int | None) -> list[Window]:
     """Return windows of `window` frames every `hop` (default: half a window), the last one at the end of the recording.
 
-    Shorter recordings, and all with `window` None, have one window. Each frame belongs to the window with the nearest
-    centre.
+    A recording that is shorter, or any recording if `window` is None, has a single window. Each frame belongs to the
+    window with the nearest centre.
     """
     if window is None or window >= num_frames:
         return [Window(0, num_frames, 0, num_frames)]
@@ -155,7 +155,7 @@ def timeline(windows: Sequence[Window], scores: np.ndarray) -> list[Segment]:
 
 def predict_clips(recogniser: Recogniser, recordings: Iterable[Recording], batch_size: int, window: int | None = None,
                   hop: int | None = None) -> Iterator[Prediction]:
-    """Yield a prediction for each recording, in order; windows without any body are left out."""
+    """Yield a prediction for each recording, in order; windows without any body are omitted."""
     clips = ((number, recording, place, frames) for number, recording in enumerate(recordings)
              for place in sliding_windows(len(recording.frames), window, hop)
              if (frames := _cut(recording, place, recogniser, window is not None)) is not None)
@@ -173,7 +173,7 @@ def predict_clips(recogniser: Recogniser, recordings: Iterable[Recording], batch
 
 
 def _cut(recording: Recording, place: Window, recogniser: Recogniser, is_window: bool) -> np.ndarray | None:
-    """Valid frames (T', M, V, 3) of a window, centred again; None without any body."""
+    """Return the valid frames (T', M, V, 3) of a window, centred again, or None if there is no body."""
     frames = recording.frames[place.start:place.end]
     if is_window and not frames.any():
         return None

@@ -35,10 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--figure', type=Path, metavar='PNG', help='draw the training curves of the runs')
     add('--scores', type=Path, metavar='NPZ', help='accuracy per class, lowest first, and the most confused classes')
     add('--pairs', type=int, metavar='N', help='number of confused pairs to list (default: 10)')
-    add('--without', type=Path, metavar='TXT', help='leave clips out of --scores: a file with a name per line')
+    add('--without', type=Path, metavar='TXT', help='exclude clips from --scores: a file with a name per line')
     add('--confusion', type=Path, metavar='PNG', help='draw the confusion matrix of --scores')
     add('--ensemble', nargs='+', metavar='NPZ', help='average the scores of several runs')
-    add('--out', type=Path, metavar='DIR', help='where --ensemble writes result.json and scores.npz')
+    add('--out', type=Path, metavar='DIR', help='folder in which --ensemble writes result.json and scores.npz')
     add('--features', type=Path, metavar='NPZ', help='features for --tsne')
     add('--tsne', type=Path, metavar='PNG', help='draw the test features of --features (t-SNE)')
     add('--points', type=int, metavar='N', help='largest number of clips in --tsne (default: 2000)')
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check that options occur with those they need, and fill in their defaults."""
+    """Check that options occur together with those that they need, and fill in their defaults."""
     needs = {'all_rows': 'folder', 'figure': 'folder', 'confusion': 'scores', 'without': 'scores',
              'ensemble': 'out', 'out': 'ensemble', 'features': 'tsne', 'tsne': 'features', 'pairs': 'scores',
              'points': 'tsne', 'seed': 'tsne'}
@@ -57,7 +57,7 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, False) and getattr(args, other) is None:
             raise UserError(f'--{name} needs {"a folder of runs" if other == "folder" else f"--{other}"}')
     if not any((args.folder, args.scores, args.ensemble, args.features, args.readme)):
-        raise UserError('nothing to report: give a folder of runs, --scores, --ensemble, --features or --readme; '
+        raise UserError('nothing to report: specify a folder of runs, --scores, --ensemble, --features or --readme; '
                         '--help explains them')
     outputs = [(f'--{name}', path) for name in ('figure', 'confusion', 'tsne') if (path := getattr(args, name))]
     check_outputs(outputs, [path for path in (args.scores, args.without, args.features, args.readme) if path])

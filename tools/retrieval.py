@@ -1,7 +1,7 @@
 """Recognition without training: nearest neighbours, or one exemplar per class, in the features of a frozen encoder.
 
-python tools/retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
-python tools/retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
+python tools/retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT python
+tools/retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
 """
 
 import argparse
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 
 def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, Features], dict]:
-    """Features of both splits, and what the result records about the encoder."""
+    """Compute the features of both splits; returns them and the facts about the encoder for the result."""
     datasets = {split: SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test')}
     classes = {split: dataset.num_classes for split, dataset in datasets.items()}
     if classes['train'] != classes['test']:
-        raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, y_test {classes["test"]}; write '
-                        'the file again')
+        raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, y_test {classes["test"]}; '
+                        'regenerate the file')
     check_protocol(args, len(datasets['train']), classes['train'])
     names = {split: dataset.names for split, dataset in datasets.items()}
     torch.manual_seed(args.seed)
@@ -65,29 +65,29 @@ def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, 
 
 
 def use_features_file(args: argparse.Namespace) -> tuple[dict[str, Features], dict]:
-    """Features of --features and its record, which fills in benchmark, stream, seed and recipe of `args`.
+    """Read the features of --features; its metadata set benchmark, stream, seed and recipe in `args`.
 
-    Raises UserError for options that contradict the file, and if the output folder is that of the file.
+    Raises UserError if options contradict the file, or if the output folder is the folder of the file.
     """
     splits, record = read_features(args.features)
     defaults = {'benchmark': Path(args.data_path or args.features).stem, 'stream': 'joint', 'seed': 0}
     for name, default in defaults.items():
         option, recorded = getattr(args, name), record.get(name)
         if None not in (option, recorded) and option != recorded:
-            raise UserError(f'--{name} {option}: the features of {args.features} are of {name} {recorded}; leave the '
-                            'option out, or give other features')
+            raise UserError(f'--{name} {option}: the features in {args.features} have {name} {recorded}; omit the '
+                            'option, or use other features')
         setattr(args, name, next(value for value in (option, recorded, default) if value is not None))
     if args.stream not in STREAMS:
-        raise UserError(f'{args.features}: unknown stream {args.stream!r:.80}; save it again')
+        raise UserError(f'{args.features}: unknown stream {args.stream!r:.80}; regenerate it')
     for name in recipe_names() & record.get('config', {}).keys():
         setattr(args, name, record['config'][name])
     if args.output_dir is None:
         if Path(args.benchmark).name != args.benchmark:
-            raise UserError(f'{args.features}: benchmark {args.benchmark!r:.80} cannot name a folder; give '
+            raise UserError(f'{args.features}: benchmark {args.benchmark!r:.80} cannot be the name of a folder; set '
                             '--output_dir')
         args.output_dir = str(Path('runs') / args.benchmark / 'retrieval')
     if Path(args.output_dir).resolve() == Path(args.features).resolve().parent:
-        raise UserError(f'{args.output_dir}: holds {args.features} and the result of its run; give another '
+        raise UserError(f'{args.output_dir}: holds {args.features} and the result of its run; choose another '
                         '--output_dir')
     classes = 1 + int(max(features.label.max() for features in splits.values()))
     check_protocol(args, len(splits['train'].label), classes)
@@ -96,31 +96,31 @@ def use_features_file(args: argparse.Namespace) -> tuple[dict[str, Features], di
 
 
 def recipe_names() -> set[str]:
-    """Settings of the encoder and its clips."""
+    """Return the names of the settings of the encoder and its clips."""
     return {name for name in options_of_stage('retrieval') if is_recipe(name)}
 
 
 def check_protocol(args: argparse.Namespace, train_clips: int, classes: int) -> None:
     """Raise UserError if there are too few clips or classes for the protocol."""
     if args.protocol == 'knn' and args.k > train_clips:
-        raise UserError(f'--k {args.k} exceeds the {train_clips} training clips; give a smaller number')
+        raise UserError(f'--k {args.k} exceeds the {train_clips} training clips; choose a smaller number')
     if args.protocol == 'oneshot' and (not args.novel_every or len(novel_classes(classes, args.novel_every)) < 2):
-        raise UserError(f'--novel_every {args.novel_every}: fewer than 2 of {classes} classes are novel; give a '
+        raise UserError(f'--novel_every {args.novel_every}: fewer than 2 of {classes} classes are novel; choose a '
                         'smaller number')
 
 
 def knn(train: Features, test: Features, k: int, metric: str) -> np.ndarray:
-    """Labels (N,) of the test clips: majority of the k nearest training clips, the lowest label of a tie."""
+    """Return labels (N,) of the test clips: the majority of the k nearest training clips, in a tie the lowest label."""
     classifier = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(train.features, train.label)
     return classifier.predict(test.features)
 
 
 def select_exemplars(splits: dict[str, Features], novel: np.ndarray, published: bool) -> Features:
-    """One exemplar per novel class; the remaining clips of these classes are recognised.
+    """Select one exemplar per novel class; the remaining clips of these classes are recognised.
 
-    `published` selects those of NTU RGB+D 120 (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx) where they
-    exist; otherwise the first clip by name of the training split, or else of the test split. Raises UserError for a
-    class without clips.
+    `published` selects the exemplars of NTU RGB+D 120 (S001C003P008R001Axxx, from A061 on S018C003P008R001Axxx) if they
+    exist; otherwise the exemplar is the first clip by name of the training split, or else of the test split. Raises
+    UserError for a class without clips.
     """
     rows = []
     for novel_class in novel:
@@ -128,16 +128,16 @@ def select_exemplars(splits: dict[str, Features], novel: np.ndarray, published: 
         candidates = [(features.name[i] != name, split == 'test', features.name[i], split, i)
                       for split, features in splits.items() for i in np.flatnonzero(features.label == novel_class)]
         if not candidates:
-            raise UserError(f'class {novel_class} (from 0) is novel but has no clips; change --novel_every')
+            raise UserError(f'class {novel_class} (numbered from 0) is novel but has no clips; change --novel_every')
         rows.append(min(candidates)[-2:])
     return Features(*(np.array([getattr(splits[split], field)[i] for split, i in rows]) for field in Features._fields))
 
 
 def one_shot(splits: dict[str, Features], classes: int, every: int, metric: str) -> tuple[np.ndarray, Features]:
-    """Predicted labels of the novel classes' test clips by their nearest exemplar, and those clips.
+    """Predict the novel classes' test clips from their nearest exemplars; returns labels and these clips.
 
-    NTU RGB+D 120's one-shot protocol on NTU120_OneShot.npz, its analogue on other data: every `every`-th class is
-    novel, starting with the first.
+    This is the one-shot protocol of NTU RGB+D 120 on NTU120_OneShot.npz, and its analogue on other data: every
+    `every`-th class is novel, starting with the first.
     """
     novel, test = novel_classes(classes, every), splits['test']
     exemplars = select_exemplars(splits, novel, published=classes == 120)
@@ -149,7 +149,7 @@ def one_shot(splits: dict[str, Features], classes: int, every: int, metric: str)
 
 
 def retrieve(args: argparse.Namespace, world: World) -> Result:
-    """Compute or read features, apply the protocol, write the result and return it."""
+    """Compute or read features, apply the protocol, and write the result; returns it."""
     start = time.perf_counter()
     if args.features:
         splits, record = use_features_file(args)

@@ -33,19 +33,20 @@ INPUTS = {'joint': 'joint positions', 'bone': 'bones', 'velocity': 'velocities'}
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('--checkpoint', required=True, help='of any stage; only pre-training predicts motion')
-    parser.add_argument('--data_path', help='npz, or recordings of any format that tools/predict.py reads '
-                        '(default: the training data of the model)')
+    parser.add_argument('--checkpoint', required=True, help='checkpoint of any stage; only pre-training predicts '
+                                                            'motion')
+    parser.add_argument('--data_path', help='dataset file (npz), or recordings of any format that tools/predict.py '
+                                            'reads (default: the training data of the model)')
     parser.add_argument('--split', choices=('train', 'test'), default='test')
     parser.add_argument('--clip', type=int, nargs='+', default=[0], metavar='N',
                         help='rows in the split or file (default: 0)')
     parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout, if the checkpoint does not record it')
     parser.add_argument('--scale', type=POSITIVE, help='metres per unit of npy, BVH and PYSKL files (default: that of '
                         'the training data)')
-    parser.add_argument('--body', type=WHOLE, default=0, help='body of the clip, from 0')
+    parser.add_argument('--body', type=WHOLE, default=0, help='body of the clip, numbered from 0')
     parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='seed of the mask')
-    parser.add_argument('--block', type=WHOLE, help='encoder block for attention, from 0 (default: the last)')
-    parser.add_argument('--head', type=WHOLE, help='attention head, from 0 (default: mean of all)')
+    parser.add_argument('--block', type=WHOLE, help='encoder block for attention, numbered from 0 (default: the last)')
+    parser.add_argument('--head', type=WHOLE, help='attention head, numbered from 0 (default: mean of all)')
     parser.add_argument('--query', nargs=2, metavar=('JOINT', 'SEGMENT'),
                         help="query of the attention, for example 'right hand' 5 (default: mean of all)")
     parser.add_argument('--out', type=Path, metavar='PNG', help='everything in one picture (default: clip.png, without '
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def output_files(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """Files to write: option and path."""
+    """Return the files to write: option and path."""
     if not (args.out or args.gif or args.html):
         args.out = Path('clip.png')
     files = [(f'--{option}', numbered(path, row, args)) for option, path in (('out', args.out), ('gif', args.gif))
@@ -65,15 +66,15 @@ def output_files(args: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def numbered(path: Path, row: int, args: argparse.Namespace) -> Path:
-    """File name for the picture of one clip."""
+    """Return the name of the file for one clip."""
     return path if len(args.clip) == 1 or not path.name else path.with_name(f'{path.stem}-{row}{path.suffix}')
 
 
 def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) -> list[ModelClip]:
-    """The requested clips of a dataset file or of recordings. Raises UserError as `load_clip` and `read_clips`."""
+    """Open the requested clips of a dataset file or of recordings; raises as `load_clip` and `read_clips` do."""
     path = args.data_path or settings.get('data_path')
     if not isinstance(path, str):
-        raise UserError(f'{args.checkpoint}: does not record its training data; give --data_path')
+        raise UserError(f'{args.checkpoint}: does not record its training data; specify --data_path')
     check_outputs(output_files(args), [path])
     if Path(path).suffix.lower() == '.npz':
         return [load_clip(path, args.split, row, settings, layout) for row in args.clip]
@@ -87,19 +88,19 @@ def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) 
             title = clip.path.name + (f', {clip.member}' if clip.member is not None else '')
             clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
     if missing := [row for row in args.clip if row not in clips]:
-        raise UserError(f'--clip {missing[0]}: {path} has clips 0 to {count - 1}; give one of them')
+        raise UserError(f'--clip {missing[0]}: {path} has clips 0 to {count - 1}; choose one of them')
     return [clips[row] for row in args.clip]
 
 
 def analyse(args: argparse.Namespace) -> tuple[list[ClipAnalysis], dict[str, str]]:
-    """Analyses of all requested clips, and facts about the model."""
+    """Return the analyses of all requested clips, and facts about the model."""
     model, checkpoint = rebuild_model(args.checkpoint)
     settings, stage = checkpoint.args, STAGE_TITLES[checkpoint.stage]
     if checkpoint.stage == 'pretrain' and not {'mask_ratio', 'motion_stride', 'motion_aware_tau'} <= settings.keys():
-        raise UserError(f'{args.checkpoint}: does not record how it masks; use another checkpoint')
+        raise UserError(f'{args.checkpoint}: does not record its mask settings; use another checkpoint')
     if args.gif and checkpoint.stage != 'pretrain':
-        raise UserError(f'--gif: {args.checkpoint} is of {stage} and predicts no motion; give a pre-training '
-                        'checkpoint, or --out or --html')
+        raise UserError(f'--gif: {args.checkpoint} is a checkpoint of {stage} and predicts no motion; use a '
+                        'pre-training checkpoint, or --out or --html')
     layout = checkpoint_layout(checkpoint, args.checkpoint)
     if args.layout:
         requested = find_layout(args.layout, model.num_joints)
@@ -109,7 +110,7 @@ def analyse(args: argparse.Namespace) -> tuple[list[ClipAnalysis], dict[str, str
     for option, value, count in (('body', args.body, clips[0].joints.shape[4]),
                                  ('block', args.block, len(model.blocks)), ('head', args.head, settings['num_heads'])):
         if value is not None and value >= count:
-            raise UserError(f'--{option} {value}: does not exist; give 0 to {count - 1}')
+            raise UserError(f'--{option} {value} does not exist; choose a number from 0 to {count - 1}')
     layout = layout or default_layout(model.num_joints)
     clips = [clip._replace(layout=layout) for clip in clips]
     query = args.query and parse_query(layout, *args.query, model.num_segments)

@@ -1,17 +1,19 @@
-"""Recordings in the formats people have, read into one form.
+"""Readers that convert recordings in common file formats to one representation.
 
 | format | suffix | content | prepared as for training |
 |---|---|---|---|
 | ntu | .skeleton | NTU RGB+D text | actors selected and centred, as in prepare_ntu.py |
 | pku | .txt | PKU-MMD text, a whole video | centred unless `centre` is False |
 | nwucla | .json | Northwestern-UCLA `all_sqe` | centred, as in prepare_nwucla.py |
-| npy | .npy | array (T, V, 3) or (T, M, V, 3) | `clean` |
-| bvh | .bvh | motion capture | forward kinematics, `clean` |
-| npz | .npz | dataset file, also CTR-GCN's and relatives | as stored |
-| pyskl | .pkl | PYSKL annotations with 3D keypoints (M, T, V, 3) | `clean` |
+| npy | .npy | array (T, V, 3) or (T, M, V, 3) | by `recording.clean` |
+| bvh | .bvh | motion capture | forward kinematics, then `recording.clean` |
+| npz | .npz | dataset file of this project, CTR-GCN or its derivatives | as stored |
+| pyskl | .pkl | PYSKL annotations with 3D keypoints (M, T, V, 3) | by `recording.clean` |
 
-A reader is a function (path, options) that yields recordings, and the error of a clip that is damaged among others; a
-new format is a module with one and an entry in FORMATS. Axis letters: T frames, M bodies, V joints.
+A reader is a function (path, options) that yields recordings. If only some clips of a file are damaged, it yields an
+error in place of each of them. To add a format, write a module with a reader and register it in FORMATS.
+
+Axis letters: T frames, M bodies, V joints.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,34 +49,35 @@ def suffixes(name: str | None = None) -> tuple[str, ...]:
 
 
 def format_from_suffix(path: Path) -> str:
-    """Return the name of the format of a file, by its suffix; raises UserError for an unknown one."""
+    """Return the name of a file's format from its suffix; raises UserError for an unknown suffix."""
     for name, entry in FORMATS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
-    raise UserError(f'{path}: unknown file suffix (known: {", ".join(suffixes())}); rename the file or give its format')
+    raise UserError(f'{path}: unknown file suffix (known: {", ".join(suffixes())}); rename the file or specify its '
+                    'format')
 
 
 def read_recordings(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
                     centre: bool = True, split: str | None = None,
                     num_joints: int | None = None) -> Iterator[Recording | UserError]:
-    """Yield the recordings of a file, and for a damaged one in a file of many a UserError in its place.
+    """Yield the recordings in a file; a damaged one in a file of many is replaced by a UserError.
 
     Args:
         path: the file; nothing in it is executed.
-        layout: joint layout, its name or YAML file; by default that of the format or of the number of joints.
-        name: a key of FORMATS; by default the one of the suffix.
+        layout: joint layout, its name or YAML file; by default from the format or the number of joints.
+        name: a key of FORMATS; by default from the suffix.
         scale: metres per unit of npy, bvh and pyskl files; the other formats are in metres.
-        centre: move bodies to the origin; ntu and nwucla files are always centred, npz files used as stored.
-        split: 'train' or 'test' of npz files; by default both.
-        num_joints: joints of a body in npz files, if the layout is not known.
+        centre: move bodies to the origin; ntu and nwucla files are always centred, npz files are used as stored.
+        split: 'train' or 'test' in npz files; by default both.
+        num_joints: joints per body in npz files, if the layout is not known.
 
     Raises:
-        UserError: the file cannot be read, is damaged or of another format, or has other joints than the layout.
+        UserError: the file cannot be read, is damaged or has another format, or its joints do not fit the layout.
     """
     path = Path(path)
     name = format_from_suffix(path) if name is None else name
     if name not in FORMATS:
-        raise UserError(f'unknown format {name!r:.40}; give one of {", ".join(FORMATS)}')
+        raise UserError(f'unknown format {name!r:.40}; choose one of {", ".join(FORMATS)}')
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
@@ -88,17 +91,17 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
 
 def _locate(error: UserError, path: Path) -> UserError:
     message = str(error).removeprefix(f'{path}: ').removeprefix(f'{path.name}: ')
-    remedy = '' if '; ' in message else '; correct the file or leave it out'
+    remedy = '' if '; ' in message else '; correct the file or omit it'
     return UserError(f'{path}: {message}{remedy}')
 
 
 def read_recording(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
                    centre: bool = True) -> Recording:
-    """Read a file of one recording; arguments and errors as `read_recordings`."""
+    """Read a file with one recording; arguments and errors as for `read_recordings`."""
     recordings = read_recordings(path, layout, name, scale, centre)
     recording = next(recordings)
     if isinstance(recording, UserError):
         raise recording
     if next(recordings, None) is not None:
-        raise UserError(f'{path}: holds several clips; give a file of one clip')
+        raise UserError(f'{path}: contains several clips; use a file with one clip')
     return recording

@@ -1,12 +1,12 @@
-"""BVH motion capture files: a tree of joints with offsets, then a row of channels per frame.
+"""BVH motion capture files: a tree of joints with offsets, followed by a row of channels per frame.
 
-The position of a joint is its parent's plus its own offset in the parent's axes. Rotation channels, in degrees, are
-multiplied in the order in which the file lists them (Zrotation Xrotation Yrotation: R = Rz·Rx·Ry on column vectors).
-Position channels replace the offset, as in Blender and bvhio. End sites have no names and are left out. Lengths are in
-the unit of the file, which it does not specify.
+The position of a joint is the position of its parent plus its own offset in the axes of the parent. Rotation channels,
+in degrees, are multiplied in the order in which the file lists them (Zrotation Xrotation Yrotation: R = Rz·Rx·Ry on
+column vectors). Position channels replace the offset, as in Blender and bvhio. End sites have no names and are omitted.
+Lengths are in the unit of the file, which it does not specify.
 
-Parsed here because pybvh 0.9 and bvhio 1.5 reject files in use: pybvh joints other than with three rotations and names
-with spaces, bvhio 'Frames : 30'; and bvhio computes in single precision.
+Files are parsed here because pybvh 0.9 and bvhio 1.5 reject files that are in use: pybvh rejects joints without exactly
+three rotations and names with spaces, bvhio 'Frames : 30'; bvhio also computes in single precision.
 
 T frames, V joints.
 """
@@ -37,7 +37,7 @@ MOTION = re.compile(r'^\s*MOTION\s+Frames\s*:\s*(\d{1,9})\s+Frame\s+Time\s*:.*$'
 @dataclass
 class Joint:
     name: str
-    parent: int                             # from 0; the root is its own
+    parent: int                             # numbered from 0; the root is its own parent
     offset: list[float] | None = None
     channels: list[tuple[int, bool]] = field(default_factory=list)     # axis; True: a rotation, False: a position
 
@@ -50,9 +50,9 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
 
 
 def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:
-    """Read joint positions (T, V, 3) float64 in the file's unit, and the layout `name` of its joints.
+    """Read joint positions (T, V, 3) float64 in the unit of the file, and the layout `name` of its joints.
 
-    Raises UserError, with the number of the wrong line.
+    Raises UserError with the number of the invalid line.
     """
     text = content.decode('utf-8-sig', 'replace')
     motion = MOTION.search(text)
@@ -61,7 +61,7 @@ def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:
     joints = parse_hierarchy(text[:motion.start()])
     rows = [row for row in text[motion.end():].splitlines() if row.strip()]
     if not rows or len(rows) != int(motion[1]):
-        raise UserError(f'announces {int(motion[1]):,} frames, but has {len(rows):,}')
+        raise UserError(f'declares {int(motion[1]):,} frames, but contains {len(rows):,}')
     channels = parse_frames(rows, sum(len(joint.channels) for joint in joints))
     layout = make_layout(printable(name), {joint.name: joint.parent for joint in joints}, 'its hierarchy')
     return compute_positions(joints, channels), layout
@@ -92,7 +92,7 @@ def parse_hierarchy(text: str) -> list[Joint]:
         position = match.end()
     if rest := text[position:].split(maxsplit=1):
         line = 1 + text.count('\n', 0, text.index(rest[0], position))
-        raise UserError(f'line {line}: {rest[0]!r:.40} is out of place, or what follows it is incomplete')
+        raise UserError(f'line {line}: {rest[0]!r:.40} is unexpected here, or followed by incomplete data')
     names = [joint.name for joint in joints]
     if path or not joints or len(set(names)) < len(names) or any(joint.offset is None for joint in joints):
         raise UserError('its hierarchy is incomplete: a }, an OFFSET or a unique name is missing')
@@ -104,14 +104,14 @@ def parse_frames(rows: list[str], width: int) -> np.ndarray:
     try:
         channels = np.loadtxt(rows, comments=None, ndmin=2)
     except ValueError as error:
-        raise UserError(f'its frames are not {width} numbers each ({one_line(error)})') from error
+        raise UserError(f'its frames do not have {width} numbers each ({one_line(error)})') from error
     if channels.shape != (len(rows), width):
-        raise UserError(f'its frames are {channels.shape[1]} numbers each, its channels {width}')
+        raise UserError(f'its frames have {channels.shape[1]} numbers each, but there are {width} channels')
     return channels
 
 
 def compute_positions(joints: list[Joint], channels: np.ndarray) -> np.ndarray:
-    """Forward kinematics: channels (T, C) in the order of the joints -> positions (T, V, 3)."""
+    """Compute forward kinematics: channels (T, C) in the order of the joints -> positions (T, V, 3)."""
     positions, rotations, columns = [], [], iter(channels.T)
     for index, joint in enumerate(joints):
         position = np.tile(np.array(joint.offset), (len(channels), 1))                      # (T, 3)
@@ -130,7 +130,7 @@ def compute_positions(joints: list[Joint], channels: np.ndarray) -> np.ndarray:
 
 
 def _rotation(axis: int, angle: np.ndarray) -> np.ndarray:
-    """Rotation matrices (T, 3, 3) by angles (T,) in rad about x, y or z (right-hand rule, column vectors)."""
+    """Return rotation matrices (T, 3, 3) by angles (T,) in rad about x, y or z (right-hand rule, column vectors)."""
     matrix = np.tile(np.eye(3), (len(angle), 1, 1))
     i, j = (axis + 1) % 3, (axis + 2) % 3
     matrix[:, i, i] = matrix[:, j, j] = np.cos(angle)

@@ -13,10 +13,10 @@ MAX_BYTES = 1 << 30     # of one recording; five minutes of two bodies take 5 MB
 def read(path: Path, options: Options) -> Iterator[Recording]:
     frames = open_npy(path, 'correct the path')
     if frames.ndim not in (3, 4) or frames.shape[-1] != 3:
-        raise UserError(f'has shape {frames.shape}, expected (frames, joints, 3) or (frames, bodies, joints, 3); write '
-                        'the array again')
+        raise UserError(f'has shape {frames.shape}, expected (frames, joints, 3) or (frames, bodies, joints, 3); save '
+                        'the array in this shape')
     if frames.nbytes > MAX_BYTES:
-        raise UserError(f'{frames.nbytes / 1e6:,.0f} MB are too large for one recording; cut it')
+        raise UserError(f'{frames.nbytes / 1e6:,.0f} MB are too large for one recording; split it')
     frames = frames[:, None] if frames.ndim == 3 else frames                                # (T, M, V, 3)
     layout = choose_layout(frames, options.layout)
     yield Recording(path, clean(frames, layout, options.scale, options.centre), layout)

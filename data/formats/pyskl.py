@@ -1,4 +1,5 @@
-"""PYSKL annotation files: pickles of {'annotations': [{'frame_dir', 'label', 'keypoint', …}, …], …}, or of the list."""
+"""PYSKL annotation files: pickles of {'annotations': [{'frame_dir', 'label', 'keypoint', …}, …], …}, or of this list.
+"""
 
 import pickle
 import re
@@ -10,12 +11,12 @@ import numpy as np
 from data.formats.recording import Options, Recording, choose_layout, clean
 from util.errors import UserError, one_line, printable
 
-# Array types that are read. NumPy itself would also make arrays of objects, whose bytes are pointers.
+# Array types that are accepted. NumPy would also create arrays of objects, whose bytes are pointers.
 NUMBERS = re.compile(r'[<>=|]?(b1|[iu][1248]|f[248])')
 
 
 class _Type:
-    """Stands for numpy.dtype."""
+    """Replacement for numpy.dtype."""
 
     def __init__(self, code: str, *_):
         self.code = code
@@ -25,12 +26,12 @@ class _Type:
 
     def check(self) -> np.dtype:
         if not NUMBERS.fullmatch(self.code):
-            raise UserError(f'refused, it has an array of type {self.code!r:.40}; only arrays of numbers are read')
+            raise UserError(f'refused: it contains an array of type {self.code!r:.40}; only arrays of numbers are read')
         return np.dtype(self.code)
 
 
 class _Array(np.ndarray):
-    """Stands for numpy.ndarray."""
+    """Replacement for numpy.ndarray."""
 
     def __setstate__(self, state: tuple):
         version, shape, dtype, is_fortran, content = state
@@ -41,7 +42,7 @@ def _from_buffer(content: bytes, dtype: _Type, shape: tuple[int, ...], order: st
     return np.ndarray(shape, dtype.check(), bytes(content), order=order)
 
 
-# The names by which NumPy 1 and 2 store arrays and numbers, and protocols 0 to 2 bytes, with what stands for them.
+# Names with which NumPy 1 and 2 pickle arrays and numbers, and protocols 0 to 2 bytes, and their replacements.
 ALLOWED = {'numpy.ndarray': None, 'numpy.dtype': _Type, '_codecs.encode': lambda text, _: text.encode('latin1')}
 for _core in ('numpy.core', 'numpy._core'):
     ALLOWED |= {f'{_core}.multiarray._reconstruct': lambda *_: _Array(0), f'{_core}.numeric._frombuffer': _from_buffer,
@@ -53,7 +54,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if f'{module}.{name}' not in ALLOWED:
-            raise UserError(f'refused, it refers to {module}.{name}; only plain values and NumPy arrays are read')
+            raise UserError(f'refused: it refers to {module}.{name}; only plain values and NumPy arrays are read')
         return ALLOWED[f'{module}.{name}']
 
 
@@ -66,8 +67,8 @@ def read_pickle(path: Path):
         raise
     except OSError as error:
         raise UserError(f'cannot be read ({error.strerror}); correct the path or its permissions') from error
-    except Exception as error:      # a damaged pickle can fail in any way
-        raise UserError(f'not a complete pickle ({type(error).__name__}: {one_line(error)[:80]}); get the file '
+    except Exception as error:      # a damaged pickle can raise any exception
+        raise UserError(f'not a complete pickle ({type(error).__name__}: {one_line(error)[:80]}); download the file '
                         'again') from error
 
 
@@ -75,7 +76,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
     content = read_pickle(path)
     annotations = content.get('annotations') if isinstance(content, dict) else content
     if not isinstance(annotations, list) or not annotations:
-        raise UserError('has no list of annotations, so it is not a PYSKL file; give another file')
+        raise UserError('has no list of annotations, so it is not a PYSKL file; use another file')
     for number, annotation in enumerate(annotations):
         try:
             name, keypoint, label = _check_annotation(annotation)
@@ -85,11 +86,11 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
         except UserError as error:
             name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
             title = f', {printable(name):.80}' if isinstance(name, str) else ''
-            yield UserError(f'annotation {number} (from 0{title}): {error}')
+            yield UserError(f'annotation {number} (numbered from 0{title}): {error}')
 
 
 def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
-    """Name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for missing or wrong entries."""
+    """Return name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for invalid entries."""
     if not isinstance(annotation, dict):
         raise UserError('not a map')
     name, label = annotation.get('frame_dir'), annotation.get('label')
@@ -97,10 +98,10 @@ def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     if not isinstance(name, str) or not name.isprintable():
         raise UserError('frame_dir is not a name')
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise UserError('label is not an integer from 0')
+        raise UserError('label is not a non-negative integer')
     if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or 0 in keypoint.shape:
         raise UserError('keypoint is not an array (bodies, frames, joints, 3)')
     if keypoint.shape[3] != 3:
-        raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); give annotations '
-                        'of 3D skeletons')
+        raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); use annotations of '
+                        '3D skeletons')
     return name, keypoint, label

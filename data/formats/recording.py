@@ -1,4 +1,4 @@
-"""The common form of recordings, and how they are cleaned for training.
+"""The common representation of recordings, and how they are cleaned for training.
 
 Axis letters: T frames, M bodies, V joints.
 """
@@ -17,13 +17,13 @@ MIN_SIZE, MAX_SIZE = 0.2, 5.     # metres; bodies outside this range are reporte
 
 
 class Recording(NamedTuple):
-    """One recording of a file."""
+    """One recording in a file."""
 
     path: Path
     frames: np.ndarray              # (T, M, V, 3) float32, metres; zeros where a body is absent
     layout: Layout | None           # None: not known
-    label: int | None = None        # from 0, where the file or its name holds it
-    member: str | None = None       # its name in a file of many; None: the file holds one recording
+    label: int | None = None        # numbered from 0, if the file or its name contains it
+    member: str | None = None       # its name in a file of many; None: the only recording in the file
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Recording(NamedTuple):
 
     @property
     def title(self) -> str:
-        """File, and name in a file of many, on one line."""
+        """The file, and the name of the recording in a file of many, on one line."""
         return printable(self.path if self.member is None else f'{self.path}:{self.member}')
 
     @property
@@ -53,7 +53,7 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
     """Prepare recorded bodies (T, M, V, 3) for training: (T', M, V, 3) float32 in metres.
 
     Frames without any body are dropped (in a dataset file they would end the clip), then bodies are centred. Raises
-    UserError for numbers that are not finite or too large, and if nothing is left.
+    UserError for numbers that are not finite or too large, and if no frame is left.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype.kind not in 'iuf':
@@ -62,7 +62,7 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
     with np.errstate(invalid='ignore'):
         invalid = ~(np.abs(frames) <= FARTHEST).all(axis=(1, 2, 3))
     if invalid.any():
-        raise UserError(f'frame {invalid.argmax()} (from 0) has coordinates that are not finite or too large; '
+        raise UserError(f'frame {invalid.argmax()} (numbered from 0) has coordinates that are not finite or too large; '
                         'interpolate them, or set the whole body to zero in that frame')
     frames = frames[frames.any(axis=(1, 2, 3))]
     if not len(frames):
@@ -71,15 +71,15 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
 
 
 def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
-    """Move bodies (T, M, V, 3) so that the first body starts at the origin, as for NTU RGB+D and NW-UCLA.
+    """Move bodies (T, M, V, 3) so that the first body starts at the origin, as in NTU RGB+D and NW-UCLA.
 
-    The origin is joint 'spine' of the first body in its first frame, or else the root of the layout, or joint 0.
-    Absent bodies stay zero.
+    The origin is joint 'spine' of the first body in its first frame, or else the root of the layout, or joint 0. Absent
+    bodies remain zero.
     """
     present = frames.any(axis=(2, 3))                                                       # (T, M)
     body = present.any(axis=0).argmax()
     joints = frames[present[:, body].argmax(), body]                                        # (V, 3)
-    # A joint, not the mean of all: the first frame would sum to zero, which marks padding in dataset files.
+    # A joint, not the mean of all joints: with the mean, the first frame would sum to zero, which marks padding.
     names = shared_names(layout) if layout else []
     roots = [joint for joint, parent in enumerate(layout.parents if layout else [0]) if joint == parent]
     moved = frames - joints[names.index('spine') if 'spine' in names else roots[0]]
@@ -88,18 +88,18 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
 
 
 def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
-    """Return the layout of frames (T, M, V, 3): the requested one, the file's own, or the one known for so many joints.
+    """Return the layout of frames (T, M, V, 3): the requested one, the file's own, or by the number of joints.
 
-    Raises UserError if the requested one has another number of joints.
+    Raises UserError if the requested layout has another number of joints.
     """
     if layout and len(layout.joints) != frames.shape[2]:
-        raise UserError(f'has {frames.shape[2]} joints, the layout {layout.name} {len(layout.joints)}; give its own '
-                        'layout')
+        raise UserError(f'has {frames.shape[2]} joints, but the layout {layout.name} has {len(layout.joints)}; specify '
+                        'the layout of the file')
     return layout or own or known_layout(frames.shape[2])
 
 
 def valid_frames(frames: np.ndarray) -> np.ndarray:
-    """Return the frames (T', M, V, 3) that training would use of a clip (T, M, V, 3): as many as do not sum to zero."""
+    """Return the frames (T', M, V, 3) of a clip (T, M, V, 3) that training would use: as many as do not sum to zero."""
     sums = frames.reshape(len(frames), -1).sum(axis=1)                                      # (T,)
     return frames[:max(np.count_nonzero(sums), 1)]
 
@@ -111,7 +111,7 @@ def body_size(frames: np.ndarray) -> float:
 
 
 def size_note(sizes: dict[str, float]) -> list[str]:
-    """Return a note on recordings (title: body size) whose bodies do not have human size, if there are any."""
+    """Return a note on recordings (title: body size) whose bodies are not of human size, if there are any."""
     unusual = {name: size for name, size in sizes.items() if not MIN_SIZE < size < MAX_SIZE}
     return [f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies of no human size ({name}: {size:.3g} m); '
             'give --scale, the metres per unit of the files' for name, size in list(unusual.items())[:1]]

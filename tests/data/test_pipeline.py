@@ -130,7 +130,7 @@ def divide(number):
 
 
 def test_killed_workers_and_bugs():
-    refusal(lambda: list(parse_all(kill_process, range(20), 2, 1)), 'killed', 'fewer --workers')
+    refusal(lambda: list(parse_all(kill_process, range(20), 2, 1)), 'killed', 'reduce --workers')
     for workers in (1, 2):
         with pytest.raises(ZeroDivisionError):
             list(parse_all(divide, [1, 0], workers, 2))
@@ -166,7 +166,7 @@ def test_collect_and_summary(workers, tmp_path, capsys):
     assert tally.damaged == ['2: line 2: bad', '5b: late']
     tally.print(spool)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ['10 samples of 3 classes, 36 frames (1 to 6 per sample)', '3 odd', '2 damaged and left out']
+    assert lines[:3] == ['10 samples of 3 classes, 36 frames (1 to 6 per sample)', '3 odd', '2 damaged and omitted']
     assert lines[3].startswith('6 files, 5.0 MB in ')
 
 

@@ -163,10 +163,10 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     rows.append({'file': 'many.npz', 'label': 'jump', 'split': 'train'})
     table = write_table(tmp_path / 'l.csv', rows)
     table.write_text(table.read_text() + 'one,two\na,b,train,d\n')
-    expected = [(2, 'missing.npy: no such file'), (4, 'is not a name'), (5, "split 'val'"), (7, 'duplicate of line 6'),
-                (15, 'unknown file suffix'), (17, 'as many cells as line 1'),
-                (18, 'as many cells as line 1'), (8, 'not finite'),
-                (9, '25 joints are not those of the other files'), (16, 'several clips')]
+    expected = [(2, 'missing.npy: no such file'), (4, 'not printable'), (5, "split 'val'"), (7, 'duplicates line 6'),
+                (15, 'unknown file suffix'), (17, 'differs from line 1'),
+                (18, 'differs from line 1'), (8, 'not finite'),
+                (9, '25 joints differ from the 17'), (16, 'several clips')]
     refusal(lambda: prepare(folder, table, tmp_path / 'out'), '10 damaged, nothing written', '--skip_damaged')
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f'damaged: {table}: line ')]
     assert listing(tmp_path / 'out') == [] and len(lines) == len(expected)
@@ -184,7 +184,7 @@ def test_invalid_tables(raw, tmp_path):
             ('file,label,split\n', [], 'has no rows'), ('file,label\na,b\n', [], "0 columns 'split'"),
             ('file,split\na,train\n', [], "0 columns 'label' in 'file,split'"),
             ('file,label,split\na,b,train\n', ['--test_subjects', '1'], "0 columns 'subject'"),
-            ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'leave one of them out'),
+            ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'omit one of them'),
             ('file,label,subject\nclip00.npy,b,1\n', ['--test_subjects', '1', '7'], '--test_subjects 7: no line'),
             ('file,label,split\n"a,b,train\n', [], 'line 2: not CSV'), ('file,label\n\udcff,b\n', [], 'not UTF-8')):
         (tmp_path / 'l.csv').write_text(text, errors='surrogateescape')
@@ -254,7 +254,7 @@ def test_one_class_serves_for_pretraining(raw, tmp_path, capsys):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', [row | {'label': 'unknown'} for row in rows])
     assert prepare(folder, table, tmp_path / 'out') == 0
-    assert 'for pre-training only' in capsys.readouterr().out
+    assert 'only be used for pre-training' in capsys.readouterr().out
     main_pretrain.main(['--config', str(tmp_path / 'out/custom.yaml'), '--num_frames', '8', '--dim_feat', '16',
                         '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
                         '--mask_ratio', '0.5', '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3',

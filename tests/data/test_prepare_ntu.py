@@ -97,8 +97,8 @@ def test_golden(golden, dataset, tmp_path, capsys):
     assert prepare(folder, tmp_path / 'one', dataset=dataset) == 0
     printed = capsys.readouterr()
     assert printed.err == '' and '40 samples of' in printed.out and '0 damaged\n' in printed.out
-    assert '1 left out: on the list of unusable skeletons\n' in printed.out
-    assert ('1 left out: of a setup after 17\n' in printed.out) == (dataset == 'ntu60')
+    assert '1 omitted: on the list of unusable skeletons\n' in printed.out
+    assert ('1 omitted: of a setup after 17\n' in printed.out) == (dataset == 'ntu60')
     expected = read_npz(SHARED / f'golden/{dataset}_expected.npz')
     assert sorted(read_folder(tmp_path / 'one')) == sorted(FILES[dataset])
     assert {key.split('/')[0] + '.npz' for key in expected} == set(FILES[dataset])
@@ -211,8 +211,8 @@ def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):
     assert prepare(raw, tmp_path / 'out') == 0
     printed = capsys.readouterr().out
     assert '5 samples of 4 classes, 20 frames (2 to 6 per sample)\n' in printed and '5 files' in printed
-    assert '2 left out: on the list of unusable skeletons\n' in printed
-    assert '2 left out: of a setup after 17\n' in printed
+    assert '2 omitted: on the list of unusable skeletons\n' in printed
+    assert '2 omitted: of a setup after 17\n' in printed
 
 
 def test_second_body_of_single_and_empty_actors(raw, tmp_path):
@@ -300,7 +300,7 @@ def test_damaged_files_are_listed_and_stop_the_run_or_are_skipped(workers, raw, 
     assert lines[1] == f'damaged: {raw}/S001C001P009R001A001.skeleton: no frame has a body'
     assert lines[2].startswith(f'damaged: {raw}/{NAMES[2]}.skeleton: line 55: ')
     assert prepare(raw, out, '--skip_damaged', workers=workers) == 0
-    assert '3 damaged and left out\n' in capsys.readouterr().out
+    assert '3 damaged and omitted\n' in capsys.readouterr().out
     written = read_folder(out)
     assert [f'damaged: {line}' for line in written.pop(path.name).decode().splitlines()] == lines[:3]
     assert written == read_folder(tmp_path / 'expected')

@@ -176,13 +176,13 @@ def test_archives_that_cannot_be_used(clips, tmp_path, capsys):
 
     refuse(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
     (tmp_path / 'text.tar').write_text('not an archive\n' * 1000)
-    refuse(tmp_path / 'text.tar', 'text.tar', 'nor a whole zip or tar')
+    refuse(tmp_path / 'text.tar', 'text.tar', 'nor a complete zip or tar')
     refuse(write_tar(tmp_path / 'empty.tar', [('a.txt', b'')]), 'empty.tar', 'no .json file')
     refuse(write_tar(tmp_path / 'twice.tar', [*files.items(), *files.items()]), 'a01_s01', 'twice')
     for suffix in ('.tar', '.tar.xz', '.tar.gz'):
         path = write_tar(tmp_path / f'a{suffix}', files.items())
         path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
-        refuse(path, path, 'nor a whole zip or tar')
+        refuse(path, path, 'nor a complete zip or tar')
     views = {name: content for name, content in files.items() if 'v03' not in name}
     refuse(write_files(tmp_path / 'views', views), 'NWUCLA_XView: no test clip')
 

@@ -99,7 +99,7 @@ def test_golden(phase, golden, tmp_path, capsys):
             assert members[f'name_{split}'].tolist() == [f'{stem}_{number:03}' for stem, number, *_ in samples
                                                          if stem in lines[line].split(', ')]
     printed = capsys.readouterr().out
-    assert '1 left out: all coordinates are zero' in printed and '12 files' in printed and 'clipped' not in printed
+    assert '1 omitted: all coordinates are zero' in printed and '12 files' in printed and 'clipped' not in printed
 
 
 # The golden raw files are cut after so many frames in the excerpt; labels that start later are left out.
@@ -118,9 +118,9 @@ def excerpt(tmp_path_factory):
 
 
 @pytest.mark.parametrize('phase, parts', [
-    (1, ['3 samples of 3 classes, 376 frames (17 to 300 per sample)', '2 clipped', '1 cut at 300 frames', '1 left out',
+    (1, ['3 samples of 3 classes, 376 frames (17 to 300 per sample)', '2 clipped', '1 cut at 300 frames', '1 omitted',
          '2 files']),
-    (2, ['4 samples of 4 classes, 76 frames (13 to 25 per sample)', '2 clipped', '1 left out', '3 files'])])
+    (2, ['4 samples of 4 classes, 76 frames (13 to 25 per sample)', '2 clipped', '1 omitted', '3 files'])])
 def test_golden_excerpt(phase, parts, excerpt, tmp_path, capsys):
     """The authors' arrays in a clone without MAMP_SHARED, as SHA-256 of their bytes."""
     assert prepare(excerpt / f'pku_v{phase}', tmp_path, phase=phase) == 0
@@ -244,7 +244,7 @@ def test_random_folders_equal_the_reference(plan, phase, tmp_path_factory, capsy
         assert_equal(members, expected_members(samples, train[file]))
     ends = {path.stem: len(path.read_text().rstrip().splitlines()) for path in (raw / 'skeleton').iterdir()}
     labels = [(stem, end) for stem in ends for _, _, _, end in read_labels(raw / f'label/{stem}.txt')]
-    counts = {'clipped': sum(end > ends[stem] for stem, end in labels), 'left out: all': len(labels) - len(samples),
+    counts = {'clipped': sum(end > ends[stem] for stem, end in labels), 'omitted: all': len(labels) - len(samples),
               'cut at 300': sum(len(frames) > 300 for *_, frames in samples)}
     for event, count in counts.items():
         assert re.findall(rf'^(\d+) {event}', printed.out, re.MULTILINE) == [str(count)] * (count > 0), event
@@ -314,7 +314,7 @@ def test_zeros_are_tested_before_the_cut(raw, tmp_path, capsys):
                       'label/0002-L.txt': b'1,0,300,1\n2,0,301,1\n3,3,303,1\n4,2,303,1\n5,2,400,1\n6,302,303,1\n'})
     assert prepare(raw, tmp_path / 'out') == 0
     printed = capsys.readouterr().out
-    assert '\n1 left out' in printed and '\n3 cut at 300' in printed and '\n1 clipped' in printed, printed
+    assert '\n1 omitted' in printed and '\n3 cut at 300' in printed and '\n1 clipped' in printed, printed
     members = read_npz(tmp_path / 'out/PKUv1_XSub.npz')
     assert_equal(members, expected_members(read_samples(raw), ['0002-L', '0002-M']))
     assert members['x_train'][:5].sum(axis=(1, 2)).tolist() == [0, 675, 450, 450, 225]

@@ -1,4 +1,5 @@
-"""Measurements of the benchmark: floating-point operations, the device's peak, kernels of a step, waiting for data."""
+"""Measurements for the benchmark: floating-point operations, peak of the device, kernels of a step, waiting for data.
+"""
 
 import argparse
 import time
@@ -16,7 +17,7 @@ from model_transformer import ActionTransformer
 from tools.benchmarking.plain import use_plain_attention
 from util.weights import create_model
 
-EMPTY_SECOND = .82      # share of NTU RGB+D 60's clips without a second body
+EMPTY_SECOND = .82      # fraction of NTU RGB+D 60's clips without a second body
 FRAMES = 300
 
 
@@ -42,17 +43,17 @@ def write_clips(path: Path, clips: int, num_joints: int, num_classes: int, seed:
 
 
 def clip_flops(stage: str, args: argparse.Namespace, bodies: int = 2) -> float:
-    """Floating-point operations of the matrix products of one clip in a step of a stage, as PyTorch counts them.
+    """Return the floating-point operations of the matrix products for one clip in a step, as PyTorch counts them.
 
-    A backward pass counts as two forward passes; the probe's frozen encoder has none. Every body counts, also one that
-    is skipped. The stage 'data' has none.
+    A backward pass counts as two forward passes; the frozen encoder of the probe has none. All bodies count, including
+    those that are skipped. The stage 'data' has no operations.
     """
     if stage == 'data':
         return 0.
     pretraining = stage == 'pretrain'
     model = create_model(MAMP, vars(args)) if pretraining else create_model(ActionTransformer, vars(args),
                                                                             protocol='linprobe')
-    use_plain_attention(model)      # whose products the counter knows
+    use_plain_attention(model)      # whose products the counter recognises
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip = torch.empty(1, 3, args.num_frames, args.num_joints, bodies)
         if pretraining:
@@ -67,7 +68,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float:
-    """FLOP/s of a large matrix product, the best of several, in bf16 or in fp32 as PyTorch is set to compute it."""
+    """Return the FLOP/s of a large matrix product, the best of several, in bf16 or in fp32 with PyTorch's settings."""
     size, products = (8192, 10) if device.type == 'cuda' else (1536, 1)
     dtype, best = torch.bfloat16 if precision == 'bf16' else torch.float32, float('inf')
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -81,9 +82,9 @@ def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float
 
 
 class TimedLoader:
-    """Passes on the batches of a loader; notes when the first `warmup` of them are used up and the wait for later ones.
+    """Forwards the batches of a loader and measures the waiting time after the first `warmup` batches.
 
-    `start`: time.perf_counter() after the warm-up, with the device's work done; `waited`: seconds since then.
+    `start`: time.perf_counter() after the warm-up, once the device has finished its work; `waited`: seconds since then.
     """
 
     def __init__(self, loader, warmup: int, device: torch.device):
@@ -106,7 +107,7 @@ class TimedLoader:
 
 
 def table(rows: list[dict], formats: dict[str, str]) -> str:
-    """Markdown table of the columns in `formats`, by their format; a missing value is a dash."""
+    """Return a Markdown table of the columns in `formats`, each in its format; a missing value is a dash."""
     cells = [[name.replace('_', ' ') for name in formats], ['---' for _ in formats]]
     cells += [['–' if row.get(name) is None else format(row[name], formats[name]) for name in formats] for row in rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in cells).replace('| --- ', '|---').replace('--- |', '---|')

@@ -1,8 +1,9 @@
-"""The authors' way of computing, written out: the baseline of the benchmark's ratios.
+"""The computation of the authors' code, written out: the baseline of the benchmark's ratios.
 
-fp32; attention step by step with its L × L matrix in memory; every body encoded, empty or not; each clip cropped,
-resized and rotated by itself on the CPU, in worker processes; an optimiser that goes from tensor to tensor; and one
-wait for the device every step, to read the loss. tests/tools/test_plain.py compares it with the authors' program.
+It uses fp32; attention step by step, with the L × L matrix in memory; every body is encoded, empty or not; each clip is
+cropped, resized and rotated separately on the CPU, in worker processes; the optimiser iterates over the tensors; and
+each step synchronizes with the device once, to read the loss. tests/tools/test_plain.py compares it with numbers from
+the authors' code.
 
 Axis letters: B clips, T raw frames, W frames after the resize, M bodies, V joints, C = 3 coordinates.
 """
@@ -68,7 +69,7 @@ class PlainDataset(Dataset):
 
 
 class PlainClips(ClipMaker):
-    """Passes on finished clips; PyTorch's generator draws the masks."""
+    """Forwards finished clips; PyTorch's generator draws the masks."""
 
     def train_view(self, batch: PlainBatch, epoch: int, step: int) -> torch.Tensor:
         return batch.clips
@@ -81,7 +82,7 @@ class PlainClips(ClipMaker):
 
 
 class PlainLoader:
-    """Batches of clips that worker processes make one by one, on `device`."""
+    """Batches on `device` from clips that worker processes make one by one."""
 
     def __init__(self, dataset: SkeletonDataset, batches: TrainBatches | EvalBatches, clips: ClipMaker, train: bool,
                  num_workers: int, device: torch.device):
@@ -96,14 +97,14 @@ class PlainLoader:
 
 
 def use_plain_attention(model: nn.Module) -> None:
-    """Compute attention as matrix products and a softmax, one by one."""
+    """Compute attention as separate matrix products and a softmax."""
     for module in model.modules():
         if hasattr(module, 'fused_attn'):
             module.fused_attn = False
 
 
 def make_plain(trainer: Trainer, dataset: SkeletonDataset) -> None:
-    """Turn a trainer in fp32 to the authors' way of computing."""
+    """Change a trainer in fp32 to the computation of the authors' code."""
     args, clips = trainer.args, trainer.clips
     trainer.clips = PlainClips(clips.num_frames, clips.stream, clips.seed, clips.p_interval, clips.max_angle,
                                clips.max_turn)
@@ -111,4 +112,4 @@ def make_plain(trainer: Trainer, dataset: SkeletonDataset) -> None:
     use_plain_attention(trainer.model)
     for group in trainer.optimizer.param_groups:
         group['fused'], group['foreach'] = None, False
-    trainer.save_if_due = lambda epoch, step: trainer.loss_sum.item()       # waits for the device, once a step
+    trainer.save_if_due = lambda epoch, step: trainer.loss_sum.item()       # synchronizes once per step

@@ -1,7 +1,7 @@
-"""Preparation of NTU RGB+D text against the usual way: seconds, with equal results.
+"""Speed of preparing NTU RGB+D text, compared with the usual way that gives the same files.
 
-`prepare_as_usual`, written out below, reads a file line by line, splits every joint line and makes two small arrays of
-it, passes all samples through three pickles, and pads all of them in memory before anything is written.
+`prepare_as_usual`, written out below, reads a file line by line, splits every joint line into two small arrays, passes
+all samples through three pickles, and pads all of them in memory before anything is written.
 """
 
 import pickle
@@ -46,7 +46,7 @@ def prepare_as_usual(raw: Path, out: Path) -> None:
 
 
 def _read_by_line(path: Path) -> tuple[int, dict]:
-    """Frames with a body, and by body id its first frame, joints (n, 25, 3) and colours (n, 25, 2)."""
+    """Read the frames with a body, and for each body id its first frame, joints (n, 25, 3) and colours (n, 25, 2)."""
     lines = path.read_text().splitlines()
     at, frames, bodies = 1, 0, {}
     for _ in range(int(lines[0])):
@@ -82,10 +82,10 @@ def run(*command: str) -> float:
 
 
 def compare_preparation(raw: Path | None, samples: int, repeats: int, scratch: Path) -> list[dict]:
-    """Measure the usual way and prepare_ntu.py with one and two workers, round by round; returns a row for each.
+    """Measure the usual way and prepare_ntu.py with one and two workers in turns; returns a row for each.
 
-    Without `raw`, a folder of .skeleton files, about `samples` are generated. Raises UserError if a command fails or
-    the results differ.
+    `raw` is a folder of .skeleton files; without it, about `samples` files are generated. Raises UserError if a command
+    fails or the results differ.
     """
     if raw is None:
         raw = scratch / 'raw'
@@ -112,7 +112,7 @@ def compare_preparation(raw: Path | None, samples: int, repeats: int, scratch: P
 
 
 def check_equal(paths: list[Path]) -> None:
-    """Raise UserError if a dataset file differs from the first one."""
+    """Raise UserError if any dataset file differs from the first one."""
     for path in paths[1:]:
         with np.load(paths[0]) as expected, np.load(path) as members:
             for name in expected.files:

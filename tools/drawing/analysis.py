@@ -1,4 +1,4 @@
-"""Analyse what a model does with a clip: mask, predicted motion, attention, classes. Drawn by pictures.py.
+"""Analysis of a clip with a model: mask, predicted motion, attention, classes. Drawn by pictures.py.
 
 Axis letters: N samples, M bodies, T frames, V joints, P segments of u frames, L = P·V tokens, C coordinates.
 """
@@ -25,12 +25,12 @@ Model = MAMP | ActionTransformer | SkeletonEncoder
 
 
 class Clip(NamedTuple):
-    """A clip as a model sees it in evaluation."""
+    """A clip as the input of a model in evaluation."""
 
     joints: torch.Tensor        # (1, C, T, V, M) positions in metres
     stream: torch.Tensor        # the model's input: joints, bones or velocities, same shape
     title: str
-    label: int | None           # true class, if it is one of the model's
+    label: int | None           # true class, if the model has it
     layout: Layout | None       # None: not known
 
 
@@ -39,9 +39,9 @@ class Attention:
     """Attention that one encoder block pays to each joint-segment."""
 
     weight: np.ndarray          # (P, V) in multiples of uniform attention
-    block: int                  # from 0
+    block: int                  # numbered from 0
     head: int | None            # None: mean of all heads
-    query: tuple[int, int] | None       # joint and segment whose attention it is; None: mean of all
+    query: tuple[int, int] | None       # joint and segment of the query; None: mean of all
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MotionPrediction:
 
 @dataclass(frozen=True)
 class ClipAnalysis:
-    """What a model does with one body of a clip."""
+    """The analysis of one body of a clip."""
 
     clip: Clip
     body: int
@@ -75,18 +75,18 @@ class ClipAnalysis:
 
 
 def load_clip(path: str | Path, split: str, row: int, settings: dict, layout: Layout | None) -> Clip:
-    """Clip `row` of a split of a dataset file, as a model with these settings sees it in evaluation.
+    """Load clip `row` in a split of a dataset file, as a model with these settings receives it in evaluation.
 
-    Raises UserError for another file, a row outside the split, or a clip with NaN.
+    Raises UserError for an invalid file, a row outside the split, or a clip with NaN.
     """
     dataset = SkeletonDataset(path, split, settings['num_joints'])
     if not 0 <= row < len(dataset):
-        raise UserError(f'--clip {row}: {split} of {path} has clips 0 to {len(dataset) - 1}; give one of them')
+        raise UserError(f'--clip {row}: {split} of {path} has clips 0 to {len(dataset) - 1}; choose one of them')
     return read_clip(dataset, row, settings, layout)
 
 
 def read_clip(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout | None) -> Clip:
-    """Clip `row` of an open split; its label only if the file has as many classes as the model."""
+    """Return clip `row` of an open split; its label only if the file has as many classes as the model."""
     batch = dataset[[(row, 0)]]
     has_label = dataset.num_classes == (settings.get('num_classes') or dataset.num_classes)
     label = int(batch.label) if has_label else None
@@ -100,7 +100,7 @@ def read_clip(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout
 
 
 def make_clip(batch: Batch, settings: dict, layout: Layout | None, title: str, label: int | None) -> Clip:
-    """The only clip of a batch, as a model with these settings sees it in evaluation."""
+    """Return the only clip of a batch, as a model with these settings receives it in evaluation."""
     joints = ClipMaker(settings['num_frames'], 'joint', 0).eval_view(batch)
     stream = ClipMaker(settings['num_frames'], settings['stream'], 0, layout=layout).derive_stream(joints)
     return Clip(joints, stream, printable(title), label, layout)
@@ -108,7 +108,7 @@ def make_clip(batch: Batch, settings: dict, layout: Layout | None, title: str, l
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients and without compiling new shapes."""
+    """Use eval mode, without gradients and without compiling new shapes."""
     training = model.training
     with torch.inference_mode(), torch.compiler.set_stance('force_eager'):
         model.eval()
@@ -121,9 +121,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def analyse_clip(model: Model, settings: dict, clip: Clip, body: int = 0, seed: int = 0, block: int | None = None,
                  head: int | None = None, query: tuple[int, int] | None = None,
                  class_names: list[str] | None = None) -> ClipAnalysis:
-    """Analyse one body of a clip; `seed` draws the mask, block None is the last one.
+    """Analyse one body of a clip; `seed` draws the mask, and block None is the last one.
 
-    Leaves the model and PyTorch's random generators as they are, so that training may call it.
+    The model and PyTorch's random generators are unchanged afterwards, so that this can be called during training.
     """
     u = model.t_patch_size
     with evaluation_mode(model):
@@ -144,7 +144,7 @@ def analyse_clip(model: Model, settings: dict, clip: Clip, body: int = 0, seed: 
 
 def block_attention(model: Model, bodies: torch.Tensor, block: int, head: int | None,
                     query: tuple[int, int] | None) -> Attention:
-    """Attention to each token of one body (1, T, V, C), in multiples of 1 / L."""
+    """Return the attention to each token of one body (1, T, V, C), in multiples of 1 / L."""
     weights = model.attention(bodies, block)[0]                                             # (H, L, L)
     weights = weights.mean(0) if head is None else weights[head]
     received = weights.mean(0) if query is None else weights[query[1] * model.num_joints + query[0]]
@@ -153,7 +153,7 @@ def block_attention(model: Model, bodies: torch.Tensor, block: int, head: int | 
 
 
 def predict_motion(model: MAMP, settings: dict, bodies: torch.Tensor, body: int, seed: int) -> MotionPrediction:
-    """Mask and predict all bodies (M, T, V, C) of a clip as in pre-training; returns the outcome for one of them."""
+    """Mask and predict all bodies (M, T, V, C) of a clip as in pre-training; returns the result for one of them."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(len(bodies), model.num_segments * model.num_joints, generator=generator).to(bodies.device)
     ids_keep, ids_restore, mask = model.draw_mask(bodies, settings['mask_ratio'], settings['motion_aware_tau'], uniform)
@@ -174,9 +174,10 @@ def predict_motion(model: MAMP, settings: dict, bodies: torch.Tensor, body: int,
 
 
 def prediction_metrics(target: np.ndarray, pred: np.ndarray) -> dict[str, float]:
-    """Mean squared errors, and R² and correlation r where they are defined, of arrays of one shape.
+    """Compute mean squared errors, and R² and correlation r if they are defined, of arrays of one shape.
 
-    'loss' is that of the prediction, 'loss_zero' of predicting 0, 'loss_mean' of predicting the mean of the target.
+    'loss' is the error of the prediction, 'loss_zero' of predicting 0, 'loss_mean' of predicting the mean of the
+    target.
     """
     target, pred = target.astype(np.float64).ravel(), pred.astype(np.float64).ravel()
     metrics = {'loss': float(np.square(pred - target).mean()), 'loss_zero': float(np.square(target).mean()),
@@ -189,12 +190,12 @@ def prediction_metrics(target: np.ndarray, pred: np.ndarray) -> dict[str, float]
 
 
 def parse_query(layout: Layout, joint: str, segment: str, segments: int) -> tuple[int, int]:
-    """Joint (by name or number) and segment of --query as numbers; raises UserError for unknown ones."""
+    """Convert joint (name or number) and segment of --query to numbers; raises UserError for unknown ones."""
     numbers = {plain_name(name): i for i, name in enumerate(layout.joints)} | {
         str(i): i for i in range(len(layout.joints))}
     number = numbers.get(plain_name(joint))
     if number is None:
-        raise UserError(f'--query {joint}: unknown joint of {layout.name}; give one of {", ".join(layout.joints)}')
+        raise UserError(f'--query {joint}: unknown joint of {layout.name}; choose one of {", ".join(layout.joints)}')
     if not segment.isdecimal() or int(segment) >= segments:
         raise UserError(f'--query {segment}: not one of the segments 0 to {segments - 1}')
     return number, int(segment)

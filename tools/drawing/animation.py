@@ -1,4 +1,4 @@
-"""An animation (GIF) of a clip: visible and masked joints beside true and predicted motion.
+"""Animation (GIF) of a clip: visible and masked joints beside true and predicted motion.
 
 Axis letters: T frames, V joints, P segments of u frames; images are (H, W, 3).
 """
@@ -31,7 +31,7 @@ from tools.drawing.pictures import (
 
 
 def arrow_scale(analysis: ClipAnalysis) -> float:
-    """Factor by which motion is enlarged: the arrow of a fast joint (85 % quantile) is 15 cm long."""
+    """Return the scale of the arrows, with which that of a fast joint (85 % quantile) is 15 cm long."""
     speed = np.quantile(np.linalg.norm(analysis.prediction.true, axis=-1), 0.85)
     return float(np.clip(round(0.15 / max(speed, 1e-6)), 1, 10))
 
@@ -39,7 +39,8 @@ def arrow_scale(analysis: ClipAnalysis) -> float:
 def animate(analysis: ClipAnalysis, most: int = 60, milliseconds: int = 100) -> bytes:
     """Draw up to `most` frames of the clip as a GIF.
 
-    True and predicted motion are arrows from the joints; predicted positions are joined to the true ones by lines.
+    True and predicted motion are arrows that start at the joints; predicted positions are connected to the true ones by
+    lines.
     """
     flat, arrows = flatten(analysis.pose), analysis.prediction.target == 'motion'
     step = -(-len(flat) // most)

@@ -1,7 +1,7 @@
-"""Figures of a clip's analysis (analysis.py), and PNG files of them.
+"""Figures of the analysis of a clip (analysis.py), and PNG files of them.
 
-Each `draw_…` fills a figure or a part of one. Colors are those of Okabe and Ito, distinct for the color-blind; shapes
-or labels repeat what they mean. Axis letters: T frames, V joints, P segments of u frames.
+Each `draw_…` function fills a figure or a part of one. Colors are those of Okabe and Ito, which color-blind readers can
+distinguish; shapes or labels repeat their meaning. Axis letters: T frames, V joints, P segments of u frames.
 """
 
 import io
@@ -23,11 +23,11 @@ from feeder.layouts import default_layout
 from tools.drawing.analysis import ClipAnalysis, Model, analyse_clip, read_clip
 from util.files import atomic_write
 
-matplotlib.rcParams['text.parse_math'] = False      # a $ in a name is no formula
+matplotlib.rcParams['text.parse_math'] = False      # a $ in a name does not start a formula
 
 VISIBLE, PREDICTED, TRUE = '#0072b2', '#d55e00', '#2b2f36'
 MASKED, BONE, GREY, FAINT = '#c3c7cd', '#9aa0a8', '#4a4f57', '#e3e6ea'
-WIDTH, DPI = 10, 120        # inches and dots an inch of figures
+WIDTH, DPI = 10, 120        # inches, and dots per inch, of figures
 Part = Figure | SubFigure
 
 
@@ -35,9 +35,9 @@ Part = Figure | SubFigure
 
 
 def side_view(pose: np.ndarray) -> np.ndarray:
-    """Projection (3, 2) for coordinates (T, V, 3), y upright, that shows the pose from its widest side.
+    """Return the projection (3, 2) of coordinates (T, V, 3), y upright, that shows the pose from its widest side.
 
-    It looks across the horizontal direction in which the joints of a frame spread most, from the camera's side.
+    The horizontal axis is the direction in which the joints of a frame spread most; the view is from the camera's side.
     """
     flat = (pose - pose.mean(1, keepdims=True))[..., [0, 2]].reshape(-1, 2)
     across = np.linalg.eigh(flat.T @ flat)[1][:, -1]
@@ -46,7 +46,7 @@ def side_view(pose: np.ndarray) -> np.ndarray:
 
 
 def flatten(pose: np.ndarray) -> np.ndarray:
-    """Project poses (T, V, 3) to the plane (T, V, 2); the view follows the body sideways but not vertically."""
+    """Project poses (T, V, 3) to the plane (T, V, 2); the view follows the body sideways, but not vertically."""
     flat = pose @ side_view(pose)
     return flat - np.stack([np.broadcast_to(flat[..., :1].mean(1), flat.shape[:1] + (1,)),
                             np.full(flat.shape[:1] + (1,), flat[..., 1].mean())], axis=-1)
@@ -64,14 +64,14 @@ def draw_bones(axis: Axes, points: np.ndarray, parents: tuple[int, ...], **style
 
 
 def joint_colors(analysis: ClipAnalysis, t: int) -> list[str]:
-    """Colors of the joints in a frame: visible or masked."""
+    """Return the colors of the joints in a frame: visible or masked."""
     if analysis.prediction is None:
         return [VISIBLE] * len(analysis.clip.layout.joints)
     return [MASKED if masked else VISIBLE for masked in analysis.prediction.masked[t // analysis.u]]
 
 
 def draw_poses(part: Part, analysis: ClipAnalysis, moments: int = 8) -> None:
-    """Draw the skeleton at moments spread over the clip; masked joints are grey."""
+    """Draw the skeleton at several moments of the clip; masked joints are grey."""
     flat, u = flatten(analysis.pose), analysis.u
     axes = part.subplots(1, moments)
     for axis, t in zip(axes, np.linspace(u // 2, len(flat) - 1 - u // 2, moments).round().astype(int), strict=True):
@@ -116,7 +116,7 @@ def draw_intensity(part: Part, analysis: ClipAnalysis) -> None:
 
 
 def attention_title(analysis: ClipAnalysis) -> str:
-    """Title of the attention map: block, head and query."""
+    """Return the title of the attention map: block, head and query."""
     attention = analysis.attention
     query = 'mean over all queries' if attention.query is None else \
         f'query {analysis.clip.layout.joints[attention.query[0]]}, segment {attention.query[1]}'
@@ -136,7 +136,7 @@ def draw_attention(part: Part, analysis: ClipAnalysis) -> None:
 
 
 def draw_attended(part: Part, analysis: ClipAnalysis, moments: int = 5) -> None:
-    """Draw the skeleton in the segment with the most attention of each part of the clip; joint size is attention."""
+    """Draw the skeleton in the segments with the most attention; the size of joints shows their attention."""
     flat, u, weight = flatten(analysis.pose), analysis.u, analysis.attention.weight
     parts = np.array_split(np.arange(len(weight)), min(moments, len(weight)))
     axes = part.subplots(1, len(parts), squeeze=False)[0]
@@ -153,14 +153,14 @@ def draw_attended(part: Part, analysis: ClipAnalysis, moments: int = 5) -> None:
 
 
 def value_label(analysis: ClipAnalysis) -> str:
-    """Quantity and unit of the predicted values."""
+    """Return the quantity and unit of the predicted values."""
     if analysis.prediction.target == 'motion':
         return 'motion, cm per frame'
     return {'joint': 'position, cm', 'bone': 'bone, cm', 'velocity': 'velocity, cm per frame'}[analysis.stream]
 
 
 def draw_curves(part: Part, analysis: ClipAnalysis) -> None:
-    """Draw the three masked joints that move most, each along its main axis, and all masked values at once."""
+    """Draw the three masked joints with the most motion, each along its main axis, and all masked values together."""
     prediction, u = analysis.prediction, analysis.u
     masked = np.repeat(prediction.masked, u, axis=0)                                    # (T, V)
     energy = np.where(masked[..., None], prediction.true, 0).var(0)                     # (V, 3)
@@ -229,7 +229,7 @@ def draw_classes(part: Part, analysis: ClipAnalysis, most: int = 5) -> None:
 
 def make_figure(draw: Callable[[Part, ClipAnalysis], None], analysis: ClipAnalysis, height: float,
                 width: float = WIDTH) -> Figure:
-    """A figure with a single part; sizes in inches."""
+    """Create a figure with a single part; sizes are in inches."""
     figure = Figure((width, height), dpi=DPI, layout='constrained', facecolor='white')
     draw(figure, analysis)
     return figure
@@ -242,7 +242,7 @@ def draw_maps(part: Part, analysis: ClipAnalysis) -> None:
 
 
 def overview(analysis: ClipAnalysis) -> Figure:
-    """A figure with everything about a clip."""
+    """Draw the whole analysis of a clip in one figure."""
     rows = [(draw_poses, 2.1), (draw_maps, 4.3)]
     if analysis.prediction is not None:
         rows.append((draw_curves, 2.6))
@@ -257,7 +257,7 @@ def overview(analysis: ClipAnalysis) -> Figure:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """The figure as an image (H, W, 3) uint8."""
+    """Return the figure as an image (H, W, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -265,7 +265,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def make_training_pictures(model: Model, clips: ClipMaker, dataset: SkeletonDataset, args: Namespace,
                            class_names: list[str] | None = None) -> dict[str, np.ndarray]:
-    """Images (H, W, 3) by name of the first clip of a split, as the model sees it during training.
+    """Draw the first clip of a split during training; returns images (H, W, 3) by name.
 
     Raises UserError if the joint layout is not known.
     """
@@ -277,7 +277,7 @@ def make_training_pictures(model: Model, clips: ClipMaker, dataset: SkeletonData
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png')
     return buffer.getvalue()

@@ -1,4 +1,5 @@
-"""A self-contained HTML page about clips and what a model does with them: pictures embedded, no script, no network."""
+"""A self-contained HTML page about clips and a model: pictures are embedded, and there is no script or network access.
+"""
 
 import base64
 import html
@@ -45,7 +46,7 @@ INTRO = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page."""
+    """A picture on the page."""
 
     content: bytes
     kind: str           # png or gif
@@ -80,7 +81,7 @@ def _figure(picture: Picture) -> str:
 
 
 def figures_table(analysis: ClipAnalysis) -> dict[str, str]:
-    """Figures about a clip: label and value."""
+    """Return the label and value of each metric of a clip."""
     rows = {}
     if analysis.prediction is not None:
         metrics, target = analysis.prediction.metrics, analysis.prediction.target
@@ -102,7 +103,7 @@ def figures_table(analysis: ClipAnalysis) -> dict[str, str]:
 
 
 def clip_pictures(analysis: ClipAnalysis) -> list[Picture]:
-    """All pictures of a clip, with captions that explain them to newcomers."""
+    """Return all pictures of a clip, with captions that explain them to newcomers."""
     def make(draw, height: float, alt: str, caption: str, width: float = pictures.WIDTH) -> Picture:
         return Picture(pictures.png(pictures.make_figure(draw, analysis, height, width)), 'png', alt, caption)
 

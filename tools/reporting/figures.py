@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use('Agg')       # needs no screen
-matplotlib.rcParams['text.parse_math'] = False      # a $ in a name is no formula
+matplotlib.use('Agg')       # works without a display
+matplotlib.rcParams['text.parse_math'] = False      # a $ in a name does not start a formula
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
@@ -36,9 +36,9 @@ def save(figure: plt.Figure, path: Path, dpi: int) -> None:
 
 
 def draw_curves(results: list[Result], path: Path) -> None:
-    """Draw training loss (top) and test accuracy (bottom): a column per stage, faint lines are runs, strong ones means.
+    """Draw training loss (top) and test accuracy (bottom): faint lines are runs, strong lines their means.
 
-    Raises UserError if none of the runs was trained, or one has no log.jsonl.
+    Raises UserError if none of the runs was trained, or a run has no log.jsonl.
     """
     columns = defaultdict(dict)         # stage -> {(benchmark, name of the line): curves}
     for benchmark in sorted({result.benchmark for result in results}):
@@ -50,7 +50,7 @@ def draw_curves(results: list[Result], path: Path) -> None:
                 name = experiment.name.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
                 columns[column][benchmark, name] = [run.read_curve() for run in distinct_runs(runs)]
     if not columns:
-        raise UserError('--figure: none of these runs was trained, so there are no curves; leave it out')
+        raise UserError('--figure: none of these runs was trained, so there are no curves; omit it')
     lines = list(dict.fromkeys(key for runs in columns.values() for key in runs))
     many = len({benchmark for benchmark, _ in lines}) > 1
     labels = {key: ', '.join(key if many else key[1:]) for key in lines}
@@ -98,7 +98,7 @@ def _tidy(axis: plt.Axes, xlabel: str, ylabel: str) -> None:
 
 
 def colour_of(i: int):
-    """Color number i: ten distinct ones, then the same darker."""
+    """Return color number i: ten distinct colors, followed by darker versions of them."""
     red, green, blue = matplotlib.color_sequences['tab10'][i % 10]
     shade = 0.6 if i // 10 % 2 else 1
     return red * shade, green * shade, blue * shade
@@ -108,9 +108,9 @@ def colour_of(i: int):
 
 
 def draw_confusion(scores: Scores, path: Path) -> None:
-    """Draw the share of each true class (rows) that was predicted as each class: correct in blue, confused in orange.
+    """Draw the fraction of each true class (rows) predicted as each class: correct in blue, confused in orange.
 
-    The two have separate scales; with up to 20 classes the shares are also written as numbers.
+    The two have separate scales; with up to 20 classes the fractions are also written as numbers.
     """
     counts, names = confusion(scores), class_names(scores)
     classes, shares = len(names), 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -153,23 +153,23 @@ def draw_confusion(scores: Scores, path: Path) -> None:
 
 
 def embed(features: Features, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """t-SNE of up to `most` clips, sampled with `seed`: positions (n, 2) and rows (n,), ascending.
+    """Embed up to `most` clips, sampled with `seed`, by t-SNE: positions (n, 2) and rows (n,) in ascending order.
 
-    Raises UserError for fewer than five clips or identical ones.
+    Raises UserError for fewer than five clips, or identical ones.
     """
     count = len(features.label)
     rows = np.arange(count) if count <= most else np.sort(np.random.default_rng(seed).permutation(count)[:most])
     values = features.features[rows]
     if len(rows) < 5 or not values.std(0).any():
-        raise UserError(f'--tsne: {len(rows)} {"" if len(rows) < 5 else "identical "}clips cannot be drawn; give five '
-                        'or more different ones')
+        raise UserError(f'--tsne: {len(rows)} {"" if len(rows) < 5 else "identical "}clips cannot be drawn; at least '
+                        'five different clips are needed')
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init='pca' if values.shape[1] > 1 else 'random',
                 random_state=seed)
     return tsne.fit_transform(values), rows
 
 
 def draw_tsne(features: Features, path: Path, benchmark: str | None = None, most: int = 2000, seed: int = 0) -> None:
-    """Draw clips as points, with a color and marker per class and the class number at its center; raises as `embed`."""
+    """Draw clips as points, with a color and marker per class and its number at the center; raises as `embed` does."""
     places, rows = embed(features, most, seed)
     label, names = features.label[rows], label_names(benchmark, features.label)
     present = np.unique(label)

@@ -1,4 +1,4 @@
-"""Reports on saved class scores: accuracy per class, confused pairs, ensembles.
+"""Reports on class scores: accuracy per class, confused pairs, ensembles.
 
 N clips, C classes.
 """
@@ -17,7 +17,7 @@ from util.results import STREAMS, Result
 
 
 def class_names(scores: Scores) -> list[str]:
-    """Class names saved with the scores, those of the benchmark, or 'class 0', …"""
+    """Return the class names saved with the scores, or those of the benchmark, or 'class 0', …"""
     classes = scores.scores.shape[1]
     if scores.classes is not None:
         return scores.classes.tolist()
@@ -25,13 +25,13 @@ def class_names(scores: Scores) -> list[str]:
 
 
 def result_beside(path: Path) -> Result | None:
-    """Result of the run that wrote a file, from the same folder, if there is one."""
+    """Return the result of the run that wrote a file, from the same folder, if there is one."""
     path = path.parent / 'result.json'
     return Result.read(path) if path.exists() else None
 
 
 def accuracy(scores: Scores) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent, mean cross-entropy and number of samples."""
+    """Return top-1 and top-5 accuracy in percent, mean cross-entropy and number of samples."""
     label, values = scores.label, scores.scores
     classes = values.shape[1]
     top5 = 1. if classes <= 5 else top_k_accuracy_score(label, values, k=5, labels=np.arange(classes))
@@ -41,12 +41,12 @@ def accuracy(scores: Scores) -> dict[str, float]:
 
 
 def confusion(scores: Scores) -> np.ndarray:
-    """Confusion matrix (C, C): rows are true classes, columns predicted ones."""
+    """Return the confusion matrix (C, C): rows are true classes, columns predicted classes."""
     return confusion_matrix(scores.label, scores.scores.argmax(1), labels=np.arange(scores.scores.shape[1]))
 
 
 def class_table(scores: Scores) -> str:
-    """Summary line and Markdown table of the accuracy per class, lowest first."""
+    """Return a summary line and a Markdown table of the accuracy per class, lowest first."""
     counts, names, total = confusion(scores), class_names(scores), accuracy(scores)
     clips, rows = counts.sum(1), []
     correct = 100 * counts.diagonal() / np.maximum(clips, 1)
@@ -62,7 +62,7 @@ def class_table(scores: Scores) -> str:
 
 
 def pairs_table(scores: Scores, most: int = 10) -> str:
-    """Markdown table of the most confused pairs of classes, most clips first."""
+    """Return a Markdown table of the most confused pairs of classes, most clips first."""
     counts, names = confusion(scores), class_names(scores)
     pairs = [(int(counts[i, j]), counts[i, j] / counts[i].sum(), i, j) for i, j in np.argwhere(counts) if i != j]
     pairs.sort(key=lambda pair: (-pair[0], -pair[1], pair[2:]))
@@ -73,45 +73,45 @@ def pairs_table(scores: Scores, most: int = 10) -> str:
 
 
 def exclude(scores: Scores, path: Path) -> Scores:
-    """Leave out the clips named in a text file, one per line.
+    """Exclude the clips listed in a text file, one name per line.
 
-    Raises UserError if it cannot be read, names an unknown clip, or names all clips.
+    Raises UserError if the file cannot be read, contains an unknown clip, or contains all clips.
     """
     try:
         names = {line.strip() for line in path.read_text(encoding='utf-8').splitlines()} - {''}
     except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); give a text file with a clip name per line') from error
+        raise UserError(f'{path}: cannot be read ({error}); use a text file with a clip name per line') from error
     if unknown := names - set(scores.name.tolist()):
         raise UserError(f'{path}: {len(unknown)} of its {len(names)} clips are not in {scores.path} '
-                        f'({min(unknown):.80}); give names of the same test clips')
+                        f'({min(unknown):.80}); use names of the same test clips')
     kept = ~np.isin(scores.name, sorted(names))
     if not kept.any():
-        raise UserError(f'{path}: names every clip of {scores.path}; leave some')
+        raise UserError(f'{path}: contains every clip of {scores.path}; keep some clips')
     return scores._replace(**{name: getattr(scores, name)[kept] for name in ('name', 'label', 'scores')})
 
 
 def add_scores(members: list[Scores]) -> Scores:
-    """Mean probabilities of several runs; clips are matched by name.
+    """Average the probabilities of several runs; clips are matched by name.
 
     Raises UserError if the runs differ in clips, labels or number of classes.
     """
     first = members[0]
     if len(members) < 2 or len({member.path.resolve() for member in members}) < len(members):
-        raise UserError('--ensemble: give the scores.npz of two or more runs, each once')
+        raise UserError('--ensemble: specify the scores.npz of at least two runs, each once')
     total, order = first.scores.astype(np.float64), np.argsort(first.name)
     for member in members[1:]:
         pair = f'{member.path} and {first.path}'
         if member.scores.shape[1] != first.scores.shape[1]:
-            raise UserError(f'{pair}: {member.scores.shape[1]} and {first.scores.shape[1]} classes; give runs of one '
+            raise UserError(f'{pair}: {member.scores.shape[1]} and {first.scores.shape[1]} classes; use runs of one '
                             'benchmark')
         if missing := set(first.name) ^ set(member.name):
-            raise UserError(f'{pair}: {len(missing)} clips are in one of them only ({min(missing)}); give runs on the '
+            raise UserError(f'{pair}: {len(missing)} clips are in one of them only ({min(missing)}); use runs on the '
                             'same test clips')
         match = np.empty(len(order), dtype=np.int64)        # row in `member` of each row of `first`
         match[order] = np.argsort(member.name)
         if (wrong := member.label[match] != first.label).any():
             i = int(wrong.argmax())
-            raise UserError(f'{pair}: {first.name[i]} has labels {member.label[match][i]} and {first.label[i]}; give '
+            raise UserError(f'{pair}: {first.name[i]} has labels {member.label[match][i]} and {first.label[i]}; use '
                             'runs of one benchmark')
         total += member.scores[match]
     streams = sorted((member.stream for member in members),
@@ -122,17 +122,17 @@ def add_scores(members: list[Scores]) -> Scores:
 def write_ensemble(members: list[Scores], folder: Path) -> str:
     """Write result.json and scores.npz of an ensemble; returns a table of all accuracies.
 
-    Raises UserError as `add_scores`, and if `folder` belongs to another run.
+    Raises UserError as `add_scores` does, and if `folder` belongs to another run.
     """
     folder, path = Path(folder), Path(folder) / 'scores.npz'
     present = result_beside(path)
     if (present and present.protocol != 'ensemble') or folder.resolve() in {member.path.resolve().parent
                                                                             for member in members}:
-        raise UserError(f'--out {folder}: is the folder of another run; give a separate one')
+        raise UserError(f'--out {folder}: is the folder of another run; choose a separate folder')
     total, runs = add_scores(members)._replace(path=path), [result_beside(member.path) for member in members]
 
     def common(name: str):
-        """The value of all members' results, None if they differ or a result is missing."""
+        """Return the value that all members' results share, or None if they differ or a result is missing."""
         values = [getattr(run, name) if run else None for run in runs]
         return values[0] if all(value == values[0] for value in values) else None
 

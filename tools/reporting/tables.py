@@ -20,7 +20,7 @@ FOOTNOTES = '¹²³⁴⁵⁶⁷⁸⁹'
 
 @cache
 def read_published() -> tuple[dict[str, str], dict[str, dict[Experiment, dict[str, float]]]]:
-    """Read config/published.yaml: source titles, and top-1 % by benchmark, experiment and source."""
+    """Read config/published.yaml: titles of the sources, and top-1 % by benchmark, experiment and source."""
     content = read_yaml(PUBLISHED, 'published figures', 'get config/published.yaml from the repository')
     sources, figures = content['sources'], {}
     for benchmark, rows in content['figures'].items():
@@ -35,7 +35,7 @@ def read_published() -> tuple[dict[str, str], dict[str, dict[Experiment, dict[st
 
 
 def tables(results: list[Result], all_rows: bool = False, benchmark: str | None = None) -> str:
-    """Markdown tables of all benchmarks or one; `all_rows` includes published rows without a run."""
+    """Return Markdown tables of all benchmarks or one; `all_rows` includes published rows without a run."""
     by_benchmark = defaultdict(list) | ({name: [] for name in read_published()[1]} if all_rows else {})
     for result in results:
         by_benchmark[result.benchmark].append(result)
@@ -47,7 +47,7 @@ def tables(results: list[Result], all_rows: bool = False, benchmark: str | None 
 
 
 def benchmark_table(benchmark: str, results: list[Result], all_rows: bool = False) -> str:
-    """Table of one benchmark; accuracies are top-1 % on its test split."""
+    """Return the table of one benchmark; accuracies are top-1 % on its test split."""
     sources, published = read_published()
     published = published.get(benchmark, {})
     groups = {row: distinct_runs(runs) for row, runs in group_runs(results).items()}
@@ -71,7 +71,7 @@ def benchmark_table(benchmark: str, results: list[Result], all_rows: bool = Fals
 
 
 def _as_published(experiment: Experiment) -> Experiment:
-    """The published row of an experiment: runs of the authors' weights are runs of MAMP."""
+    """Return the published row for an experiment: runs of the authors' weights correspond to runs of MAMP."""
     return replace(experiment, method='MAMP') if experiment.method == "authors' weights" else experiment
 
 
@@ -80,7 +80,7 @@ def _row_name(experiment: Experiment, note: str) -> str:
 
 
 def _run_cells(runs: list[Result]) -> list[str | None]:
-    """Cells of a row: last epoch, each seed, best epoch, top-5, minutes."""
+    """Return the cells of a row: last epoch, each seed, best epoch, top-5, minutes."""
     scored = [run for run in runs if run.last]
 
     def spread_of_all(scores: list[dict | None], name: str) -> str | None:
@@ -96,9 +96,10 @@ def _run_cells(runs: list[Result]) -> list[str | None]:
 
 
 def lead_table(groups: dict[tuple[Experiment, str], list[Result]]) -> str:
-    """MAMP's lead over MAE, a random encoder and training from scratch; '' without two seeds on both sides.
+    """Return the table of MAMP's lead over MAE, a random encoder and training from scratch.
 
-    In points of the mean top-1 % of the last epoch, with the standard error of the difference of two means.
+    The lead is the difference of mean top-1 % at the last epoch, with its standard error; the table is empty unless
+    both sides have at least two seeds.
     """
     scores = {row: [run.last['top1'] for run in runs if run.last] for row, runs in groups.items()}
     rows = []
@@ -123,12 +124,12 @@ def _lead(own: list[float], other: list[float]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """'56.4 ± 6.5': mean and standard deviation (n − 1), or a single value."""
+    """Format mean and standard deviation (n − 1), '56.4 ± 6.5', or a single value."""
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
 def markdown(head, rows: list[list]) -> str:
-    """A Markdown table; None is an empty cell."""
+    """Return a Markdown table; None is an empty cell."""
     def line(cells) -> str:
         texts = [EMPTY if cell is None else str(cell).replace('|', '\\|') for cell in cells]
         return f'| {" | ".join(texts)} |'
@@ -144,12 +145,12 @@ def rewrite_tables(path: Path) -> bool:
     try:
         text = path.read_text(encoding='utf-8')
     except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); give a Markdown file') from error
+        raise UserError(f'{path}: cannot be read ({error}); use a Markdown file') from error
     pattern = re.compile(r'^(<!-- table: (.+?) -->)\n.*?^(<!-- end -->)$', re.MULTILINE | re.DOTALL)
     starts, ends = (len(re.findall(rf'^<!-- {word}', text, re.MULTILINE)) for word in ('table: ', 'end -->'))
     if not starts or starts != ends or len(pattern.findall(text)) != starts:
-        raise UserError(f'{path}: {starts} lines <!-- table: PLACE --> and {ends} lines <!-- end -->; give one or more '
-                        'pairs, each on lines of their own')
+        raise UserError(f'{path}: {starts} lines <!-- table: PLACE --> and {ends} lines <!-- end -->; there must be '
+                        'one or more pairs, each marker on its own line')
     updated = pattern.sub(lambda match: f'{match[1]}\n\n{tables(read_results(path.parent / match[2]))}\n\n{match[3]}',
                           text)
     if updated == text:
