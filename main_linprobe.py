@@ -1,6 +1,6 @@
 """Linear probe: train a linear layer on the mean features of a frozen encoder.
 
-    python main_linprobe.py --config config/linprobe.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
+python main_linprobe.py --config config/linprobe.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Measure the speed of every stage in several modes, with the real training loops on batches like NTU RGB+D 60's.
 
-python tools/benchmark.py --stages pretrain,evaluate --modes plain,fp32,bf16 --device cpu --json table.json python
-tools/benchmark.py --stages prepare --samples 1000
+python tools/benchmark.py --stages pretrain,evaluate --modes plain,fp32,bf16 --device cpu --json table.json
+python tools/benchmark.py --stages prepare --samples 1000
 
 Stages: pretrain, finetune, linprobe and evaluate; data, which only makes clips; prepare, which converts NTU RGB+D text
 to a dataset file. Modes: plain, which computes as the authors' code does (benchmarking/plain.py); fp32, tf32 and bf16,

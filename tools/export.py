@@ -1,7 +1,7 @@
 """Export trained models for use without this code, and convert checkpoints of the authors' code.
 
-python tools/export.py --checkpoint runs/finetune/checkpoint-last.pth --onnx model.onnx --pt2 model.pt2 python
-tools/export.py --authors AUTHORS.pth --out OWN.pth --config config/finetune.yaml config/ntu60_xsub.yaml
+python tools/export.py --checkpoint runs/finetune/checkpoint-last.pth --onnx model.onnx --pt2 model.pt2
+python tools/export.py --authors AUTHORS.pth --out OWN.pth --config config/finetune.yaml config/ntu60_xsub.yaml
 
 An exported model takes clips (B, 3, T, V, M) float32 as feeder/augment.py makes them for evaluation (in metres; the
 middle 95 % of the valid frames, resized linearly to T; bones or velocities for those streams) and returns logits (B,

@@ -1,10 +1,14 @@
 """Application of a trained model to recordings, also in notebooks.
 
->>> from tools.recognition import Recogniser >>> recogniser = Recogniser(checkpoint, device='cpu') >>> rng =
-np.random.default_rng(0) >>> clip = rng.normal(size=(40, recogniser.num_joints, 3))      # 40 frames of one body, in
-metres >>> recogniser.probabilities(clip).shape == (len(recogniser.class_names),) True >>> pair = rng.normal(size=(90,
-2, recogniser.num_joints, 3))   # 90 frames of two bodies >>> recogniser.features([clip, pair]).shape == (2,
-recogniser.width) True
+>>> from tools.recognition import Recogniser
+>>> recogniser = Recogniser(checkpoint, device='cpu')
+>>> rng = np.random.default_rng(0)
+>>> clip = rng.normal(size=(40, recogniser.num_joints, 3))      # 40 frames of one body, in metres
+>>> recogniser.probabilities(clip).shape == (len(recogniser.class_names),)
+True
+>>> pair = rng.normal(size=(90, 2, recogniser.num_joints, 3))   # 90 frames of two bodies
+>>> recogniser.features([clip, pair]).shape == (2, recogniser.width)
+True
 
 Axis letters: N clips, T frames, M bodies, V joints, C classes, D feature width.
 """

@@ -1,7 +1,7 @@
 """Recognition without training: nearest neighbours, or one exemplar per class, in the features of a frozen encoder.
 
-python tools/retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT python
-tools/retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
+python tools/retrieval.py --config config/retrieval.yaml config/nwucla_xview.yaml --finetune CHECKPOINT
+python tools/retrieval.py --features runs/nwucla_xview/retrieval/features.npz --k 5 --output_dir runs/nwucla_xview/k_5
 """
 
 import argparse
