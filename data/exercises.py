@@ -137,7 +137,7 @@ def make_posture(rng: np.random.Generator) -> np.ndarray:
 
 
 def hold(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a posture that sways slightly, (T, 25, 3)."""
+    """Generate a random posture with slight sway, (T, 25, 3)."""
     sway = 2 * np.pi * np.arange(frames)[:, None, None] / FPS * rng.uniform(.2, .5, (JOINTS, 3))
     return make_posture(rng) + rng.normal(0, .015, (JOINTS, 3)) * np.sin(
         sway + rng.uniform(0, 2 * np.pi, (JOINTS, 3)))

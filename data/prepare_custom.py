@@ -83,7 +83,7 @@ def read_table(path: Path, raw: Path, test_subjects: Sequence[str] | None) -> tu
             row = _check_row(f'{path}: line {line}', values, column, test, raw)
             file = os.path.realpath(row.path)
             if file in lines_by_file:
-                raise UserError(f'{row.name!r:.80} duplicates line {lines_by_file[file]}')
+                raise UserError(f'{row.name!r:.80} is already listed in line {lines_by_file[file]}')
         except UserError as error:
             errors.append(f'{path}: line {line}: {error}')
             continue

@@ -2,19 +2,20 @@
 
     python data/prepare_nwucla.py --raw nw_ucla.tar.xz --out data/nwucla
 
-`--raw` is a folder or an archive, which is not unpacked: its JSON files in `all_sqe/` at any depth, or all of them if
-there is no such folder. All-zero frames are dropped; joint 2 of the first frame is the origin. Protocols:
+`--raw` is a folder, or an archive, which is read without unpacking it. The JSON files in its folder `all_sqe/`, at any
+depth, are read, or all JSON files if there is no such folder. All-zero frames are dropped; joint 2 (numbered from 1) of
+the first frame is the origin. Protocols:
 
 - `NWUCLA_XView.npz`: views 1 and 2 for training, view 3 for testing; the benchmark's own protocol.
 - `NWUCLA_XSub.npz`: odd subjects for training, even subjects for testing; defined here, without published results.
-- `NWUCLA_Validation.npz` (`--protocol validation`): for choosing settings; of views 1 and 2, subjects 3, 6 and 9 for
-  testing and the others for training. View 3, the test view of the benchmark, is not used.
-- `NWUCLA_ValidationView.npz` (`--protocol validation_view`): the same across views; subjects 3, 6 and 9 in view 2 for
-  testing, the others in view 1 for training.
+- `NWUCLA_Validation.npz` (`--protocol validation`), for choosing settings: views 1 and 2 only, subjects 3, 6 and 9 for
+  testing, the other subjects for training. View 3, the test view of the benchmark, is not used.
+- `NWUCLA_ValidationView.npz` (`--protocol validation_view`), for choosing settings across views: subjects 3, 6 and 9 in
+  view 2 for testing, the other subjects in view 1 for training.
 
 In the release that is available, the view 3 clips of actions a02 and a03 are copies of their view 2 clips, so that 95
-of the 464 XView test clips are also training clips. They are kept for comparison with other work, counted in the
-summary and listed in `NWUCLA_XView_copies.txt` (`tools/report.py --scores … --without` excludes them).
+of the 464 XView test clips are also training clips. These test clips are kept for comparison with other work, counted
+in the summary and listed in `NWUCLA_XView_copies.txt` (`tools/report.py --scores … --without` excludes them).
 """
 
 import json

@@ -108,7 +108,7 @@ def parse_label(line: bytes, frames: int) -> tuple[int, int, int]:
     """
     fields = [field.strip() for field in line.split(b',')]
     if len(fields) != 4 or not all(field.isdigit() and len(field) < 10 for field in fields[:3]):
-        raise UserError(f'{line.decode("latin-1").strip()!r:.60} is not class,start,end,confidence')
+        raise UserError(f'{line.decode("latin-1").strip()!r:.60} is not of the form class,start,end,confidence')
     action, start, end = map(int, fields[:3])
     if not 1 <= action <= CLASSES:
         raise UserError(f'class {action} is not one of 1..{CLASSES}')

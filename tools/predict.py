@@ -90,9 +90,9 @@ def write(target: str, content: str) -> None:
 
 
 def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
-    """Write the test split of a features.npz: a row per recording, or per window, which is named by its frames.
+    """Write features.npz with one row per recording, or with `has_windows` one per window, named by its frames.
 
-    Labels are written only if every recording has one.
+    Labels are written only if every recording has a label.
     """
     rows = [(prediction.recording, place) for prediction in predictions for place in prediction.windows]
     names = [f'{recording.name}[{place.start}:{place.end}]' if has_windows else recording.name

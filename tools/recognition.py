@@ -119,7 +119,7 @@ class Recogniser:
         return self._outputs(frames, 'features', batch_size)
 
     def check_classes(self) -> None:
-        """Raise UserError for a model without classes."""
+        """Raise UserError if the model has no classification head."""
         if self.class_names is None:
             raise UserError(f'{self.path}: a checkpoint of {STAGE_TITLES[self.checkpoint.stage]} has no classes, only '
                             'features (--features); use a checkpoint of main_finetune.py or main_linprobe.py')

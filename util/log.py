@@ -70,7 +70,7 @@ class RunLog:
 
 
 class NoLog:
-    """Log of processes that do not write: its methods have no effect."""
+    """Log for processes other than the main one: its methods have no effect."""
 
     def _ignore(self, *_) -> None: ...
 

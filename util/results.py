@@ -124,7 +124,7 @@ class Result:
         """Check and convert the entries of a result, including files of earlier versions. Raises UserError."""
         remedy = 'remove it or rerun the stage that wrote it'
         if not isinstance(content, dict):
-            raise UserError(f'{path}: not the result of a run; {remedy}')
+            raise UserError(f'{path}: not a result file of a run; {remedy}')
         content = {'stream': (content.get('config') or {}).get('stream') or 'joint',
                    **{name: value for name, value in content.items() if value is not None}}
         types = {entry.name: entry.type for entry in dataclasses.fields(cls) if entry.name != 'path'}

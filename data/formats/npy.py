@@ -14,9 +14,9 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
     frames = open_npy(path, 'correct the path')
     if frames.ndim not in (3, 4) or frames.shape[-1] != 3:
         raise UserError(f'has shape {frames.shape}, expected (frames, joints, 3) or (frames, bodies, joints, 3); save '
-                        'the array in this shape')
+                        'the array in one of these shapes')
     if frames.nbytes > MAX_BYTES:
-        raise UserError(f'{frames.nbytes / 1e6:,.0f} MB are too large for one recording; split it')
+        raise UserError(f'is {frames.nbytes / 1e6:,.0f} MB, too large for one recording; split it into several files')
     frames = frames[:, None] if frames.ndim == 3 else frames                                # (T, M, V, 3)
     layout = choose_layout(frames, options.layout)
     yield Recording(path, clean(frames, layout, options.scale, options.centre), layout)

@@ -163,7 +163,7 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     rows.append({'file': 'many.npz', 'label': 'jump', 'split': 'train'})
     table = write_table(tmp_path / 'l.csv', rows)
     table.write_text(table.read_text() + 'one,two\na,b,train,d\n')
-    expected = [(2, 'missing.npy: no such file'), (4, 'not printable'), (5, "split 'val'"), (7, 'duplicates line 6'),
+    expected = [(2, 'missing.npy: no such file'), (4, 'not printable'), (5, "split 'val'"), (7, 'listed in line 6'),
                 (15, 'unknown file suffix'), (17, 'differs from line 1'),
                 (18, 'differs from line 1'), (8, 'not finite'),
                 (9, '25 joints differ from the 17'), (16, 'several clips')]

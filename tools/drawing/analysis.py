@@ -121,7 +121,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def analyse_clip(model: Model, settings: dict, clip: Clip, body: int = 0, seed: int = 0, block: int | None = None,
                  head: int | None = None, query: tuple[int, int] | None = None,
                  class_names: list[str] | None = None) -> ClipAnalysis:
-    """Analyse one body of a clip; `seed` draws the mask, and block None is the last one.
+    """Analyse one body of a clip; `seed` determines the mask, and `block` None is the last encoder block.
 
     The model and PyTorch's random generators are unchanged afterwards, so that this can be called during training.
     """
