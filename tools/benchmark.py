@@ -206,15 +206,18 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add('--stages', type=subset(STAGES), default=['pretrain', 'evaluate'], help=','.join(STAGES))
     add('--modes', type=subset(MODES), default=['plain', 'fp32', 'bf16'], help=','.join(MODES))
-    add('--config', nargs='+', default=[str(CONFIG / 'ntu60_xsub.yaml')], help='benchmark files, after the recipe')
+    add('--config', nargs='+', default=[str(CONFIG / 'ntu60_xsub.yaml')], help='benchmark files, which override '
+        'the recipe')
     add('--data_path', help='a dataset file (default: synthetic clips)')
     add('--batch_size', type=COUNT, nargs='+', help='clips per process, one or several sizes '
         '(default: 8 on a CPU, those of the recipe on a GPU)')
-    add('--steps', type=COUNT, help='of a round (default: 40 on a GPU, 2 on a CPU)')
-    add('--repeats', type=COUNT, default=3, help='rounds after the first')
-    add('--num_workers', type=WHOLE, help='reading threads, worker processes of `plain` (default: 8 on a GPU, else 0)')
-    add('--train_clips', type=COUNT, default=40091, help="clips of the recipe's hours (default: NTU-60 XSub)")
-    add('--test_clips', type=WHOLE, default=16487, help='clips of its evaluation after every epoch')
+    add('--steps', type=COUNT, help='steps per round (default: 40 on a GPU, 2 on a CPU)')
+    add('--repeats', type=COUNT, default=3, help='number of rounds after the first, which is the start-up')
+    add('--num_workers', type=WHOLE, help='reading threads, or worker processes of `plain` '
+        '(default: 8 on a GPU, else 0)')
+    add('--train_clips', type=COUNT, default=40091, help='training clips per epoch, to compute the hours of the '
+        'recipe (default: NTU-60 XSub)')
+    add('--test_clips', type=WHOLE, default=16487, help='clips in the evaluation after every epoch')
     add('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     add('--raw', type=Path, help='folder of .skeleton files for `prepare` (default: synthetic ones)')
     add('--samples', type=COUNT, default=1000, help='synthetic files for `prepare`')
@@ -232,7 +235,7 @@ def check(options: argparse.Namespace, device: torch.device) -> None:
     if 'tf32' in options.modes and not on_gpu:
         raise UserError('--modes tf32 needs a CUDA GPU; omit it')
     if 1 in options.batch_size and {'finetune', 'linprobe'} & set(options.stages):
-        raise UserError('--batch_size 1: the heads normalise over a batch; use 2 or more')
+        raise UserError('--batch_size 1 is too small: the heads normalise over the batch; use 2 or more')
     if options.modes == ['nonempty'] and 'pretrain' not in options.stages:
         raise UserError('--modes nonempty measures pre-training only; add pretrain to --stages')
     outputs = ('--json', options.json), ('--profile', options.profile)

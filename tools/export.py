@@ -32,7 +32,7 @@ from util.log import code_version
 from util.options import COUNT
 from util.weights import convert_authors, rebuild_model
 
-BATCH_SIZES = (1, 5)        # of the batches for verification
+BATCH_SIZES = (1, 5)        # sizes of the batches for verification
 
 
 def random_walks(num_bodies: int, num_frames: int, num_joints: int) -> torch.Tensor:
@@ -61,7 +61,7 @@ def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tupl
         description = f'test clips {", ".join(map(str, rows))} of {args.data_path}'
     else:
         clips = clip_maker.derive_stream(random_walks(args.num_bodies or spec.bodies, frames, joints))
-        description = f'{len(clips)} random walks (give --data_path for real clips)'
+        description = f'{len(clips)} random walks (specify --data_path to use real clips)'
     return [part.contiguous().numpy() for part in clips.split(BATCH_SIZES)], description
 
 
@@ -135,13 +135,14 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.authors:
         if args.onnx or args.pt2 or args.what or args.num_bodies or args.out is None:
-            parser.error('--authors needs --out, with options of a stage only; export its output with --checkpoint')
+            parser.error('--authors needs --out and accepts only the options of a stage; to export the converted '
+                         'checkpoint, use --checkpoint in a second call')
         print(convert_authors(args.authors, args.out, rest + ['--data_path', args.data_path] * bool(args.data_path)))
         return 0
     if rest:
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if args.out or not (args.onnx or args.pt2):
-        parser.error('--checkpoint needs --onnx, --pt2 or both, and no --out')
+        parser.error('--checkpoint needs --onnx, --pt2 or both; --out is for --authors only')
     export_checkpoint(args)
     return 0
 

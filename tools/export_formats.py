@@ -91,7 +91,7 @@ def read_onnx(path: Path) -> Run:
 
 
 def read_pt2(path: Path) -> Run:
-    """Load a file of torch.export.save."""
+    """Load a file written by torch.export.save."""
     with quiet(), open(path, 'rb') as file:
         module = torch.export.load(file).module()
     return lambda clips: module(torch.from_numpy(clips)).detach().numpy()
@@ -101,8 +101,8 @@ def _require(package: str) -> None:
     try:
         __import__(package)
     except ImportError as error:
-        raise UserError(f'--onnx needs {package}, which cannot be imported ({error}); pip install -r '
-                        'requirements.txt') from error
+        raise UserError(f'--onnx needs {package}, which cannot be imported ({error}); run pip '
+                        'install -r requirements.txt') from error
 
 
 @torch.inference_mode()
@@ -135,5 +135,5 @@ def verify(path: Path, read: Callable[[Path], Run], part: str, batches: list[np.
             raise ExportError(f'the exported model differs from PyTorch by {worst:.1e}, more than {TOLERANCE:g}; no '
                               'file was written')
         if part == 'classifier' and (output.argmax(1) != reference.argmax(1)).any():
-            raise ExportError('the exported model predicts another class than PyTorch; no file was written')
+            raise ExportError('the exported model predicts a different class than PyTorch; no file was written')
     return worst

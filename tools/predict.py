@@ -109,7 +109,8 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('files', nargs='+', type=Path, metavar='FILE', help='recordings, or folders of them')
-    add('--checkpoint', required=True, help='of main_finetune.py or main_linprobe.py; for --features of any stage')
+    add('--checkpoint', required=True, help='checkpoint of main_finetune.py or main_linprobe.py; '
+        'for --features, a checkpoint of any stage')
     add('--top', type=COUNT, help='number of classes to list (default: 5)')
     add('--window', type=COUNT, metavar='FRAMES', help='slide a window of this many frames over each recording '
         '(Kinect data has 30 a second; default: the whole recording at once)')
@@ -127,8 +128,8 @@ def build_parser() -> Parser:
         'and of each window to the origin (default: as for the training data)')
     add('--batch_size', type=COUNT, default=64, help='clips or windows per batch (default: 64)')
     add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
-    add('--precision', choices=('fp32', 'tf32', 'bf16'), help='of matrix products (default: bf16 on GPUs that '
-        'support it, else fp32)')
+    add('--precision', choices=('fp32', 'tf32', 'bf16'), help='precision of matrix products (default: bf16 on GPUs '
+        'that support it, else fp32)')
     return parser
 
 
@@ -137,7 +138,7 @@ def check(args: argparse.Namespace) -> list[Path]:
     if args.json == '-' and args.csv == '-':
         raise UserError('--json - and --csv -: only one of them can go to stdout; specify a file for the other')
     if args.hop and (args.window is None or args.hop > args.window):
-        raise UserError(f'--hop {args.hop}: needs a --window of at least as many frames')
+        raise UserError(f'--hop {args.hop}: must be used with a --window of at least as many frames')
     files = find_files(args.files, args.format)
     targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
                and (name == 'features' or target != '-')]

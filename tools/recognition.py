@@ -55,10 +55,10 @@ def input_spec(checkpoint: Checkpoint, path: str | Path) -> InputSpec:
     classes = checkpoint.args.get('num_classes') if checkpoint.stage in ('linprobe', 'finetune') else None
     names = checkpoint.class_names
     if names is not None and len(names) != classes:
-        raise UserError(f'{path}: {len(names)} class names for {classes} classes; use another checkpoint')
+        raise UserError(f'{path}: the checkpoint has {len(names)} class names for {classes} classes; use another one')
     centre, scale = preparation.get('centre', True), preparation.get('scale', 1.)
     if not isinstance(centre, bool) or not isinstance(scale, int | float) or not scale > 0:
-        raise UserError(f'{path}: its preparation is invalid; use another checkpoint')
+        raise UserError(f'{path}: the preparation settings in the checkpoint are invalid; use another one')
     is_custom = names is not None or checkpoint.preparation is not None
     names = names or find_class_names(benchmark, classes)
     # A custom dataset, or one with another number of classes, may have the name of a known one.
@@ -126,7 +126,7 @@ class Recogniser:
 
     def _outputs(self, frames: np.ndarray | Sequence[np.ndarray], name: str, batch_size: int) -> np.ndarray:
         is_list = isinstance(frames, list | tuple)
-        clips = [self.prepare(clip, f'recording {i} (from 0)')
+        clips = [self.prepare(clip, f'recording {i} (numbered from 0)')
                  for i, clip in enumerate(frames if is_list else [frames])]
         if not clips:
             raise UserError('the list of recordings is empty; pass at least one')

@@ -20,13 +20,14 @@ from feeder.npz import open_member
 from tools.recognition import Recogniser, batched
 from util.errors import UserError
 
-LABEL_SETS = {'ntu': ('ntu60', 'ntu120', 'synth'), 'nwucla': ('nwucla',)}   # data sets whose labels these formats hold
+LABEL_SETS = {'ntu': ('ntu60', 'ntu120', 'synth'), 'nwucla': ('nwucla',)}   # datasets whose labels are in these formats
 
 
 def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
-    """Return the files among `paths`, and in its folders, at any depth, those with the suffix of a format; each once.
+    """Return the files in `paths`; folders are searched at any depth for files with the suffix of a format.
 
-    Raises UserError for a missing path, a folder without such files, and a file of unknown format.
+    A file that occurs several times is returned once. Raises UserError for a missing path, a folder without such files,
+    and a file of unknown format.
     """
     endings, files = suffixes(format_name), []
     for path in paths:
@@ -34,7 +35,7 @@ def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
             inside = sorted(Path(root) / file for root, _, names in os.walk(path, followlinks=True)
                             for file in names if file.lower().endswith(endings) and not file.startswith('.'))
             if not inside:
-                raise UserError(f'{path}: contains no recording ({", ".join(endings)}); give another folder')
+                raise UserError(f'{path}: contains no recording ({", ".join(endings)}); choose another folder')
             files += inside
         elif not os.path.exists(path):
             raise UserError(f'{path}: no such file or folder; correct the path')
@@ -75,7 +76,7 @@ def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | N
 
 
 def _has_same_labels(path: Path, name: str, recogniser: Recogniser, split: str) -> bool:
-    """True if the labels of a file are those of the model's classes."""
+    """Return True if the labels of a file refer to the classes of the model."""
     if name == 'npz' and recogniser.class_names is not None:
         return open_member(path, f'y_{split}', REMEDY).shape[-1:] == (len(recogniser.class_names),)
     dataset = find_dataset(recogniser.benchmark)
@@ -83,16 +84,16 @@ def _has_same_labels(path: Path, name: str, recogniser: Recogniser, split: str) 
 
 
 def _check_joints(recording: Recording, recogniser: Recogniser) -> None:
-    """Raise UserError if a recording has other joints than the model."""
+    """Raise UserError if the joints of a recording differ from those of the model."""
     def describe(num_joints: int, layout: Layout | None) -> str:
         layout = layout or known_layout(num_joints)
         return f'{num_joints} joints' + (f' ({layout.name})' if layout else '')
 
     num_joints, layout, expected = recording.num_joints, recording.layout, recogniser.layout
     if num_joints != recogniser.num_joints or (expected and layout and expected.joints != layout.joints):
-        raise UserError(f'{recording.path}: bodies have {describe(num_joints, layout)}, the model expects '
-                        f'{describe(recogniser.num_joints, expected)}; give a checkpoint or recordings with the same '
-                        'joints')
+        raise UserError(f'{recording.path}: bodies have {describe(num_joints, layout)}, but the model expects '
+                        f'{describe(recogniser.num_joints, expected)}; use a checkpoint and recordings with '
+                        'the same joints')
 
 
 # ---- sliding windows -------------------------------------------------------------------------------------------------

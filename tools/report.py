@@ -69,7 +69,7 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, default)
     if args.pairs < 0 or args.points < 5 or not 0 <= args.seed < 2**32:
-        raise UserError('--pairs must be at least 0, --points at least 5, --seed from 0 to 4294967295')
+        raise UserError('--pairs must be at least 0, --points at least 5, and --seed from 0 to 4294967295')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, 
     datasets = {split: SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test')}
     classes = {split: dataset.num_classes for split, dataset in datasets.items()}
     if classes['train'] != classes['test']:
-        raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, y_test {classes["test"]}; '
+        raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, but y_test has {classes["test"]}; '
                         'regenerate the file')
     check_protocol(args, len(datasets['train']), classes['train'])
     names = {split: dataset.names for split, dataset in datasets.items()}
@@ -78,7 +78,7 @@ def use_features_file(args: argparse.Namespace) -> tuple[dict[str, Features], di
                             'option, or use other features')
         setattr(args, name, next(value for value in (option, recorded, default) if value is not None))
     if args.stream not in STREAMS:
-        raise UserError(f'{args.features}: unknown stream {args.stream!r:.80}; regenerate it')
+        raise UserError(f'{args.features}: unknown stream {args.stream!r:.80}; regenerate the file')
     for name in recipe_names() & record.get('config', {}).keys():
         setattr(args, name, record['config'][name])
     if args.output_dir is None:
@@ -143,7 +143,8 @@ def one_shot(splits: dict[str, Features], classes: int, every: int, metric: str)
     exemplars = select_exemplars(splits, novel, published=classes == 120)
     keep = np.isin(test.label, novel) & ~np.isin(test.name, exemplars.name)
     if not keep.any():
-        raise UserError(f'--novel_every {every}: no test clip of a novel class besides the exemplars')
+        raise UserError(f'--novel_every {every}: the novel classes have no test clips other than the exemplars; '
+                        'choose a different number')
     queries = Features(*(field[keep] for field in test))
     return knn(exemplars, queries, 1, metric), queries
 

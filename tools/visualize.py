@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="query of the attention, for example 'right hand' 5 (default: mean of all)")
     parser.add_argument('--out', type=Path, metavar='PNG', help='everything in one picture (default: clip.png, without '
                         '--gif and --html); with several clips, their numbers are added to the name')
-    parser.add_argument('--gif', type=Path, help='animation of true and predicted motion; named likewise')
+    parser.add_argument('--gif', type=Path, help='animation of true and predicted motion; with several clips, named '
+                        'like --out')
     parser.add_argument('--html', type=Path, metavar='PAGE', help='everything as a self-contained web page')
     return parser
 

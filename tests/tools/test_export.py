@@ -175,7 +175,7 @@ def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkey
 @pytest.mark.parametrize('made, what, part', [
     ([[1., 2.], [3., 4.001]], 'encoder', 'differs'), ([[1., 2.], [3., np.nan]], 'encoder', 'finite'),
     ([[1., 2., 0.], [3., 4., 0.]], 'encoder', 'not finite or differs'),
-    ([[1., 2.], [4.00001, 4.]], 'classifier', 'another class')])
+    ([[1., 2.], [4.00001, 4.]], 'classifier', 'different class')])
 def test_verification_reports_the_difference(made, what, part):
     """A clip whose top-1 depends on the sixth digit, too."""
     right = np.array([[1., 2.], [4., 4.00001] if what == 'classifier' else [3., 4.]])

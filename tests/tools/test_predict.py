@@ -342,7 +342,7 @@ def test_a_folder_with_damaged_files(folder, classifier, tmp_path, capsys):
     assert [os.path.basename(entry['recording']) for entry in content['recordings']] == ['one.npy', 'two.npy']
     timing, note, arm, cut = printed.err.splitlines()
     assert timing.startswith('2 clips in ') and '1 of 2 recordings have bodies of no human size' in note
-    assert f'error: {folder}/arm.npy: bodies have 20 joints (kinect-v1), the model expects 5 joints;' in arm
+    assert f'error: {folder}/arm.npy: bodies have 20 joints (kinect-v1), but the model expects 5 joints;' in arm
     assert 'line 2' in cut and cut.count('cut.skeleton') == 1
     assert [os.path.basename(entry['file']) for entry in content['unreadable']] == ['arm.npy', 'cut.skeleton']
     lines, best = printed.out.splitlines(), content['recordings'][0]['top']
@@ -388,7 +388,7 @@ def test_layouts(tmp_path, capsys):
     for options, joints in ((['a.npz'], '20 joints (kinect-v1)'),
                             (['a.npy', '--layout', tmp_path / 'other.yaml'], '25 joints (other)')):
         failure, = predict(capsys, '--checkpoint', model, tmp_path / options[0], *options[1:], code=2)['unreadable']
-        assert f'bodies have {joints}, the model expects 25 joints (kinect-v2)' in failure['reason']
+        assert f'bodies have {joints}, but the model expects 25 joints (kinect-v2)' in failure['reason']
     assert predict(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
     assert tools.predict.main(['--checkpoint', str(model), str(tmp_path / 'a.npy'), '--device', 'cpu']) == 0
     assert 'files without joint names are read as kinect-v2' in capsys.readouterr().err

@@ -376,7 +376,7 @@ def test_clips_can_be_left_out(tmp_path, capsys):
     tools.report.main(['--scores', str(path), '--without', str(names)])
     assert f'180 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %' in capsys.readouterr().out
     names.write_text('clip 3\nclip3\n')
-    refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(names)]), names, '1 of its 2', '(clip3)')
+    refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(names)]), names, '1 of the 2', 'clip3')
     names.write_text('\n'.join(npz['name'].tolist()))
     refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(names)]), names, 'every clip')
     refusal(lambda: tools.report.main(['--scores', str(path), '--without', str(tmp_path)]), 'cannot be read')

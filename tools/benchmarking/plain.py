@@ -24,7 +24,7 @@ from util.trainer import Trainer
 class PlainBatch(NamedTuple):
     clips: torch.Tensor         # (B, C, W, V, M)
     label: torch.Tensor         # (B,)
-    distinct: torch.Tensor      # (B·M,) bodies to encode: all
+    distinct: torch.Tensor      # (B·M,) bodies to encode: all of them
     inverse: torch.Tensor       # (B·M,)
 
 
@@ -46,7 +46,7 @@ def rotate(clip: torch.Tensor, angles: np.ndarray) -> torch.Tensor:
 
 
 class PlainDataset(Dataset):
-    """Single clips as network input, (C, W, V, M) float32, and their labels; augmented if `train`."""
+    """Single clips as network input (C, W, V, M) float32 and their labels; clips are augmented if `train`."""
 
     def __init__(self, dataset: SkeletonDataset, clips: ClipMaker, train: bool):
         self.dataset, self.clips, self.train = dataset, clips, train
@@ -57,8 +57,8 @@ class PlainDataset(Dataset):
         clip = clip.permute(3, 0, 2, 1)                                                         # (C, T, V, M)
         num_valid = max(int((row.sum(axis=1) != 0).sum()), 1)
         if self.train:
-            share = np.random.uniform(*maker.p_interval)                    # noqa: NPY002 - as in the authors' code
-            length = min(max(int(np.floor(num_valid * share)), 64), num_valid)
+            fraction = np.random.uniform(*maker.p_interval)                 # noqa: NPY002 - as in the authors' code
+            length = min(max(int(np.floor(num_valid * fraction)), 64), num_valid)
             start = np.random.randint(0, num_valid - length + 1)            # noqa: NPY002
             angles = np.random.uniform(-1, 1, 3) * maker.max_angles         # noqa: NPY002
             clip = rotate(resize(clip[:, start:start + length], maker.num_frames), angles)

@@ -46,21 +46,21 @@ def prepare_as_usual(raw: Path, out: Path) -> None:
 
 
 def _read_by_line(path: Path) -> tuple[int, dict]:
-    """Read the frames with a body, and for each body id its first frame, joints (n, 25, 3) and colours (n, 25, 2)."""
+    """Count the frames with a body; for each body id return its first frame, joints (n, 25, 3), colours (n, 25, 2)."""
     lines = path.read_text().splitlines()
-    at, frames, bodies = 1, 0, {}
+    start, frames, bodies = 1, 0, {}
     for _ in range(int(lines[0])):
-        count = int(lines[at])
-        at += 1
+        count = int(lines[start])
+        start += 1
         for _ in range(count):
             joints, colours = np.zeros((1, 25, 3), dtype=np.float32), np.zeros((1, 25, 2), dtype=np.float32)
-            for joint, line in enumerate(lines[at + 2:at + 27]):
+            for joint, line in enumerate(lines[start + 2:start + 27]):
                 fields = line.strip().split()
                 joints[0, joint] = np.array(fields[:3], dtype=np.float32)
                 colours[0, joint] = np.array(fields[5:7], dtype=np.float32)
-            first, *earlier = bodies.get(lines[at].split()[0], (frames, joints[:0], colours[:0]))
-            bodies[lines[at].split()[0]] = first, np.vstack([earlier[0], joints]), np.vstack([earlier[1], colours])
-            at += 27
+            first, *earlier = bodies.get(lines[start].split()[0], (frames, joints[:0], colours[:0]))
+            bodies[lines[start].split()[0]] = first, np.vstack([earlier[0], joints]), np.vstack([earlier[1], colours])
+            start += 27
         frames += count > 0
     return frames, bodies
 
@@ -77,7 +77,7 @@ def run(*command: str) -> float:
     """Run a Python command; returns its seconds. Raises UserError if it fails."""
     began = time.perf_counter()
     if code := subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, cwd=ROOT, check=False).returncode:
-        raise UserError(f'{" ".join(command)} ended with {code}; see its message above')
+        raise UserError(f'{" ".join(command)} failed with exit code {code}; see its message above')
     return time.perf_counter() - began
 
 
@@ -117,4 +117,4 @@ def check_equal(paths: list[Path]) -> None:
         with np.load(paths[0]) as expected, np.load(path) as members:
             for name in expected.files:
                 if expected[name].dtype != members[name].dtype or not np.array_equal(expected[name], members[name]):
-                    raise UserError(f'{path}: {name} differs from that of {paths[0]}')
+                    raise UserError(f'{path}: the array {name} differs from the one in {paths[0]}')

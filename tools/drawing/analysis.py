@@ -52,7 +52,7 @@ class MotionPrediction:
     true: np.ndarray            # (T, V, 3)
     pred: np.ndarray            # (T, V, 3); a normalised prediction is rescaled to each token's true mean and spread
     target_values: np.ndarray   # (n, u·C) target of the masked tokens, as in the loss
-    pred_values: np.ndarray     # (n, u·C) prediction of it
+    pred_values: np.ndarray     # (n, u·C) prediction of these values
     metrics: dict[str, float]
     target: str                 # motion or joint
     normalised: bool
@@ -197,5 +197,5 @@ def parse_query(layout: Layout, joint: str, segment: str, segments: int) -> tupl
     if number is None:
         raise UserError(f'--query {joint}: unknown joint of {layout.name}; choose one of {", ".join(layout.joints)}')
     if not segment.isdecimal() or int(segment) >= segments:
-        raise UserError(f'--query {segment}: not one of the segments 0 to {segments - 1}')
+        raise UserError(f'--query {segment}: unknown segment; choose a number from 0 to {segments - 1}')
     return number, int(segment)

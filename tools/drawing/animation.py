@@ -31,7 +31,7 @@ from tools.drawing.pictures import (
 
 
 def arrow_scale(analysis: ClipAnalysis) -> float:
-    """Return the scale of the arrows, with which that of a fast joint (85 % quantile) is 15 cm long."""
+    """Return the scale that makes the arrow of a fast joint (85 % quantile of speed) about 15 cm long."""
     speed = np.quantile(np.linalg.norm(analysis.prediction.true, axis=-1), 0.85)
     return float(np.clip(round(0.15 / max(speed, 1e-6)), 1, 10))
 
@@ -107,7 +107,7 @@ def _annotate(figure: Figure, analysis: ClipAnalysis, t: int, scale: float | Non
 
 
 def _gif(frames: list[np.ndarray], milliseconds: int) -> bytes:
-    """Encode frames (H, W, 3) with a palette of shades of the figure colors; repeats after a pause."""
+    """Encode frames (H, W, 3) with a palette of shades of the figure colors; the animation repeats after a pause."""
     shades = [255 - (255 - np.array(to_rgb(color)) * 255) * shade for shade in np.linspace(0.3, 1, 8)
               for color in (VISIBLE, MASKED, TRUE, PREDICTED, BONE, GREY)]
     palette = Image.new('P', (1, 1))

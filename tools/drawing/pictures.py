@@ -213,9 +213,9 @@ def draw_classes(part: Part, analysis: ClipAnalysis, most: int = 5) -> None:
     best = analysis.classes.argsort()[::-1][:most]
     if label is not None and label not in best:
         best = np.append(best, label)
-    share = 100 * analysis.classes[best]
-    bars = axis.barh(range(len(best)), share, color=[VISIBLE if i == label else BONE for i in best])
-    axis.bar_label(bars, [f'{value:.1f} %' for value in share], padding=3, fontsize=9)
+    percent = 100 * analysis.classes[best]
+    bars = axis.barh(range(len(best)), percent, color=[VISIBLE if i == label else BONE for i in best])
+    axis.bar_label(bars, [f'{value:.1f} %' for value in percent], padding=3, fontsize=9)
     names = [analysis.class_names[i] + (' (true)' if i == label else '') for i in best]
     axis.set_yticks(range(len(best)), names, fontsize=9)
     axis.invert_yaxis()
@@ -267,7 +267,7 @@ def make_training_pictures(model: Model, clips: ClipMaker, dataset: SkeletonData
                            class_names: list[str] | None = None) -> dict[str, np.ndarray]:
     """Draw the first clip of a split during training; returns images (H, W, 3) by name.
 
-    Raises UserError if the joint layout is not known.
+    Raises UserError if the joint layout is unknown.
     """
     layout = clips.layout or default_layout(args.num_joints)
     clip, device = read_clip(dataset, int(dataset.rows[0]), vars(args), layout), model.pos_embed.device

@@ -69,7 +69,7 @@ def pairs_table(scores: Scores, most: int = 10) -> str:
     if not pairs[:most]:
         return 'No confused classes.'
     return markdown(['class', 'predicted as', 'clips', 'of the class, %'],
-                    [[names[i], names[j], count, f'{100 * share:.1f}'] for count, share, i, j in pairs[:most]])
+                    [[names[i], names[j], count, f'{100 * fraction:.1f}'] for count, fraction, i, j in pairs[:most]])
 
 
 def exclude(scores: Scores, path: Path) -> Scores:
@@ -82,11 +82,11 @@ def exclude(scores: Scores, path: Path) -> Scores:
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read ({error}); use a text file with a clip name per line') from error
     if unknown := names - set(scores.name.tolist()):
-        raise UserError(f'{path}: {len(unknown)} of its {len(names)} clips are not in {scores.path} '
-                        f'({min(unknown):.80}); use names of the same test clips')
+        raise UserError(f'{path}: {len(unknown)} of the {len(names)} listed clips are not in {scores.path} '
+                        f'(for example {min(unknown):.80}); list only clips that have scores')
     kept = ~np.isin(scores.name, sorted(names))
     if not kept.any():
-        raise UserError(f'{path}: contains every clip of {scores.path}; keep some clips')
+        raise UserError(f'{path}: lists every clip of {scores.path}, so none would remain; list fewer clips')
     return scores._replace(**{name: getattr(scores, name)[kept] for name in ('name', 'label', 'scores')})
 
 

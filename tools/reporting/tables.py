@@ -28,7 +28,7 @@ def read_published() -> tuple[dict[str, str], dict[str, dict[Experiment, dict[st
         for row in rows:
             values = {source: row[source] for source in sources if source in row}
             if row['kind'] not in KINDS or not all(has_type(value, float) for value in values.values()):
-                raise UserError(f'{PUBLISHED}: {benchmark}: {row} is not a published figure; correct it')
+                raise UserError(f'{PUBLISHED}: {benchmark}: {row} is not a valid published figure; correct this entry')
             experiment = Experiment(row['kind'], row['method'], row.get('share', 0.), row.get('source'))
             figures[benchmark][experiment] = values
     return sources, figures
@@ -41,7 +41,7 @@ def tables(results: list[Result], all_rows: bool = False, benchmark: str | None 
         by_benchmark[result.benchmark].append(result)
     names = sorted(by_benchmark)
     if benchmark is not None and benchmark not in by_benchmark:
-        raise UserError(f'--benchmark {benchmark}: no such results; available: {", ".join(names)}')
+        raise UserError(f'--benchmark {benchmark}: no results for this benchmark; available: {", ".join(names)}')
     return '\n\n'.join(benchmark_table(name, by_benchmark[name], all_rows) for name in names
                        if benchmark in (None, name))
 
