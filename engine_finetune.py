@@ -51,7 +51,7 @@ def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
 
 
 def forward_backward(trainer: Trainer, model: nn.Module, inputs: torch.Tensor, label: torch.Tensor) -> None:
-    """Add the gradients of a micro-batch with labels (N,): of a whole model for clips, of a head for features.
+    """Add the gradients of a micro-batch with labels (N,); `inputs` are clips for a whole model, features for a head.
 
     The loss stays on the device, so that the host does not synchronize with it.
     """

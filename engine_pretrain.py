@@ -64,8 +64,7 @@ def select_bodies(clips: torch.Tensor, uniform: torch.Tensor, batch: Batch, pad:
     """Return the non-empty bodies of clips (N, C, T, V, M) as clips of one body (E, C, T, V, 1), and their `uniform`.
 
     This changes the loss: tokens of empty bodies, whose target is zero, no longer count. With `pad`, a body is repeated
-    until E is a multiple of a sixteenth of N·M, and weights (E,), which are 0 for the repeated bodies, are returned
-    too.
+    until E is a multiple of N·M / 16, and weights (E,), which are 0 for the repetitions, are returned as well.
     """
     index = batch.nonempty
     clips, uniform = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)[index].unsqueeze(-1), uniform[index]

@@ -50,7 +50,7 @@ def finetune(args: argparse.Namespace, world: World):
 
 def train_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,
                      optimizer: torch.optim.Optimizer, train: SkeletonDataset, test: SkeletonDataset, protocol: str):
-    """Train and evaluate a classifier, here and in main_linprobe.py; with --eval only evaluate a checkpoint."""
+    """Train and evaluate a classifier (also called by main_linprobe.py); with --eval, only evaluate a checkpoint."""
     check_batch_norm(args, world)
     pretrained = load_pretrained(model, args)       # method, pretraining
     if args.sync_batchnorm and world.size > 1:
@@ -90,10 +90,10 @@ def check_batch_norm(args: argparse.Namespace, world: World) -> None:
     if args.sync_batchnorm and world.size == 1:
         log.info('--sync_batchnorm: has no effect with one process')
     elif args.sync_batchnorm and world.device.type != 'cuda':
-        raise UserError('--sync_batchnorm: PyTorch supports it on GPUs only; omit it')
+        raise UserError('--sync_batchnorm: PyTorch supports synchronized BatchNorm only on GPUs; omit the option')
     if args.batch_size < 2 and not args.eval and not (args.sync_batchnorm and world.size > 1):
         raise UserError('--batch_size 1: the BatchNorm of the head needs at least 2 clips per process; increase '
-                        'it')
+                        'the batch size')
 
 
 def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
@@ -107,11 +107,11 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
     saves = args.save_scores or args.save_features or args.projector
     if saves and path.resolve().parent != folder.resolve() and (folder / 'result.json').exists():
         raise UserError(f'{folder}: holds the result of another run, whose predictions would be overwritten; choose '
-                        'another --output_dir')
+                        'a different --output_dir')
     checkpoint = Checkpoint.read(path)
     load_checkpoint(model, checkpoint, path)
     if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
-        raise UserError(f'{path}: trained with {difference}; use the same settings')
+        raise UserError(f'{path}: trained with {difference}; use the settings of the checkpoint')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
     select_attention(model, args.attention, world.device)
     check_same_joints(checkpoint_layout(checkpoint, path), clip_maker.layout, path)
@@ -126,7 +126,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
 
 def save_predictions(args: argparse.Namespace, world: World, model: ActionTransformer, test: SkeletonDataset,
                      test_batches, precision: Precision, graphs: GraphRecorder = NO_GRAPHS) -> None:
-    """Write the requested ones of scores.npz, features.npz and the projector's files for the test clips."""
+    """Write scores.npz, features.npz and the projector's files for the test clips, if they are requested."""
     if not (args.save_scores or args.save_features or args.projector) or not len(test.rows):
         return
     outputs = predict(model, test_batches, ClipMaker.from_args(args), precision, world, len(test), graphs)

@@ -90,8 +90,8 @@ class MAMP(SkeletonEncoder):
                 weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predict the masked tokens of clips (N, C, T, V, M) -> loss (), pred (B, L, u·C), mask (B, L), 1 = masked.
 
-        `uniform` (B, L) replaces the one random draw of the mask. Mask, target and loss are fp32 under any autocast.
-        `weight` (B,) is 1 for bodies that count in the loss and 0 for those that pad a batch.
+        `uniform` (B, L) in [0, 1) replaces the random numbers from which the mask is drawn. `weight` (B,) is 1 for
+        bodies that count in the loss and 0 for padding. Mask, target and loss are fp32, even under autocast.
         """
         bodies = self.fold_bodies(x)                                                            # (B, T, V, C)
         ids_keep, ids_restore, mask = self.draw_mask(bodies, mask_ratio, motion_aware_tau, uniform)

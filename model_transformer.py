@@ -4,7 +4,7 @@ Axis letters, here and in model_mamp.py
     N samples   M bodies (persons)   B = N·M   C coordinates (x, y, z in metres)   T frames   V joints
     u frames per segment   P = T/u segments   L = P·V tokens, segment-major (token = p·V + v)   D width
 
-Parameter names equal those of the authors' checkpoints, so that their weights load strictly.
+Parameters have the same names as in the authors' checkpoints, so that those load with strict=True.
 """
 
 from functools import partial
@@ -113,7 +113,7 @@ class SkeletonEncoder(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Linear layer on the normalised mean feature (linear evaluation protocol)."""
+    """Linear layer on batch-normalised mean features (linear evaluation protocol)."""
 
     def __init__(self, dim_feat: int, num_classes: int):
         super().__init__()

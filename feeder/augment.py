@@ -13,7 +13,7 @@ from feeder.dataset import Batch
 from feeder.layouts import Layout, default_layout, find_layout
 from util.rng import derive_seed, uniform
 
-CROP, ROTATION, MASK = range(3)     # uses of random numbers; each has its own stream
+CROP, ROTATION, MASK = range(3)     # uses of random numbers; each has its own seed
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ClipMaker:
     p_interval: tuple[float, float] = (0.5, 1.)     # length of a training crop, as a fraction of the clip
     max_angle: float = 0.3                  # rad, of the training rotation about each axis
     max_turn: float | None = None           # rad, about the second axis (vertical in Kinect data); None: max_angle
-    eval_crop: float = 0.95
-    layout: Layout | None = None            # None: by the number of joints of the clips
+    eval_crop: float = 0.95                 # length of the evaluation crop, as a fraction of the clip
+    layout: Layout | None = None            # None: chosen by the number of joints in the clips
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ClipMaker':
@@ -43,17 +43,17 @@ class ClipMaker:
         return self.max_angle, self.max_angle if self.max_turn is None else self.max_turn, self.max_angle
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
-        """Return (B, C, W, V, M), cropped and rotated at random depending on (seed, epoch, step, batch.position)."""
+        """Return randomly cropped and rotated clips (B, C, W, V, M), determined by (seed, epoch, step, batch.position)."""
         draw = self.uniform(batch, epoch, step, CROP, 2)
         start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
         clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
         draw = self.uniform(batch, epoch, step, ROTATION, 3) * 2 - 1
-        angles = torch.stack([share * largest for share, largest in zip(draw.unbind(1), self.max_angles, strict=True)],
+        angles = torch.stack([scale * largest for scale, largest in zip(draw.unbind(1), self.max_angles, strict=True)],
                              dim=1)
         return self.derive_stream(transforms.rotate(clips, angles))
 
     def eval_view(self, batch: Batch) -> torch.Tensor:
-        """Return the middle 95 % of each clip, (B, C, W, V, M)."""
+        """Return the central part of each clip, 95 % by default, as (B, C, W, V, M)."""
         start, length = transforms.center_crop(batch.num_valid, self.eval_crop)
         return self.derive_stream(transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames))
 
@@ -66,10 +66,10 @@ class ClipMaker:
         return clips
 
     def mask_uniform(self, batch: Batch, epoch: int, step: int, num_tokens: int) -> torch.Tensor:
-        """Return the random numbers that draw the mask, (B·M, L), in the order of the model's bodies."""
+        """Return the random numbers (B·M, L) from which the mask is drawn, in the order of the model's bodies."""
         num_bodies = batch.frames.shape[1]
         return self.uniform(batch, epoch, step, MASK, num_bodies * num_tokens).view(-1, num_tokens)
 
     def uniform(self, batch: Batch, epoch: int, step: int, use: int, size: int) -> torch.Tensor:
-        """Return random numbers (B, size) in [0, 1) for one use in a step; they depend on the position of each clip."""
+        """Return random numbers (B, size) in [0, 1), determined by seed, epoch, step, use and batch.position."""
         return uniform(derive_seed(self.seed, epoch, step, use), batch.position, size)

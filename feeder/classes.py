@@ -9,7 +9,7 @@ import yaml
 
 from util.errors import UserError
 
-# Dataset, with which the names of its benchmarks begin: its list in classes.yaml, and its number of classes.
+# For each dataset, named by the prefix of its benchmarks: its list in classes.yaml and its number of classes.
 DATASETS = {'ntu120': ('ntu', 120), 'ntu60': ('ntu', 60), 'pku': ('pku', 51), 'nwucla': ('nwucla', 10),
             'synth': ('synth', 12)}
 BY_NUMBER = {120: 'ntu120', 60: 'ntu60', 51: 'pku'}     # 10 and 12 classes are too common to identify a dataset
@@ -56,7 +56,7 @@ def read_metadata(data_path: str | Path) -> dict:
         if isinstance(content, dict) else (None,) * 3
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names) \
             or not isinstance(centre, bool) or type(scale) not in (int, float) or not 0 < scale < math.inf:
-        raise UserError(f'{path}: has no valid classes, centre and scale; prepare the data again, or remove it')
+        raise UserError(f'{path}: classes, centre or scale is missing or invalid; prepare the data again, or remove it')
     return content
 
 

@@ -57,7 +57,7 @@ def make_batch(frames: torch.Tensor, first: np.ndarray, num_valid: np.ndarray, l
 
 
 def compare_bodies(clip: np.ndarray) -> np.ndarray:
-    """Find the kind of each body of a clip (T, M, …) -> (M,)."""
+    """Classify each body of a clip as OWN, COPY or EMPTY, (T, M, …) -> (M,)."""
     clip = clip.reshape(*clip.shape[:2], -1)
     kind = np.where((clip == clip[:, :1]).all(axis=(0, 2)), COPY, OWN)
     kind[0] = OWN
@@ -86,7 +86,7 @@ class SkeletonDataset:
     """One split ('train' or 'test') of a dataset file, memory-mapped; `rows` are the clips that are used.
 
     Indexing with B pairs (row, position) returns their `Batch`, from any thread. Raises UserError if members, shapes or
-    labels of the file are not those of a dataset file, and if a batch has a clip with NaN.
+    labels of the file are not those of a dataset file, and if a batch has a clip with NaN or infinity.
     """
 
     def __init__(self, path: str | Path, split: str, num_joints: int):
@@ -94,11 +94,11 @@ class SkeletonDataset:
         self.x = open_member(path, f'x_{split}')
         y = open_member(path, f'y_{split}')
         if self.x.ndim != 3 or self.x.dtype.kind != 'f':
-            raise UserError(f'{path}: x_{split} is {self.x.dtype} {self.x.shape}, not floating-point numbers '
-                            '(N, T, M·V·3); regenerate the file')
+            raise UserError(f'{path}: x_{split} is {self.x.dtype} {self.x.shape}, but must be floating-point '
+                            'numbers (N, T, M·V·3); regenerate the file')
         if self.x.shape[2] == 0 or self.x.shape[2] % (3 * num_joints):
-            raise UserError(f'{path}: {self.x.shape[2]} numbers per frame, which is not a multiple of 3 × {num_joints} '
-                            'joints; correct --num_joints or --data_path')
+            raise UserError(f'{path}: x_{split} has {self.x.shape[2]} numbers per frame, which is not a multiple of '
+                            f'3 × {num_joints} joints; correct --num_joints or --data_path')
         if y.ndim != 2 or len(y) != len(self.x) or y.dtype.kind not in 'biuf' \
                 or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
             raise UserError(f'{path}: y_{split} is not one-hot for the {len(self.x)} clips of x_{split} ({y.dtype} '
@@ -122,8 +122,8 @@ class SkeletonDataset:
             names = np.asarray(open_member(self.path, f'name_{self.split}'))
             if names.shape == (len(self),) and names.dtype.kind == 'U':
                 return names
-            raise UserError(f'{self.path}: name_{self.split} is {names.dtype} {names.shape}, not a name for each of '
-                            f'the {len(self)} clips; regenerate the file')
+            raise UserError(f'{self.path}: name_{self.split} is {names.dtype} {names.shape}, but must have a name for '
+                            f'each of the {len(self)} clips; regenerate the file')
         return np.array([f'{self.split}_{row}' for row in range(len(self))])
 
     @property
@@ -134,8 +134,8 @@ class SkeletonDataset:
             crc = zlib.crc32('\n'.join(self.names).encode(errors='surrogatepass'), crc)
         return f'{len(self)} clips, {crc:08x}'
 
-    def __getitem__(self, places: Sequence[tuple[int, int]]) -> Batch:
-        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+    def __getitem__(self, pairs: Sequence[tuple[int, int]]) -> Batch:
+        index, position = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
         frames = self.pack(index)
         num_valid = self.num_valid[index]
         return make_batch(frames, num_valid.cumsum() - num_valid, num_valid, self.label.numpy()[index], index, position,

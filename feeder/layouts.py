@@ -95,7 +95,7 @@ def default_layout(num_joints: int) -> Layout:
         return layout
     known = ', '.join(f'{len(layout.joints)}: {layout.name}' for layout in LAYOUTS)
     raise UserError(f'no joint layout with {num_joints} joints is known ({known}); correct --num_joints, or set '
-                    '--layout a YAML file')
+                    '--layout to a YAML file')
 
 
 def read_layout(source: str | Path) -> Layout:
@@ -105,10 +105,10 @@ def read_layout(source: str | Path) -> Layout:
         return layouts[str(source)]
     path = Path(source)
     if path.suffix.lower() not in ('.yaml', '.yml'):
-        raise UserError(f'--layout {source}: unknown layout; choose {", ".join(layouts)} or a YAML file')
+        raise UserError(f'--layout {source}: unknown layout; choose one of {", ".join(layouts)}, or a YAML file')
     content = read_yaml(path, 'a layout', 'correct --layout')
     if unknown := [key for key in content if key not in ('name', 'joints')]:
-        raise UserError(f'{path}: unknown key {quote(unknown[0])}; a layout has a name and joints')
+        raise UserError(f'{path}: unknown key {quote(unknown[0])}; the valid keys are name and joints')
     return make_layout(content.get('name', path.stem), content.get('joints'), str(path))
 
 
@@ -121,8 +121,8 @@ def find_layout(source: str | None, num_joints: int | None) -> Layout | None:
         return known_layout(num_joints)
     layout = read_layout(source)
     if num_joints not in (None, len(layout.joints)):
-        raise UserError(f'--layout {source} has {len(layout.joints)} joints, --num_joints is {num_joints}; omit one of '
-                        'them')
+        raise UserError(f'--layout {source} has {len(layout.joints)} joints, but --num_joints is {num_joints}; omit '
+                        'one of them')
     return layout
 
 
@@ -142,8 +142,8 @@ def make_layout(name, joints, source: str) -> Layout:
     for joint, parent in joints.items():
         parent = index[joint] if parent is None else index.get(parent, parent) if isinstance(parent, str) else parent
         if type(parent) is not int or not 0 <= parent < len(index):
-            raise UserError(f'{source}: the parent of {joint} is {quote(parent)}, not one of the joints; use a name, '
-                            f'or an index from 0 to {len(index) - 1}')
+            raise UserError(f'{source}: the parent of {joint} is {quote(parent)}, which is not a joint; specify the '
+                            f'name of a joint, or an index from 0 to {len(index) - 1}')
         parents.append(parent)
     _check_tree(tuple(joints), parents, source)
     return Layout(name, tuple(joints), tuple(parents))
@@ -158,8 +158,8 @@ def _check_tree(joints: tuple[str, ...], parents: list[int], source: str) -> Non
         ends.add(joint)
     if len(ends) != 1 or any(parents[end] != end for end in ends):
         roots = ', '.join(name for i, name in enumerate(joints) if parents[i] == i) or 'none'
-        raise UserError(f'{source}: its joints do not form a tree with one root (without a parent: {roots}); leave out '
-                        'the parent of one joint, to which the parents of all others lead')
+        raise UserError(f'{source}: the joints do not form a tree with one root (joints without a parent: {roots}); '
+                        'specify a parent for every joint except the root, without cycles')
 
 
 # ---- from one layout to another --------------------------------------------------------------------------------------
@@ -172,19 +172,20 @@ def checkpoint_layout(checkpoint, path: str | Path) -> Layout | None:
     """
     if checkpoint.layout is None:
         return known_layout(checkpoint.num_joints)
-    layout = make_layout(checkpoint.layout.get('name'), checkpoint.layout.get('joints'), f'{path}: its layout')
+    layout = make_layout(checkpoint.layout.get('name'), checkpoint.layout.get('joints'), f'{path}: recorded layout')
     if len(layout.joints) != checkpoint.num_joints:
-        raise UserError(f'{path}: its layout has {len(layout.joints)} joints, its embeddings {checkpoint.num_joints}; '
-                        'use another checkpoint')
+        raise UserError(f'{path}: the recorded layout has {len(layout.joints)} joints, but the joint embeddings have '
+                        f'{checkpoint.num_joints}; use another checkpoint')
     return layout
 
 
 def check_same_joints(trained: Layout | None, current: Layout | None, path: str | Path) -> None:
-    """Raise UserError if a checkpoint has as many joints but different names; None is an unknown layout."""
+    """Raise UserError if both layouts are known and have equally many joints with different names."""
     if trained and current and len(trained.joints) == len(current.joints) and trained.joints != current.joints:
         before, now = next(pair for pair in zip(trained.joints, current.joints, strict=True) if pair[0] != pair[1])
-        raise UserError(f'{path}: trained on the joints of {trained.name}, not of {current.name} ({now!r} was '
-                        f'{before!r}); use the same --layout, or start from its encoder with --finetune')
+        raise UserError(f'{path}: trained with the joints of {trained.name}, but the layout is now {current.name} '
+                        f'(joint {now!r} was {before!r}); use the same --layout, or start from the encoder with '
+                        '--finetune')
 
 
 def match_joints(source: Layout, target: Layout, path: str | Path) -> list[int | None]:
@@ -196,9 +197,9 @@ def match_joints(source: Layout, target: Layout, path: str | Path) -> list[int |
     matches = [indices.get(name) for name in shared_names(target)]
     new = [joint for joint, match in zip(target.joints, matches, strict=True) if match is None]
     if len(new) == len(matches):
-        raise UserError(f'{path}: none of its joints ({", ".join(source.joints[:3])}, … of {source.name}) has the name '
-                        f'of one of {target.name} ({", ".join(target.joints[:3])}, …); use the same names in the YAML '
-                        'file of --layout')
-    log.info('%s: from the layout %s to %s: %d of %d joints matched by name, newly initialised: %s', path, source.name,
+        raise UserError(f'{path}: no joint of its layout {source.name} ({", ".join(source.joints[:3])}, …) has the '
+                        f'same name as a joint of {target.name} ({", ".join(target.joints[:3])}, …); use the same '
+                        'names in the YAML file of --layout')
+    log.info('%s: from the layout %s to %s: %d of %d joints matched by name; newly initialised: %s', path, source.name,
              target.name, len(matches) - len(new), len(matches), ', '.join(new) or 'none')
     return matches

@@ -1,4 +1,4 @@
-"""Batches on the device: read and packed ahead of use by threads, or taken from a split that is kept in its memory."""
+"""Batches on the device: either read and packed in advance by threads, or taken from a split in the device's memory."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
 class BatchLoader:
     """Iterates over the batches of a sampler, in its order, on `device`.
 
-    `num_threads` threads read and pack batches ahead of use, which NumPy does without holding the GIL; with 0, the
+    `num_threads` threads read and pack batches in advance, which NumPy does without holding the GIL; with 0, the
     calling thread reads a batch when it is needed. `on_device` packs the whole split into the device's memory once,
     after which nothing is read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
     """
@@ -61,18 +61,18 @@ class BatchLoader:
         if not self.num_threads:
             yield from map(self._load, self.batches)
             return
-        places, pool = iter(self.batches), ThreadPoolExecutor(self.num_threads, 'reader')
+        batches, pool = iter(self.batches), ThreadPoolExecutor(self.num_threads, 'reader')
         try:
-            ahead = deque(pool.submit(self._load, place) for place in islice(places, DEPTH + self.num_threads))
+            ahead = deque(pool.submit(self._load, pairs) for pairs in islice(batches, DEPTH + self.num_threads))
             while ahead:
                 batch = ahead.popleft().result()
-                ahead.extend(pool.submit(self._load, place) for place in islice(places, 1))
+                ahead.extend(pool.submit(self._load, pairs) for pairs in islice(batches, 1))
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, places: np.ndarray) -> Batch:
-        batch = self.dataset[places]
+    def _load(self, pairs: np.ndarray) -> Batch:
+        batch = self.dataset[pairs]
         return batch.pin_memory() if self.device.type == 'cuda' else batch
 
 
@@ -92,22 +92,22 @@ class PackedDataset:
         self.frames = _allocate((int(end[-1]), dataset.num_bodies, dataset.num_joints, 3), device, name)
         block = max(1, BLOCK_BYTES // (4 * dataset.x[0].size))
         for index in np.split(rows, range(block, len(rows), block)):
-            self.frames[self.first[index[0]]:end[index[-1]]] = dataset.pack(index)      # waits until it is copied
+            self.frames[self.first[index[0]]:end[index[-1]]] = dataset.pack(index)      # returns once it is copied
         log.info('%s: %d clips in %.2f GB of memory on %s, packed in %.1f s', name, len(dataset),
                  self.frames.nbytes / 1e9, device, time.perf_counter() - began)
 
-    def __getitem__(self, places: np.ndarray) -> Batch:
-        index, position = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+    def __getitem__(self, pairs: np.ndarray) -> Batch:
+        index, position = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
         data = self.dataset
         return make_batch(self.frames, self.first[index], data.num_valid[index], data.label.numpy()[index], index,
                           position, data.kind[index])
 
 
 def _allocate(shape: tuple[int, ...], device: torch.device, name: str) -> torch.Tensor:
-    """Return uninitialised float32 memory on the device, or raise a UserError that gives its size."""
+    """Return uninitialised float32 memory on the device; raises UserError if it does not fit."""
     try:
         return torch.empty(shape, device=device)
     except RuntimeError as error:       # torch.OutOfMemoryError on a GPU
-        free = f', {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB are free' if device.type == 'cuda' else ''
+        free = f', but {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB are free' if device.type == 'cuda' else ''
         raise UserError(f'{name}: needs {4 * np.prod(shape) / 1e9:.2f} GB of memory on {device}{free}; omit '
                         '--data_on_device') from error

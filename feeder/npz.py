@@ -20,7 +20,7 @@ from util.files import atomic_write, check_zip
 
 log = logging.getLogger(__name__)
 
-REMEDY = "write it with its dataset's data/prepare_*.py, or correct --data_path"
+REMEDY = "create it with the data/prepare_*.py of its dataset, or correct --data_path"
 
 
 def open_member(path: str | Path, name: str, remedy: str = REMEDY) -> np.ndarray:
@@ -82,10 +82,10 @@ def _read_header(file, size: int) -> tuple[int, tuple[int, ...], bool, np.dtype]
     read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError('it holds Python objects, which are never loaded')
+        raise ValueError('it contains Python objects, which are never loaded')
     needed, present = int(np.prod(shape, dtype=object)) * dtype.itemsize, size - file.tell()
     if needed != present or dtype.itemsize == 0 or min(shape, default=0) < 0:
-        raise ValueError(f'shape {shape} of {dtype} needs {needed} bytes, {present} are present')
+        raise ValueError(f'shape {shape} of {dtype} needs {needed} bytes, but {present} are present')
     return file.tell(), shape, fortran_order, dtype
 
 
@@ -105,7 +105,7 @@ def _unpack(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Pa
     name = f'{path.name}.{member.filename[:-4].replace("/", "_")}.{member.CRC:08x}.npy'
     temporary = Path(tempfile.gettempdir()) / f'mamp-cache-{os.getuid()}'
     if temporary.exists() and (temporary.stat().st_uid != os.getuid() or temporary.stat().st_mode & 0o022):
-        raise UserError(f'{temporary}: other users may have put files there; remove it')
+        raise UserError(f'{temporary}: other users can write to this folder, so its files are not trusted; remove it')
     caches = [folder / name for folder in (path.parent, temporary)]
 
     def complete() -> Path | None:

@@ -20,9 +20,9 @@ def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
 
     num_valid (B,) integers, uniform (B, 2) in [0, 1) for fraction and start -> start (B,), length (B,).
     """
-    share, place = uniform.double().unbind(1)
-    share = p_min + (p_max - p_min) * share
-    length = (num_valid * share).floor().long().clamp(min=64).minimum(num_valid)
+    fraction, place = uniform.double().unbind(1)
+    fraction = p_min + (p_max - p_min) * fraction
+    length = (num_valid * fraction).floor().long().clamp(min=64).minimum(num_valid)
     start = (place * (num_valid - length + 1)).long()
     return start, length
 
@@ -44,7 +44,7 @@ def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor
 def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate each clip by Rz·Ry·Rx: clips (B, C, W, V, M), angles (B, 3) in rad -> like clips.
 
-    Computed from products and sums, because tensor cores would round coordinates to ten bits in tf32.
+    Computed as products and sums, because in TF32 tensor cores would round the coordinates to ten bits.
     """
     (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
     rows = (cz * cy, sz * cx + cz * sy * sx, sz * sx - cz * sy * cx,

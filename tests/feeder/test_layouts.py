@@ -147,7 +147,7 @@ def test_kinect_v1_to_v2_and_to_coco_and_back(caplog):
     assert line.startswith('some.pth: from the layout kinect-v1 to kinect-v2: 20 of 25 joints matched by name')
     taken, line = load_from(V2, COCO, caplog)
     assert [taken[joint] for joint in COCO.joints] == [3, *[None] * 4, 4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]
-    assert line.endswith('13 of 17 joints matched by name, newly initialised: left eye, right eye, left ear, right ear')
+    assert line.endswith('13 of 17 joints matched by name; newly initialised: left eye, right eye, left ear, right ear')
     back, _ = load_from(COCO, V2, caplog)
     assert {joint: i for joint, i in back.items() if i is not None} == {
         V2.joints[i]: COCO.joints.index(joint) for joint, i in taken.items() if i is not None}
@@ -161,7 +161,8 @@ def test_the_layout_of_a_checkpoint(stick):
     own = read_layout(stick)
     recorded = {'name': own.name, 'joints': own.as_map()}
     assert checkpoint_layout(Checkpoint(make_weights(5), layout=recorded), 'x') == own
-    for wrong, part in ((recorded, '5 joints, its embeddings 25'), ({'name': 'x', 'joints': {'a': 'b'}}, "is 'b'")):
+    for wrong, part in ((recorded, '5 joints, but the joint embeddings have 25'),
+                        ({'name': 'x', 'joints': {'a': 'b'}}, "is 'b'")):
         refusal(lambda: checkpoint_layout(Checkpoint(make_weights(25), layout=wrong), 'x.pth'), 'x.pth', part)  # noqa: B023
 
 
