@@ -43,7 +43,7 @@ class ClipMaker:
         return self.max_angle, self.max_angle if self.max_turn is None else self.max_turn, self.max_angle
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
-        """Return randomly cropped and rotated clips (B, C, W, V, M), determined by (seed, epoch, step, batch.position)."""
+        """Return (B, C, W, V, M), randomly cropped and rotated; the draw depends on seed, epoch, step and position."""
         draw = self.uniform(batch, epoch, step, CROP, 2)
         start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
         clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
