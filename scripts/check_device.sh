@@ -9,6 +9,7 @@ case "${1:-device}" in /*) OUT="${1:-device}" ;; *) OUT="$PWD/${1:-device}" ;; e
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 mkdir -p "$OUT"
+failed=0
 on_gpu="$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))')"
 
 # table STAGE MODES BATCH_SIZE: a table in OUT/STAGE-BATCH_SIZE.md and .json, the profiler's in OUT/profile.txt
@@ -27,9 +28,9 @@ tests() {
     if "$PYTHON" -c 'import xdist' 2> /dev/null; then parallel="-n 6"; fi
     # shellcheck disable=SC2086
     TORCHINDUCTOR_COMPILE_THREADS=2 "$PYTHON" -m pytest -q $parallel -p no:cacheprovider tests/util/test_gpu.py tests/model/test_attention.py \
-        tests/model/test_shortcuts.py tests/util/test_capture.py > "$OUT/tests.txt.part" || true
-    mv "$OUT/tests.txt.part" "$OUT/tests.txt"
-    tail -n 3 "$OUT/tests.txt"
+        tests/model/test_shortcuts.py tests/util/test_capture.py > "$OUT/tests.txt.part" \
+        && mv "$OUT/tests.txt.part" "$OUT/tests.txt" || failed=1
+    tail -n 3 "$OUT"/tests.txt*
 }
 
 # Train a small model for 15 epochs of 20 steps of 18 clips in each precision.
@@ -47,13 +48,15 @@ losses() {
             --effective_batch_size 18 --epochs 15 --save_epochs 100 >> "$OUT/losses.log" 2>&1 \
             || { tail -n 5 "$OUT/losses.log" >&2; exit 1; }
     done
-    "$PYTHON" - "$OUT" <<'P' | tee "$OUT/losses.txt"
+    "$PYTHON" - "$OUT" <<'P' > "$OUT/losses.txt.part"
 import json, sys
 losses = [[json.loads(line)['train_loss'] for line in open(f'{sys.argv[1]}/{name}/log.jsonl')]
           for name in ('fp32', 'bf16')]
 difference = max(abs(b / a - 1) for a, b in zip(*losses, strict=True))
 print(f'mean losses of 20 steps, {len(losses[0])} times: bf16 differs from fp32 by at most {difference:.2%}')
 P
+    mv "$OUT/losses.txt.part" "$OUT/losses.txt"
+    cat "$OUT/losses.txt"
 }
 
 if [ "$on_gpu" = 1 ]; then
@@ -72,3 +75,4 @@ else
     losses
     for stage in finetune linprobe evaluate data; do table "$stage" plain,fp32,bf16 8; done
 fi
+exit "$failed"        # 1 if a test failed

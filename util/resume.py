@@ -40,7 +40,7 @@ def resume(trainer: Trainer) -> None:
         raise UserError(f'{path}: has no optimizer state; start from it with --finetune instead of --resume')
     _load_optimizer(trainer.optimizer, checkpoint.optimizer, path)
     trainer.epoch, trainer.first_step = checkpoint.epoch + 1, checkpoint.step
-    if trainer.epoch > trainer.args.epochs or trainer.first_step >= trainer.steps_per_epoch:
+    if (trainer.epoch, trainer.first_step) > (trainer.args.epochs, 0) or trainer.first_step >= trainer.steps_per_epoch:
         raise UserError(f'{path}: is at epoch {trainer.epoch}, step {trainer.first_step}, beyond --epochs '
                         f'{trainer.args.epochs} of {trainer.steps_per_epoch} steps; increase --epochs, or start '
                         'another run')

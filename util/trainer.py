@@ -100,7 +100,8 @@ class Trainer:
             raise UserError(f'{self.output_dir}: holds {LAST} of an earlier run; continue it with --resume auto, or '
                             'choose another --output_dir')
         if self.world.is_main and not self.is_finished():
-            (self.output_dir / MARKER).unlink(missing_ok=True)
+            for outdated in (MARKER, 'result.json'):
+                (self.output_dir / outdated).unlink(missing_ok=True)
             self.log = RunLog(self.output_dir, Path(self.args.log_dir), self.epoch,
                               self.epoch * self.steps_per_epoch + self.first_step)
             log.info('%s | %s | %s | %d clips, %d steps per epoch of %d × %d × %d clips | %s', self.facts['method'],

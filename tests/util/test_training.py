@@ -192,6 +192,15 @@ def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, 
     refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', '--resume', 'auto'), 'beyond --epochs 1')
 
 
+def test_a_run_never_ends_in_mid_epoch(pretrained, tiny_pretrain, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(pretrained, folder)
+    checkpoint = Checkpoint.read(folder / LAST)
+    checkpoint.step = 1         # in the epoch after the last one
+    checkpoint.write(folder / LAST)
+    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--resume', str(folder / LAST)), 'beyond --epochs')
+
+
 def test_a_resumed_run_has_the_settings_given_now(tiny_pretrain, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / 'run')
     train('pretrain', tiny_pretrain, tmp_path / 'run', '--epochs', '3', '--weight_decay', '0.5', '--resume', 'auto')
@@ -280,7 +289,7 @@ def test_predictions_do_not_replace_those_of_another_run(tiny, tmp_path):
         train('finetune', tiny, folder, '--epochs', '1', '--seed', str(seed), '--save_scores')
     before = {path.name: path.read_bytes() for path in second.iterdir()}
     options = [*tiny, '--eval', '--save_scores', '--resume', str(first / LAST)]
-    refusal(lambda: train('finetune', options, second), second, 'another run', 'choose another --output_dir')
+    refusal(lambda: train('finetune', options, second), second, 'another run', 'choose a different --output_dir')
     assert {path.name: path.read_bytes() for path in second.iterdir()} == before
     (first / 'scores.npz').unlink()
     for folder in (first, tmp_path / 'new'):
@@ -306,5 +315,5 @@ def test_sync_batchnorm_is_refused_where_it_cannot_work(tiny):
     args = parse_args('finetune', [*tiny, '--sync_batchnorm', '--batch_size', '1'])
     cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
     main_finetune.check_batch_norm(args, World(0, 2, gpu))
-    refusal(lambda: main_finetune.check_batch_norm(args, World(0, 2, cpu)), '--sync_batchnorm', 'GPUs only')
+    refusal(lambda: main_finetune.check_batch_norm(args, World(0, 2, cpu)), '--sync_batchnorm', 'only on GPUs')
     refusal(lambda: main_finetune.check_batch_norm(args, World(0, 1, gpu)), '--batch_size 1')
