@@ -77,7 +77,7 @@ def test_layouts_from_files(stick, tmp_path):
 
 
 @pytest.mark.parametrize('text, part', [
-    ('joints:\n  a:\n  b: a\n  c:\n', 'one root (without a parent: a, c)'),
+    ('joints:\n  a:\n  b: a\n  c:\n', 'without a parent: a, c'),
     ('joints:\n  a: b\n  b: a\n', 'without a parent: none'),
     ('joints:\n  r:\n  a: b\n  b: c\n  c: a\n', 'do not form a tree'),
     ('joints:\n  a:\n  b: x\n', "the parent of b is 'x'"), ('joints:\n  a:\n  b: 2\n', 'the parent of b is 2'),
