@@ -72,7 +72,8 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
     with trainer.running():
         if labels and world.is_main:
             with atomic_write(trainer.output_dir / 'labelled.txt') as partial:
-                partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]))
+                partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]),
+                                   encoding='utf-8')
         for epoch in range(trainer.epoch, args.epochs):
             stats = train_one_epoch(trainer, epoch)
             scores = None

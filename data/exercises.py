@@ -125,7 +125,7 @@ def make_traits(person: int, seed: int) -> Traits:
 
 
 def make_posture(rng: np.random.Generator) -> np.ndarray:
-    """Draw the rotations (25, 3) about which a person moves in a clip."""
+    """Draw the mean pose of a person in a clip, as rotations (25, 3)."""
     vectors = rng.normal(0, .06, (JOINTS, 3))
     for channel, low, high in (('knees', .5, .7), ('stance', .1, .3), ('stride', -.2, .2), ('bow', -.06, .3),
                                ('lean', -.1, .1), ('twist', -.32, .32)):

@@ -30,7 +30,7 @@ CHUNK = 8       # files that a process parses at once
 
 def read_unusable() -> set[str]:
     """Read the 535 names in ntu_unusable.txt."""
-    lines = (Path(__file__).with_name('ntu_unusable.txt')).read_text().splitlines()
+    lines = (Path(__file__).with_name('ntu_unusable.txt')).read_text(encoding='utf-8').splitlines()
     return {f'{setup}{rest}' for setup, _, names in (line.partition(': ') for line in lines if line.startswith('S'))
             for rest in names.split()}
 

@@ -122,7 +122,7 @@ def write_files(path: Path, spool: Spool, train: list[int], test: list[int]) -> 
     if copies := find_copies(spool, train, test):
         path = path.with_name(f'{path.stem}_copies.txt')
         with atomic_write(path) as partial:
-            partial.write_text('\n'.join(copies) + '\n')
+            partial.write_text('\n'.join(copies) + '\n', encoding='utf-8')
         print(f'{len(copies)} test clips are copies of training clips, listed in {path}')
 
 

@@ -55,7 +55,7 @@ def find_videos(raw: Path, tally: Tally) -> list[Video]:
 
 
 def find_split(raw: Path, kind: str) -> Path:
-    """Return the split file for 'subject' or 'view' in the raw folder; raises UserError unless there is one."""
+    """Return the split file for 'subject' or 'view' in the raw folder; raises UserError unless there is exactly one."""
     spelling = re.compile(rf'cross[-_ ]?{kind}([-_ ]?v?[12])?\.txt', re.IGNORECASE)
     paths = sorted(path for path in raw.iterdir() if spelling.fullmatch(path.name))
     if len(paths) != 1:

@@ -85,7 +85,7 @@ def video_name(number: int) -> str:
 def write_clip(folder: Path, seed: int, task: tuple[int, int]) -> int:
     """Write the NTU file of (number, action), and return its number of frames."""
     clip = make_clip(*task, seed)
-    (folder / f'{clip.name}.skeleton').write_text(ntu_text(clip.tracks, clip.frames))
+    (folder / f'{clip.name}.skeleton').write_text(ntu_text(clip.tracks, clip.frames), encoding='utf-8')
     return clip.frames
 
 
@@ -95,7 +95,7 @@ def write_video(folder: Path, seed: int, task: tuple[int, int]) -> int:
     row_text = ' '.join(['%.6f'] * rows.shape[1]) + '\n'
     for kind, text in (('skeleton', row_text * len(rows) % tuple(rows.ravel().tolist())),
                        ('label', ''.join(f'{action},{start},{end},2\n' for action, start, end in labels))):
-        (folder / kind / f'{video_name(task[0])}.txt').write_text(text)
+        (folder / kind / f'{video_name(task[0])}.txt').write_text(text, encoding='utf-8')
     return len(rows)
 
 
@@ -106,7 +106,8 @@ def write_splits(folder: Path, videos: int) -> None:
                         ('view', [each.camera > 1 for each in facts])):
         names = [', '.join(video_name(number) for number in range(videos) if train[number] == side)
                  for side in (True, False)]
-        (folder / f'cross-{kind}.txt').write_text(f'Training videos:\n{names[0]}\nValidation videos:\n{names[1]}\n')
+        (folder / f'cross-{kind}.txt').write_text(
+            f'Training videos:\n{names[0]}\nValidation videos:\n{names[1]}\n', encoding='utf-8')
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def _unpack(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> Pa
         return cache
     cache = caches[0] if os.access(path.parent, os.W_OK) else caches[1]
     cache.parent.mkdir(mode=0o700, exist_ok=True)
-    with open(cache.with_suffix('.lock'), 'w') as lock:
+    with open(cache.with_suffix('.lock'), 'wb') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)        # one of several processes unpacks; the others wait and share its file
         try:
             if not complete():

@@ -15,7 +15,7 @@ case "$name" in
             [ $((${frames:-120} % value)) != 0 ] || values+="$value "
         done ;;
     norm_skes_loss) values='yes no' ;;                      # normalise each target over its own values
-    *) fail "no ablation '$name'; give one of: mask_ratio motion_aware_tau motion_stride target decoder_depth" \
+    *) fail "no ablation '$name'; choose one of: mask_ratio motion_aware_tau motion_stride target decoder_depth" \
             "t_patch_size norm_skes_loss" ;;
 esac
 shift 2

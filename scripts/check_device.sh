@@ -5,6 +5,8 @@
 #   bash scripts/check_device.sh [OUT]
 #   STEPS=12 REPEATS=1 PYTHON=…   STAGES=pretrain,evaluate MODES=bf16,compiled   MODEL="--num_frames 24 …"
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+[ "${1:-}" != --help ] || show_help "$0"
 case "${1:-device}" in /*) OUT="${1:-device}" ;; *) OUT="$PWD/${1:-device}" ;; esac
 cd "$(dirname "$0")/.."
 source scripts/env.sh

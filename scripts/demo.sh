@@ -12,7 +12,7 @@ OUT="$(absolute "${2:-demo_out}")"
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 if [ -e "$OUT" ] && [ -n "$(ls -A "$OUT")" ] && [ ! -e "$OUT/made_by_demo" ]; then
-    echo "error: $OUT was not made by a demo; give another folder, or one that does not exist yet" >&2
+    echo "error: $OUT was not made by a demo; choose another folder, or one that does not exist yet" >&2
     exit 2
 fi
 mkdir -p "$OUT"

@@ -10,7 +10,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 check_benchmark() {     # name
     if [ -z "$1" ] || ! grep -qs '^benchmark:' "config/$1.yaml"; then
-        fail "no benchmark '$1'; give one of:" \
+        fail "no benchmark '$1'; choose one of:" \
             "$(grep -l '^benchmark:' config/*.yaml | xargs -n 1 basename -s .yaml | xargs)"
     fi
 }
@@ -50,7 +50,7 @@ check_options() {   # stages, options
     shift
     for option; do
         case "${option%%=*}" in --output_dir | --log_dir)
-            fail "$option: this script makes several runs, each in a folder of its own; give OUT=… for all of them" ;;
+            fail "$option: this script makes several runs, each in a folder of its own; set OUT=… for all of them" ;;
         esac
     done
     "$PYTHON" -c 'import sys; from util.errors import run_main; from util.options import build_parser

@@ -182,7 +182,7 @@ def measure(stage: str, batch_size: int | None, options: argparse.Namespace, wor
         for run in runs.values():
             operations = run.profile()
             if options.profile and world.is_main:
-                with open(options.profile, 'a') as file:
+                with open(options.profile, 'a', encoding='utf-8') as file:
                     file.write(f'{stage} {run.mode}, batch {run.args.effective_batch_size}\n{operations}\n')
     rows = []
     for run in runs.values():

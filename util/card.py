@@ -45,6 +45,7 @@ def write_model_card(folder: str | Path, result: Result) -> None:
         'recipe': ', '.join(f'{name} {value}' for name, value in config.items()
                             if is_recipe(name) and value is not None),
         'class_names': ', '.join(result.class_names or []) or 'not named'}
+    text = TEMPLATE.format_map({name: '–' if value is None else str(value).replace('|', '\\|')
+                                for name, value in fields.items()})
     with atomic_write(Path(folder) / 'model_card.md') as partial:
-        partial.write_text(TEMPLATE.format_map({name: '–' if value is None else str(value).replace('|', '\\|')
-                                                for name, value in fields.items()}))
+        partial.write_text(text, encoding='utf-8')

@@ -69,7 +69,7 @@ def to_json(content, indent: int | None = None) -> str:
 def write_json(path: str | Path, content) -> None:
     """Write indented JSON atomically; see `to_json`."""
     with atomic_write(path) as partial:
-        partial.write_text(to_json(content, indent=2) + '\n')
+        partial.write_text(to_json(content, indent=2) + '\n', encoding='utf-8')
 
 
 class _YamlError(yaml.YAMLError):
@@ -101,7 +101,7 @@ def read_yaml(path: str | Path, content_name: str, remedy: str) -> dict:
     Raises UserError for a missing file, invalid YAML or another type; `content_name` and `remedy` complete its message.
     """
     try:
-        content = yaml.load(Path(path).read_text(), _YamlLoader)
+        content = yaml.load(Path(path).read_text(encoding='utf-8'), _YamlLoader)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror}); {remedy}') from error
     except _YamlError as error:

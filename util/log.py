@@ -28,11 +28,12 @@ class RunLog:
         """Drop the lines and events that were written after the checkpoint from which the run resumes."""
         self.path = output_dir / 'log.jsonl'
         try:
-            lines = self.path.read_text(errors='replace').splitlines() if self.path.exists() else []
+            lines = self.path.read_text(encoding='utf-8', errors='replace').splitlines() if self.path.exists() else []
         except OSError as error:
             raise UserError(f'{self.path}: cannot be read ({error.strerror}); choose another --output_dir') from error
         with atomic_write(self.path) as partial:
-            partial.write_text(''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch))
+            partial.write_text(''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch),
+                               encoding='utf-8')
         try:
             self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
         except OSError as error:
@@ -45,7 +46,7 @@ class RunLog:
 
     def epoch(self, epoch: int, values: dict[str, float], step: int) -> None:
         try:
-            with open(self.path, 'a') as file:
+            with open(self.path, 'a', encoding='utf-8') as file:
                 file.write(to_json({'epoch': epoch, **values}) + '\n')
         except OSError as error:
             raise UserError(f'{self.path}: cannot be written ({error.strerror}); free up disk space and continue with '

@@ -53,7 +53,7 @@ class Number:
 def text(value) -> str:
     """An option type: any string without a zero byte."""
     if not isinstance(value, str) or '\0' in value:
-        raise argparse.ArgumentTypeError(f'{quote(value)} is not text')
+        raise argparse.ArgumentTypeError(f'{quote(value)} is not a valid string')
     return value
 
 

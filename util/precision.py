@@ -35,8 +35,9 @@ class Precision:
 def compile_model(model: nn.Module, requested: str, device: torch.device) -> bool:
     """Compile `forward` and `features` of a model in place, keeping parameter names. Returns True if compiled.
 
-    `mode` is 'on', 'off' or 'auto', which compiles only on a GPU and falls back to eager mode if compilation fails. On
-    a GPU every new shape of the arguments is compiled separately, which takes half a minute and gives faster kernels.
+    `requested` is 'on', 'off' or 'auto', which compiles only on a GPU and falls back to eager mode if compilation
+    fails. On a GPU every new shape of the arguments is compiled separately, which takes half a minute and gives
+    faster kernels.
     """
     if requested == 'off' or (requested == 'auto' and device.type != 'cuda'):
         return False

@@ -73,10 +73,11 @@ def write_projector(folder: str | Path, features: Features, benchmark: str | Non
     with atomic_write(folder / 'projector' / 'features.tsv') as partial:
         np.savetxt(partial, features.features[rows], '%.6g', '\t')
     with atomic_write(folder / 'projector' / 'clips.tsv') as partial:
-        partial.write_text('\n'.join(lines) + '\n')
+        partial.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     with atomic_write(folder / 'projector_config.pbtxt') as partial:       # the name that TensorBoard looks for
         partial.write_text('embeddings {\n  tensor_name: "features of test clips"\n'
-                           '  tensor_path: "projector/features.tsv"\n  metadata_path: "projector/clips.tsv"\n}\n')
+                           '  tensor_path: "projector/features.tsv"\n  metadata_path: "projector/clips.tsv"\n}\n',
+                           encoding='utf-8')
 
 
 def read_scores(path: str | Path) -> Scores:
@@ -149,7 +150,7 @@ def _read(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) ->
     for name in ('benchmark', 'stream', 'method', 'run'):
         if name in members and (members[name].ndim or members[name].dtype.kind != 'U'
                                 or not str(members[name]).isprintable()):
-            raise _inconsistent(path, f'{name} is not text')
+            raise _inconsistent(path, f'{name} is not a valid string')
     return members
 
 

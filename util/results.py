@@ -23,6 +23,9 @@ METHODS = ('MAMP', "authors' weights", 'MAE', 'random encoder', 'scratch')
 STREAMS = ('joint', 'bone', 'velocity')
 PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine-tune', 'retrieval': 'retrieval',
              'oneshot': 'one-shot', 'ensemble': 'ensemble'}
+# Entries of maps in a result that tables need: map, entry, type.
+ENTRIES = (('last', 'top1', float), ('best', 'top1', float), ('labels', 'fraction', float),
+           ('pretraining', 'benchmark', str | None), ('config', 'stream', str | None))
 NOVEL_EVERY = 6     # class spacing of the published one-shot protocol (NTU RGB+D 120)
 
 
@@ -125,17 +128,16 @@ class Result:
         remedy = 'remove it or rerun the stage that wrote it'
         if not isinstance(content, dict):
             raise UserError(f'{path}: not a result file of a run; {remedy}')
-        content = {'stream': (content.get('config') or {}).get('stream') or 'joint',
-                   **{name: value for name, value in content.items() if value is not None}}
         types = {entry.name: entry.type for entry in dataclasses.fields(cls) if entry.name != 'path'}
-        content = {name: value for name, value in content.items() if name in types}
-        missing = {'benchmark', 'protocol', 'method'} - content.keys()
-        wrong = [name for name, value in content.items() if not has_type(value, types[name])]
-        scores = [content[name].get(score) for name in ('last', 'best') if isinstance(content.get(name), dict)
-                  for score in ('top1',)]
-        if missing or wrong or not all(has_type(score, float) for score in scores):
-            raise UserError(f'{path}: {", ".join(sorted(missing or wrong)) or "top1"} is missing or has the wrong '
-                            f'type; {remedy}')
+        content = {name: value for name, value in content.items() if name in types and value is not None}
+        wrong = [*({'benchmark', 'protocol', 'method'} - content.keys()),
+                 *(name for name, value in content.items() if not has_type(value, types[name]))]
+        if not wrong:
+            wrong = [f'{name}.{key}' for name, key, kind in ENTRIES
+                     if name in content and not has_type(content[name].get(key), kind)]
+        if wrong:
+            raise UserError(f'{path}: missing or of the wrong type: {", ".join(sorted(wrong))}; {remedy}')
+        content.setdefault('stream', content.get('config', {}).get('stream') or 'joint')
         if not {content['protocol'], content.get('of') or content['protocol']} <= PROTOCOLS.keys():
             raise UserError(f'{path}: unknown protocol; {remedy}')
         return cls(**content, path=path)

@@ -75,7 +75,7 @@ def _compare_settings(trainer: Trainer, checkpoint: Checkpoint, path) -> None:
     data = checkpoint.progress.get('data', trainer.progress['data'])
     if data != trainer.progress['data']:
         changed['data'] = f'training clips {data} -> {trainer.progress["data"]}'
-    if trainer.first_step and (names := set(changed) & CLIP_ORDER):
+    if trainer.first_step and (names := sorted(set(changed) & CLIP_ORDER)):
         raise UserError(f'{path}: was saved in mid-epoch, and the data or settings of this epoch have '
                         f'changed ({"; ".join(changed[n] for n in names)}); use the same data and settings')
     if changed:

@@ -169,7 +169,7 @@ class Trainer:
             raise Interrupted(f'{where}; everything is saved, continue with --resume auto')
         if self.world.is_main:
             with atomic_write(self.output_dir / MARKER) as partial:
-                partial.write_text(f'{where}\n')
+                partial.write_text(f'{where}\n', encoding='utf-8')
         self.world.any(False)       # wait until the main process has written
         raise Preempted(f'on {signal or "a signal to another process"}, {where}; everything is saved, continue with '
                         '--resume auto')

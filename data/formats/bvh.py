@@ -95,7 +95,7 @@ def parse_hierarchy(text: str) -> list[Joint]:
         raise UserError(f'line {line}: {rest[0]!r:.40} is unexpected here, or followed by incomplete data')
     names = [joint.name for joint in joints]
     if path or not joints or len(set(names)) < len(names) or any(joint.offset is None for joint in joints):
-        raise UserError('its hierarchy is incomplete: a }, an OFFSET or a unique name is missing')
+        raise UserError('the hierarchy is incomplete: a }, an OFFSET or a unique name is missing')
     return joints
 
 
@@ -104,9 +104,9 @@ def parse_frames(rows: list[str], width: int) -> np.ndarray:
     try:
         channels = np.loadtxt(rows, comments=None, ndmin=2)
     except ValueError as error:
-        raise UserError(f'its frames do not have {width} numbers each ({one_line(error)})') from error
+        raise UserError(f'the frames do not have {width} numbers each ({one_line(error)})') from error
     if channels.shape != (len(rows), width):
-        raise UserError(f'its frames have {channels.shape[1]} numbers each, but there are {width} channels')
+        raise UserError(f'the frames have {channels.shape[1]} numbers each, but there are {width} channels')
     return channels
 
 

@@ -113,12 +113,13 @@ def body_size(frames: np.ndarray) -> float:
 def size_note(sizes: dict[str, float]) -> list[str]:
     """Return a note on recordings (title: body size) whose bodies are not of human size, if there are any."""
     unusual = {name: size for name, size in sizes.items() if not MIN_SIZE < size < MAX_SIZE}
-    return [f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies of no human size ({name}: {size:.3g} m); '
-            'give --scale, the metres per unit of the files' for name, size in list(unusual.items())[:1]]
+    return [f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies that are not of human size ({name}: '
+            f'{size:.3g} m); set --scale to the metres per unit of the files'
+            for name, size in list(unusual.items())[:1]]
 
 
 def layout_note(layouts: Iterable[Layout | None]) -> list[str]:
     """Return a note on the layouts that recordings without joint names were assumed to have."""
     names = ' or '.join(sorted({layout.name for layout in layouts if layout}))
-    return [f'note: files without joint names are read as {names}, by their number of joints; give --layout if they '
+    return [f'note: files without joint names are read as {names}, by their number of joints; set --layout if they '
             'have other joints'] if names else []

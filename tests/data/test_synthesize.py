@@ -261,7 +261,7 @@ def test_bad_options_and_folders(tmp_path):
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_a_full_disk(tmp_path, capsys, monkeypatch, workers):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(synthesize.Path, 'write_text', fail)

@@ -341,7 +341,7 @@ def test_a_folder_with_damaged_files(folder, classifier, tmp_path, capsys):
     printed, content = capsys.readouterr(), json.loads(out.read_text())
     assert [os.path.basename(entry['recording']) for entry in content['recordings']] == ['one.npy', 'two.npy']
     timing, note, arm, cut = printed.err.splitlines()
-    assert timing.startswith('2 clips in ') and '1 of 2 recordings have bodies of no human size' in note
+    assert timing.startswith('2 clips in ') and '1 of 2 recordings have bodies that are not of human size' in note
     assert f'error: {folder}/arm.npy: bodies have 20 joints (kinect-v1), but the model expects 5 joints;' in arm
     assert 'line 2' in cut and cut.count('cut.skeleton') == 1
     assert [os.path.basename(entry['file']) for entry in content['unreadable']] == ['arm.npy', 'cut.skeleton']

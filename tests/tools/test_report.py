@@ -249,7 +249,8 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     ({'protocol': 'juggling'}, 'unknown protocol'), ({'protocol': ['linprobe']}, 'protocol'),
     ({'benchmark': None}, 'benchmark'), ({'last': 3}, 'last'),
     ({'last': {'top5': 3.}}, 'top1'),
-    ({'last': {'top1': float('nan')}}, 'top1'), ({'pretraining': 'MAMP'}, 'pretraining'), ({'config': []}, 'config'),
+    ({'last': {'top1': float('nan')}}, 'top1'), ({'pretraining': 'MAMP'}, 'pretraining'), ({'config': [1]}, 'config'),
+    ({'pretraining': {'benchmark': 3}}, 'pretraining.benchmark'), ({'labels': {'clips': 3}}, 'labels.fraction'),
     ({'wall_seconds': 'long'}, 'wall_seconds'), ({'protocol': 'ensemble', 'of': 'x'}, 'unknown protocol'),
 ], ids=str)
 def test_a_damaged_result_is_refused_by_name(tmp_path, content, part):

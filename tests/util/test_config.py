@@ -71,7 +71,7 @@ def test_a_setting_of_another_stage_is_accepted_in_its_place_only(write):
     ('wieght_decay: 1', "did you mean 'weight_decay'"), ('epochs: true', 'integer'), ('epochs: many', 'integer'),
     ('batch_size: 4.5', 'integer'), ('lr: [0.1]', 'number'), ('lr: 1,5', 'number'), ('min_lr: null', 'number'),
     ('mask_ratio: .nan', 'number'), ('p_interval: [0.5]', 'list of 2'), ('p_interval: [0.5, a]', 'number'),
-    ('data_path: 3', 'text'), ('stream: bones', 'joint, bone, velocity'), ('norm_skes_loss: 1', 'true or false')],
+    ('data_path: 3', 'string'), ('stream: bones', 'joint, bone, velocity'), ('norm_skes_loss: 1', 'true or false')],
     ids=repr)
 def test_a_settings_file_with_an_error_is_refused(write, text, part):
     path, = write(text)
