@@ -17,7 +17,6 @@ from feeder.dataset import Batch
 from model_transformer import ActionTransformer, SkeletonEncoder
 from util.capture import NO_GRAPHS, GraphRecorder, pad_rows
 from util.dist import World
-from util.metrics import count_correct, summarise
 from util.optim import learning_rate, set_learning_rate
 from util.precision import Precision
 from util.trainer import Trainer
@@ -108,6 +107,19 @@ def evaluate(model: ActionTransformer, batches: Iterable[Batch], clip_maker: Cli
     for features, batch in encode_split(model, batches, clip_maker, precision, graphs):
         counts += count_correct(model.head(features), batch.label)      # in fp32: in bf16 some logits would be equal
     return summarise(world.sum(counts))
+
+
+def count_correct(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Count (B, classes), (B,) -> float64 (4,): samples, top-1 correct, top-5 correct, summed cross-entropy."""
+    hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == label[:, None]
+    loss = F.cross_entropy(logits.float(), label, reduction='sum')
+    return torch.stack([torch.full_like(loss, len(label)), hit[:, 0].sum(), hit.sum(), loss]).double()
+
+
+def summarise(counts: torch.Tensor) -> dict[str, float]:
+    """Convert the sums of `count_correct` to top1 and top5 in percent, mean loss and number of samples."""
+    samples, top1, top5, loss = counts.tolist()
+    return {'top1': 100 * top1 / samples, 'top5': 100 * top5 / samples, 'loss': loss / samples, 'samples': int(samples)}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from util.checkpoint import LAST, Checkpoint
 from util.config import parse_args, resolve_batch
 from util.dist import World
 from util.errors import UserError, run_main
-from util.files import atomic_write, check_writable, write_json
+from util.files import check_writable, write_json, write_text
 from util.optim import adamw
 from util.precision import Precision
 from util.predictions import Features, Scores, write_features, write_projector, write_scores
@@ -71,9 +71,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
         split.check_clips(world.rank, world.size)
     with trainer.running():
         if labels and world.is_main:
-            with atomic_write(trainer.output_dir / 'labelled.txt') as partial:
-                partial.write_text(''.join(f'{name}\n' for name in train.names[train.rows]),
-                                   encoding='utf-8')
+            write_text(trainer.output_dir / 'labelled.txt', ''.join(f'{name}\n' for name in train.names[train.rows]))
         for epoch in range(trainer.epoch, args.epochs):
             stats = train_one_epoch(trainer, epoch)
             scores = None

@@ -87,7 +87,7 @@ class Person(NamedTuple):
     traits: Traits
     vectors: np.ndarray     # (T, 25, 3) joint rotations
     yaw: float
-    place: np.ndarray       # (3,)
+    position: np.ndarray    # (3,)
 
 
 class Track(NamedTuple):
@@ -171,17 +171,17 @@ def stand_by(traits: Traits, frames: int, rng: np.random.Generator) -> np.ndarra
 def make_people(number: int, action: int, seed: int) -> tuple[list[Person], np.random.Generator]:
     """Return the one or two people in a clip, and the generator for its remaining random numbers."""
     rng = np.random.default_rng([seed, 1, action, number])
-    what, performer = ACTIONS[action - 1], clip_facts(number, action).performer
+    spec, performer = ACTIONS[action - 1], clip_facts(number, action).performer
     frames, start = int(rng.integers(SHORTEST, LONGEST + 1)), rng.uniform(0, 2 * np.pi)
     traits = make_traits(performer, seed)
-    people = [Person(traits, exercise(what.moves, what, traits, start, frames, rng), 0., np.zeros(3))]
-    if what.partner or rng.random() < BYSTANDERS:   # partners and bystanders are on the performer's side of a split
-        traits = make_traits(performer + PERFORMERS * (1 if what.partner else 2), seed)
-        vectors = exercise(what.partner, what, traits, start, frames, rng) if what.partner \
+    people = [Person(traits, exercise(spec.moves, spec, traits, start, frames, rng), 0., np.zeros(3))]
+    if spec.partner or rng.random() < BYSTANDERS:   # partners and bystanders are on the performer's side of a split
+        traits = make_traits(performer + PERFORMERS * (1 if spec.partner else 2), seed)
+        vectors = exercise(spec.partner, spec, traits, start, frames, rng) if spec.partner \
             else stand_by(traits, frames, rng)
         angle = rng.uniform(-.5, .5) + rng.choice((0, np.pi))
-        place = rng.uniform(.8, 1.2) * np.array((np.cos(angle), 0, np.sin(angle)))
-        people.append(Person(traits, vectors, rng.uniform(-1, 1), place))
+        position = rng.uniform(.8, 1.2) * np.array((np.cos(angle), 0, np.sin(angle)))
+        people.append(Person(traits, vectors, rng.uniform(-1, 1), position))
     return people, rng
 
 
@@ -194,13 +194,13 @@ def place_camera(camera: int, rng: np.random.Generator) -> tuple[float, np.ndarr
     return yaw, np.array((rng.uniform(-.5, .5), -1, rng.uniform(2.5, 3.5)))
 
 
-def film(person: Person, camera_yaw: float, camera_place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def film(person: Person, camera_yaw: float, camera_position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the joints (T, 25, 3) float32 of a person as measured by the sensor."""
     joints = pose(person.vectors, person.traits.scale)
     if person.traits.left_handed:
         joints = mirror(joints)
     own, camera = (rotation_matrices(np.array((0, yaw, 0))) for yaw in (person.yaw, camera_yaw))
-    joints = (joints @ own.T + person.place) @ camera.T + camera_place
+    joints = (joints @ own.T + person.position) @ camera.T + camera_position
     return (joints + sensor_noise(joints.shape, rng)).astype(np.float32)
 
 
@@ -216,9 +216,9 @@ def make_clip(number: int, action: int, seed: int) -> Clip:
     """Return clip `number` (0 to MAX_CLIPS - 1) of an action; actions are numbered from 1."""
     people, rng = make_people(number, action, seed)
     facts, frames = clip_facts(number, action), len(people[0].vectors)
-    yaw, place = place_camera(facts.camera, rng)
+    yaw, position = place_camera(facts.camera, rng)
     first = FIRST_ID + int(rng.integers(1000, 40000))
-    tracks = [Track(first + 40 * index, np.arange(frames), film(person, yaw, place, rng))
+    tracks = [Track(first + 40 * index, np.arange(frames), film(person, yaw, position, rng))
               for index, person in enumerate(people)]
     return Clip('S{:03}C{:03}P{:03}R{:03}A{:03}'.format(*facts), frames, tracks, add_errors(tracks, frames, rng))
 
@@ -233,15 +233,16 @@ def add_errors(people: list[Track], frames: int, rng: np.random.Generator) -> li
     tracks = list(people)
     if len(tracks) == 2 and rng.random() < .1:      # the second person is lost for a while
         gap = rng.integers(5, 16)
-        at = rng.integers(0, frames - gap)
-        tracks[1] = crop(tracks[1], (tracks[1].frames < at) | (tracks[1].frames >= at + gap))
+        start = rng.integers(0, frames - gap)
+        tracks[1] = crop(tracks[1], (tracks[1].frames < start) | (tracks[1].frames >= start + gap))
     if rng.random() < .1:       # an id changes
-        index, at = rng.integers(len(tracks)), rng.integers(20, frames - 20)
-        before, after = (crop(tracks[index], mask) for mask in (tracks[index].frames < at, tracks[index].frames >= at))
+        index, change = rng.integers(len(tracks)), rng.integers(20, frames - 20)
+        old = tracks[index].frames < change
+        before, after = crop(tracks[index], old), crop(tracks[index], ~old)
         tracks[index:index + 1] = [before, after._replace(body=before.body + 7)]
     if rng.random() < .1:       # a short false body
-        at = rng.integers(0, frames - 11)
-        short = crop(people[0], slice(at, at + rng.integers(2, 12)))
+        start = rng.integers(0, frames - 11)
+        short = crop(people[0], slice(start, start + rng.integers(2, 12)))
         tracks.append(short._replace(body=short.body + 11,
                                      joints=short.joints * np.float32(.9) + np.float32((1.3, .2, .9))))
     if rng.random() < .08:      # furniture

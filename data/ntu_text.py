@@ -95,37 +95,37 @@ def parse_skeleton(text: bytes) -> Recording:
 def _find_bodies(lines: Sequence[str]) -> tuple[list[str], list[int], list[int], int]:
     """Follow the counts through a file: id, frame and first joint line of each of the K bodies; number of frames."""
     ids, frame_of_body, first_lines = [], [], []
-    at, frames = 1, 0
+    index, frames = 1, 0
     for _ in range(_parse_count(lines, 0, 'frames')):
-        bodies, seen = _parse_count(lines, at, 'bodies'), set()
-        at += 1
+        bodies, seen = _parse_count(lines, index, 'bodies'), set()
+        index += 1
         for _ in range(bodies):
-            if at + 2 + JOINTS > len(lines):
+            if index + 2 + JOINTS > len(lines):
                 raise UserError(f'line {len(lines)}: the file ends within a frame')
-            fields = lines[at].split()
+            fields = lines[index].split()
             if len(fields) != BODY_FIELDS:
-                raise UserError(f'line {at + 1}: {len(fields)} fields, expected {BODY_FIELDS} of a body')
-            if lines[at + 1].strip() != str(JOINTS):
-                raise UserError(f'line {at + 2}: {lines[at + 1]!r:.40} joints, expected {JOINTS}')
+                raise UserError(f'line {index + 1}: {len(fields)} fields, expected {BODY_FIELDS} of a body')
+            if lines[index + 1].strip() != str(JOINTS):
+                raise UserError(f'line {index + 2}: {lines[index + 1]!r:.40} joints, expected {JOINTS}')
             if fields[0] in seen:
-                raise UserError(f'line {at + 1}: body {fields[0]!r:.40} is in this frame twice')
+                raise UserError(f'line {index + 1}: body {fields[0]!r:.40} is in this frame twice')
             seen.add(fields[0])
             ids.append(fields[0])
             frame_of_body.append(frames)
-            first_lines.append(at + 2)
-            at += 2 + JOINTS
+            first_lines.append(index + 2)
+            index += 2 + JOINTS
         frames += bodies > 0
-    if at < len(lines):
-        raise UserError(f'line {at + 1}: the file goes on after its last frame')
+    if index < len(lines):
+        raise UserError(f'line {index + 1}: the file goes on after its last frame')
     return ids, frame_of_body, first_lines, frames
 
 
-def _parse_count(lines: Sequence[str], at: int, noun: str) -> int:
-    if at >= len(lines):
+def _parse_count(lines: Sequence[str], index: int, noun: str) -> int:
+    if index >= len(lines):
         raise UserError(f'line {len(lines)}: the file ends within a frame')
-    text = lines[at].strip()
+    text = lines[index].strip()
     if not text.isdigit() or len(text) > 9:
-        raise UserError(f'line {at + 1}: {text!r:.40} is not a number of {noun}')
+        raise UserError(f'line {index + 1}: {text!r:.40} is not a number of {noun}')
     return int(text)
 
 
@@ -142,10 +142,10 @@ def _parse_joints(rows: Sequence[str]) -> np.ndarray:
 
 def _locate_damage(lines: Sequence[str], first_lines: Sequence[int]) -> UserError:
     """Return the error for the first of these joint lines that cannot be parsed."""
-    for at in (first + joint for first in first_lines for joint in range(JOINTS)):
+    for index in (first + joint for first in first_lines for joint in range(JOINTS)):
         try:
-            _parse_joints([lines[at]])
+            _parse_joints([lines[index]])
         except ValueError:
-            return UserError(f'line {at + 1}: {lines[at].strip()!r:.60} is not a joint: x y z in metres and '
+            return UserError(f'line {index + 1}: {lines[index].strip()!r:.60} is not a joint: x y z in metres and '
                              f'{JOINT_FIELDS - 3} more fields')
     raise AssertionError('each joint line can be parsed by itself')

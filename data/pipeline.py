@@ -27,7 +27,7 @@ from data.dataset_file import npz_writer, one_hot
 from data.datasets import DataSet, Protocol
 from data.spool import Sample, Spool
 from util.errors import UserError
-from util.files import atomic_write
+from util.files import write_text
 from util.options import COUNT
 
 ROWS = 1024         # labels that are converted to one-hot at a time
@@ -152,8 +152,7 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path,
         raise UserError(f'{len(damaged):,} damaged, nothing written: {remedy}, or use --skip_damaged to omit them and '
                         f'list them in {path}')
     if damaged:
-        with atomic_write(path) as partial:
-            partial.write_text(''.join(f'{line}\n' for line in damaged), encoding='utf-8', errors='backslashreplace')
+        write_text(path, ''.join(f'{line}\n' for line in damaged))
     else:
         path.unlink(missing_ok=True)
 

@@ -42,7 +42,7 @@ from data.spool import Sample, Spool
 from feeder.classes import metadata_path
 from feeder.layouts import LAYOUTS, Layout, read_layout
 from util.errors import Parser, UserError, quote, run_main
-from util.files import atomic_write, check_outputs, check_writable, read_yaml
+from util.files import check_outputs, check_writable, read_yaml, write_text
 from util.options import POSITIVE, Number
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -236,11 +236,6 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
               f'{", …" if len(missing) > 3 else ""})')
 
 
-def write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding='utf-8')
-
-
 def to_yaml(content: dict) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1 << 20)
 
@@ -271,7 +266,8 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.num_frames % SEGMENT:
-        raise UserError(f'--num_frames {args.num_frames} is not a multiple of {SEGMENT}, the frames of a segment')
+        raise UserError(f'--num_frames {args.num_frames} must be a multiple of {SEGMENT}, the number of frames per '
+                        'segment')
     check_writable(args.out)
     requested = read_layout(args.layout) if args.layout else None
     rows, errors = read_table(args.labels, args.raw, args.test_subjects)

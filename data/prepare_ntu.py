@@ -80,7 +80,7 @@ def order(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int
     Samples are sorted by the order of the training values, then by name; for test samples the values are in ascending
     order.
     """
-    rank = {value: place for place, value in enumerate(protocol.train)}
+    rank = {value: position for position, value in enumerate(protocol.train)}
     values = [getattr(parse_name(name), protocol.key) for name in names]
     by_name = sorted(range(len(names)), key=names.__getitem__)
     train = sorted((index for index in by_name if values[index] in rank), key=lambda index: rank[values[index]])

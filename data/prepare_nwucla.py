@@ -36,7 +36,7 @@ from data.pipeline import Parsed, Tally, add_options, collect, select_protocols,
 from data.sources import Source, find_sources
 from data.spool import Sample, Spool
 from util.errors import Parser, UserError, one_line, run_main
-from util.files import atomic_write
+from util.files import write_text
 
 DATASET = DATASETS['nwucla']
 CENTRE = 1      # joint 2, the spine
@@ -121,8 +121,7 @@ def write_files(path: Path, spool: Spool, train: list[int], test: list[int]) -> 
                    DATASET.width)
     if copies := find_copies(spool, train, test):
         path = path.with_name(f'{path.stem}_copies.txt')
-        with atomic_write(path) as partial:
-            partial.write_text('\n'.join(copies) + '\n', encoding='utf-8')
+        write_text(path, '\n'.join(copies) + '\n')
         print(f'{len(copies)} test clips are copies of training clips, listed in {path}')
 
 

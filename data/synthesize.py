@@ -56,26 +56,26 @@ def make_video(number: int, classes: int, seed: int) -> tuple[np.ndarray, list[t
     """
     rng = np.random.default_rng([seed, 2, number])
     scenes = [(action, make_people(number, action, seed)[0]) for action in rng.permutation(classes) + 1]
-    yaw, place = place_camera(clip_facts(number, 1).camera, rng)
-    vectors, labels, at = [], [], 0
+    yaw, position = place_camera(clip_facts(number, 1).camera, rng)
+    vectors, labels, end = [], [], 0
     previous = scenes[0][1][0].vectors[0]
     for action, people in scenes:
         pause = int(rng.integers(15, 46))
         vectors += [_interpolate(previous, people[0].vectors[0], pause), people[0].vectors]
-        labels.append((int(action), at + pause, at + pause + len(people[0].vectors)))
-        at, previous = labels[-1][2], people[0].vectors[-1]
-    rows = np.zeros((at, 2, JOINTS, 3), np.float32)
-    rows[:, 0] = film(scenes[0][1][0]._replace(vectors=np.concatenate(vectors)), yaw, place, rng)
-    for (_, people), (_, start, end) in zip(scenes, labels, strict=True):
+        labels.append((int(action), end + pause, end + pause + len(people[0].vectors)))
+        end, previous = labels[-1][2], people[0].vectors[-1]
+    rows = np.zeros((end, 2, JOINTS, 3), np.float32)
+    rows[:, 0] = film(scenes[0][1][0]._replace(vectors=np.concatenate(vectors)), yaw, position, rng)
+    for (_, people), (_, first, stop) in zip(scenes, labels, strict=True):
         for person in people[1:]:
-            rows[start:end, 1] = film(person, yaw, place, rng)
-    return rows.reshape(at, -1), labels                                                     # (T, 2, 25, 3) -> (T, 150)
+            rows[first:stop, 1] = film(person, yaw, position, rng)
+    return rows.reshape(end, -1), labels                                                    # (T, 2, 25, 3) -> (T, 150)
 
 
 def _interpolate(before: np.ndarray, after: np.ndarray, frames: int) -> np.ndarray:
     """Interpolate smoothly between rotations (25, 3): (frames, 25, 3)."""
-    share = (1 - np.cos(np.pi * (np.arange(frames) + 1) / (frames + 1)))[:, None, None] / 2
-    return before + share * (after - before)
+    weight = (1 - np.cos(np.pi * (np.arange(frames) + 1) / (frames + 1)))[:, None, None] / 2
+    return before + weight * (after - before)
 
 
 def video_name(number: int) -> str:
@@ -102,8 +102,8 @@ def write_video(folder: Path, seed: int, task: tuple[int, int]) -> int:
 def write_splits(folder: Path, videos: int) -> None:
     """Write the two split files of PKU-MMD; cross-view trains on M and R."""
     facts = [clip_facts(number, 1) for number in range(videos)]
-    for kind, train in (('subject', [each.performer in NTU60_SUBJECTS for each in facts]),
-                        ('view', [each.camera > 1 for each in facts])):
+    for kind, train in (('subject', [fact.performer in NTU60_SUBJECTS for fact in facts]),
+                        ('view', [fact.camera > 1 for fact in facts])):
         names = [', '.join(video_name(number) for number in range(videos) if train[number] == side)
                  for side in (True, False)]
         (folder / f'cross-{kind}.txt').write_text(

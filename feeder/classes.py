@@ -1,6 +1,5 @@
 """Names of the action classes, in the order of their labels."""
 
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from util.errors import UserError
+from util.files import read_json
 
 # For each dataset, named by the prefix of its benchmarks: its list in classes.yaml and its number of classes.
 DATASETS = {'ntu120': ('ntu', 120), 'ntu60': ('ntu', 60), 'pku': ('pku', 51), 'nwucla': ('nwucla', 10),
@@ -46,12 +46,9 @@ def read_metadata(data_path: str | Path) -> dict:
     prepared. Raises UserError if the file cannot be read or lacks these entries.
     """
     path = metadata_path(data_path)
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); correct or remove it') from error
+    content = read_json(path, 'correct or remove it')
     names, centre, scale = (content.get(name) for name in ('classes', 'centre', 'scale')) \
         if isinstance(content, dict) else (None,) * 3
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names) \

@@ -136,7 +136,7 @@ def make_layout(name, joints, source: str) -> Layout:
         raise UserError(f'{source}: joints is not a map of joints to their parents')
     for text in (name, *joints):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
-            raise UserError(f'{source}: the name {quote(text)} is not a string; put it in quotes')
+            raise UserError(f'{source}: the name {quote(text)} must be a printable string; put numbers in quotes')
     index = {joint: i for i, joint in enumerate(joints)}
     parents = []
     for joint, parent in joints.items():

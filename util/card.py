@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from util.files import atomic_write
+from util.files import write_text
 from util.options import is_recipe
 from util.results import Result
 
@@ -47,5 +47,4 @@ def write_model_card(folder: str | Path, result: Result) -> None:
         'class_names': ', '.join(result.class_names or []) or 'not named'}
     text = TEMPLATE.format_map({name: '–' if value is None else str(value).replace('|', '\\|')
                                 for name, value in fields.items()})
-    with atomic_write(Path(folder) / 'model_card.md') as partial:
-        partial.write_text(text, encoding='utf-8')
+    write_text(Path(folder) / 'model_card.md', text)

@@ -136,7 +136,7 @@ def _check_model(args: argparse.Namespace) -> None:
 
 def _check_training(args: argparse.Namespace, stage: str) -> None:
     if args.p_interval[0] > args.p_interval[1]:
-        raise UserError(f'--p_interval {args.p_interval[0]} {args.p_interval[1]}: the first exceeds the second')
+        raise UserError(f'--p_interval {args.p_interval[0]} {args.p_interval[1]}: the minimum exceeds the maximum')
     if getattr(args, 'novel_every', 0) == 1:
         raise UserError('--novel_every 1 leaves no class; use 0, or 2 or more')
     if stage == 'pretrain':
@@ -171,8 +171,8 @@ def resolve_batch(args: argparse.Namespace, world_size: int) -> None:
     elif args.accum_iter is None:
         args.accum_iter = max(1, args.effective_batch_size // (args.batch_size * world_size))
     if args.batch_size * args.accum_iter * world_size != args.effective_batch_size:
-        raise UserError(f'--effective_batch_size {args.effective_batch_size} is not --batch_size {args.batch_size} × '
-                        f'--accum_iter {args.accum_iter} × {world_size} processes')
+        raise UserError(f'--effective_batch_size {args.effective_batch_size} must equal --batch_size {args.batch_size} '
+                        f'× --accum_iter {args.accum_iter} × {world_size} processes')
     if args.lr is None and args.blr is not None:
         args.lr = args.blr * args.effective_batch_size / 256
     if args.lr is not None and args.min_lr > args.lr:

@@ -14,7 +14,7 @@ from typing import get_args, get_origin
 
 import yaml
 
-from util.errors import UserError, quote
+from util.errors import UserError, one_line, quote
 
 MAX_NUMBER = 1e30      # larger ones are a sign of damage
 MAX_ZIP_BYTES, MAX_ZIP_RATIO = 1 << 30, 200     # archives that exceed both when unpacked are refused
@@ -66,10 +66,32 @@ def to_json(content, indent: int | None = None) -> str:
     return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; raises as `atomic_write` does."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding='utf-8', errors='backslashreplace')
+
+
 def write_json(path: str | Path, content) -> None:
     """Write indented JSON atomically; see `to_json`."""
-    with atomic_write(path) as partial:
-        partial.write_text(to_json(content, indent=2) + '\n', encoding='utf-8')
+    write_text(path, to_json(content, indent=2) + '\n')
+
+
+def read_text(path: str | Path, remedy: str) -> str:
+    """Read a UTF-8 text file; raises UserError, with `remedy` at the end, if this fails."""
+    try:
+        return Path(path).read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read ({getattr(error, "strerror", error)}); {remedy}') from error
+
+
+def read_json(path: str | Path, remedy: str, lines: bool = False):
+    """Read a JSON file, or the list of values in a file with one value per line; raises as `read_text` does."""
+    text = read_text(path, remedy)
+    try:
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not valid JSON ({one_line(error)}); {remedy}') from error
 
 
 class _YamlError(yaml.YAMLError):
@@ -100,14 +122,13 @@ def read_yaml(path: str | Path, content_name: str, remedy: str) -> dict:
 
     Raises UserError for a missing file, invalid YAML or another type; `content_name` and `remedy` complete its message.
     """
+    text = read_text(path, remedy)
     try:
-        content = yaml.load(Path(path).read_text(encoding='utf-8'), _YamlLoader)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); {remedy}') from error
+        content = yaml.load(text, _YamlLoader)
     except _YamlError as error:
         raise UserError(f'{path}: {error}') from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not valid YAML ({" ".join(str(error).split())}); correct it') from error
+        raise UserError(f'{path}: not valid YAML ({one_line(error)}); correct it') from error
     if not isinstance(content, dict):
         raise UserError(f'{path}: not a map of {content_name}')
     return content

@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from util.errors import UserError
-from util.files import atomic_write, to_json
+from util.files import to_json, write_text
 
 
 def set_up_console(is_main: bool) -> None:
@@ -31,9 +31,7 @@ class RunLog:
             lines = self.path.read_text(encoding='utf-8', errors='replace').splitlines() if self.path.exists() else []
         except OSError as error:
             raise UserError(f'{self.path}: cannot be read ({error.strerror}); choose another --output_dir') from error
-        with atomic_write(self.path) as partial:
-            partial.write_text(''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch),
-                               encoding='utf-8')
+        write_text(self.path, ''.join(f'{line}\n' for line in lines if _epoch_number(line) < first_epoch))
         try:
             self.writer = SummaryWriter(log_dir, purge_step=first_step or None)
         except OSError as error:

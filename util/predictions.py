@@ -12,7 +12,7 @@ import numpy as np
 
 from feeder.classes import find_class_names
 from util.errors import UserError, one_line
-from util.files import atomic_write, check_zip, has_type
+from util.files import atomic_write, check_zip, has_type, write_text
 
 
 class Scores(NamedTuple):
@@ -72,12 +72,10 @@ def write_projector(folder: str | Path, features: Features, benchmark: str | Non
                               for row in rows)]
     with atomic_write(folder / 'projector' / 'features.tsv') as partial:
         np.savetxt(partial, features.features[rows], '%.6g', '\t')
-    with atomic_write(folder / 'projector' / 'clips.tsv') as partial:
-        partial.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    with atomic_write(folder / 'projector_config.pbtxt') as partial:       # the name that TensorBoard looks for
-        partial.write_text('embeddings {\n  tensor_name: "features of test clips"\n'
-                           '  tensor_path: "projector/features.tsv"\n  metadata_path: "projector/clips.tsv"\n}\n',
-                           encoding='utf-8')
+    write_text(folder / 'projector' / 'clips.tsv', '\n'.join(lines) + '\n')
+    write_text(folder / 'projector_config.pbtxt',       # the name that TensorBoard looks for
+               'embeddings {\n  tensor_name: "features of test clips"\n  tensor_path: "projector/features.tsv"\n'
+               '  metadata_path: "projector/clips.tsv"\n}\n')
 
 
 def read_scores(path: str | Path) -> Scores:

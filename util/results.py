@@ -4,7 +4,6 @@ An experiment is a row of the tables: the protocol, the method and the stream.
 """
 
 import dataclasses
-import json
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from util.errors import UserError, one_line
-from util.files import has_type, write_json
+from util.files import has_type, read_json, write_json
 from util.options import defaults_of, is_recipe
 
 log = logging.getLogger(__name__)
@@ -26,6 +25,7 @@ PROTOCOLS = {'pretrain': 'pre-training', 'linprobe': 'linear', 'finetune': 'fine
 # Entries of maps in a result that tables need: map, entry, type.
 ENTRIES = (('last', 'top1', float), ('best', 'top1', float), ('labels', 'fraction', float),
            ('pretraining', 'benchmark', str | None), ('config', 'stream', str | None))
+REMEDY = 'remove it or rerun the stage that wrote it'
 NOVEL_EVERY = 6     # class spacing of the published one-shot protocol (NTU RGB+D 120)
 
 
@@ -114,20 +114,13 @@ class Result:
     @classmethod
     def read(cls, path: Path) -> 'Result':
         """Read a result.json; raises UserError if it is missing or damaged."""
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding='utf-8')), path)
-        except (OSError, ValueError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f'{path}: cannot be read as the result of a run ({one_line(error)}); remove it or rerun '
-                            'the stage that wrote it') from error
+        return cls.from_dict(read_json(path, REMEDY), path)
 
     @classmethod
     def from_dict(cls, content, path: Path) -> 'Result':
         """Check and convert the entries of a result, including files of earlier versions. Raises UserError."""
-        remedy = 'remove it or rerun the stage that wrote it'
         if not isinstance(content, dict):
-            raise UserError(f'{path}: not a result file of a run; {remedy}')
+            raise UserError(f'{path}: not a result file of a run; {REMEDY}')
         types = {entry.name: entry.type for entry in dataclasses.fields(cls) if entry.name != 'path'}
         content = {name: value for name, value in content.items() if name in types and value is not None}
         wrong = [*({'benchmark', 'protocol', 'method'} - content.keys()),
@@ -136,10 +129,10 @@ class Result:
             wrong = [f'{name}.{key}' for name, key, kind in ENTRIES
                      if name in content and not has_type(content[name].get(key), kind)]
         if wrong:
-            raise UserError(f'{path}: missing or of the wrong type: {", ".join(sorted(wrong))}; {remedy}')
+            raise UserError(f'{path}: missing or of the wrong type: {", ".join(sorted(wrong))}; {REMEDY}')
         content.setdefault('stream', content.get('config', {}).get('stream') or 'joint')
         if not {content['protocol'], content.get('of') or content['protocol']} <= PROTOCOLS.keys():
-            raise UserError(f'{path}: unknown protocol; {remedy}')
+            raise UserError(f'{path}: unknown protocol; {REMEDY}')
         return cls(**content, path=path)
 
     @cached_property
@@ -195,13 +188,13 @@ class Result:
         if self.curve is not None:
             return self.curve
         path = self.path.parent / 'log.jsonl'
+        lines = read_json(path, 'omit --figure or rerun the stage that wrote it', lines=True)
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
             names = ['epoch', 'train_loss', *(['test_top1'] if 'test_top1' in lines[0] else [])]
             return {name: [float(line[name]) for line in lines] for name in names}
-        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            raise UserError(f'{path}: cannot be read ({one_line(error)}); omit --figure or rerun the stage that wrote '
-                            'it') from error
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UserError(f'{path}: invalid entries ({one_line(error)}); omit --figure or rerun the stage that '
+                            'wrote it') from error
 
 
 def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
@@ -215,18 +208,11 @@ def read_results(place: Path, may_be_empty: bool = False) -> list[Result]:
     files = [place] if place.is_file() else sorted([*place.rglob('result.json'), *collected])
     results = []
     for path in files:
-        results += [Result.read(path)] if path.name == 'result.json' else _read_collected(path)
+        results += [Result.read(path)] if path.name == 'result.json' else \
+            [Result.from_dict(line, path) for line in read_json(path, 'specify a file of results', lines=True)]
     if not results and not (may_be_empty and place.is_dir()):
         raise UserError(f'{place}: no results; specify a folder of finished runs or a .jsonl file of results')
     return results
-
-
-def _read_collected(path: Path) -> list[Result]:
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: cannot be read ({one_line(error)}); specify a file of results') from error
-    return [Result.from_dict(line, path) for line in lines]
 
 
 def group_runs(results: list[Result]) -> dict[tuple[Experiment, str], list[Result]]:

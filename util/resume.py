@@ -41,9 +41,9 @@ def resume(trainer: Trainer) -> None:
     _load_optimizer(trainer.optimizer, checkpoint.optimizer, path)
     trainer.epoch, trainer.first_step = checkpoint.epoch + 1, checkpoint.step
     if (trainer.epoch, trainer.first_step) > (trainer.args.epochs, 0) or trainer.first_step >= trainer.steps_per_epoch:
-        raise UserError(f'{path}: is at epoch {trainer.epoch}, step {trainer.first_step}, beyond --epochs '
-                        f'{trainer.args.epochs} of {trainer.steps_per_epoch} steps; increase --epochs, or start '
-                        'another run')
+        raise UserError(f'{path}: continues at epoch {trainer.epoch}, step {trainer.first_step}, but this run ends '
+                        f'after {trainer.args.epochs} epochs of {trainer.steps_per_epoch} steps; increase --epochs, or '
+                        'start another run')
     _compare_settings(trainer, checkpoint, path)
     trainer.progress |= checkpoint.progress | {'data': trainer.progress['data']}
     trainer.loss_sum.fill_(trainer.progress['loss_sum'])

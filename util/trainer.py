@@ -23,7 +23,7 @@ from util.card import write_model_card
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from util.dist import World, init_world
 from util.errors import UserError, one_line
-from util.files import atomic_write, check_writable
+from util.files import check_writable, write_text
 from util.log import NoLog, RunLog, code_version, command_line, describe_machine, set_up_console
 from util.options import has_role
 from util.precision import Precision, compile_model, deterministic
@@ -168,8 +168,7 @@ class Trainer:
         if not self.world.any(signal not in (None, 'SIGINT')):
             raise Interrupted(f'{where}; everything is saved, continue with --resume auto')
         if self.world.is_main:
-            with atomic_write(self.output_dir / MARKER) as partial:
-                partial.write_text(f'{where}\n', encoding='utf-8')
+            write_text(self.output_dir / MARKER, f'{where}\n')
         self.world.any(False)       # wait until the main process has written
         raise Preempted(f'on {signal or "a signal to another process"}, {where}; everything is saved, continue with '
                         '--resume auto')

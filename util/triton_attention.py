@@ -26,9 +26,9 @@ def _forward(qkv, out, lse, scale, H, L: tl.constexpr, E: tl.constexpr, ROWS: tl
     acc = tl.zeros([ROWS, E], tl.float32)
     for first in range(0, L, COLS):
         col = first + tl.arange(0, COLS)
-        place = col[:, None] * 3 * H * E + e[None, :]
-        k = tl.load(qkv + H * E + place, mask=col[:, None] < L, other=0.)
-        v = tl.load(qkv + 2 * H * E + place, mask=col[:, None] < L, other=0.)
+        offset = col[:, None] * 3 * H * E + e[None, :]
+        k = tl.load(qkv + H * E + offset, mask=col[:, None] < L, other=0.)
+        v = tl.load(qkv + 2 * H * E + offset, mask=col[:, None] < L, other=0.)
         score = tl.where(col[None, :] < L, tl.dot(q, tl.trans(k)), float('-inf'))
         new = tl.maximum(largest, tl.max(score, 1) * scale)
         weight = tl.math.exp2(score * scale - new[:, None])
@@ -60,9 +60,9 @@ def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: 
     dq = tl.zeros([ROWS, E], tl.float32)
     for first in range(0, L, COLS):     # keys beyond L are zero, and so is what they add
         col = first + tl.arange(0, COLS)
-        place = col[:, None] * 3 * H * E + e[None, :]
-        k = tl.load(qkv + H * E + place, mask=col[:, None] < L, other=0.)
-        v = tl.load(qkv + 2 * H * E + place, mask=col[:, None] < L, other=0.)
+        offset = col[:, None] * 3 * H * E + e[None, :]
+        k = tl.load(qkv + H * E + offset, mask=col[:, None] < L, other=0.)
+        v = tl.load(qkv + 2 * H * E + offset, mask=col[:, None] < L, other=0.)
         weight = tl.math.exp2(tl.dot(q, tl.trans(k)) * scale - s[:, None])
         ds = weight * (tl.dot(do, tl.trans(v)) - d[:, None])
         dq += tl.dot(ds.to(k.dtype), k)
@@ -80,9 +80,9 @@ def _backward_kv(qkv, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.c
     qkv += sample * L * 3 * H * E + column
     grad += sample * L * H * E + column
     row, e = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, E)
-    valid, place = row[:, None] < L, row[:, None] * 3 * H * E + e[None, :]
-    k = tl.load(qkv + H * E + place, mask=valid, other=0.)
-    v = tl.load(qkv + 2 * H * E + place, mask=valid, other=0.)
+    valid, offset = row[:, None] < L, row[:, None] * 3 * H * E + e[None, :]
+    k = tl.load(qkv + H * E + offset, mask=valid, other=0.)
+    v = tl.load(qkv + 2 * H * E + offset, mask=valid, other=0.)
     dk = tl.zeros([ROWS, E], tl.float32)
     dv = tl.zeros([ROWS, E], tl.float32)
     for first in range(0, L, COLS):
@@ -97,8 +97,8 @@ def _backward_kv(qkv, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: tl.c
         dk += tl.dot(ds.to(q.dtype), q)
     dqkv += sample * L * 3 * H * E + column
     dk = dk * (scale * 0.6931471805599453)
-    tl.store(dqkv + H * E + place, dk.to(dqkv.dtype.element_ty), mask=valid)
-    tl.store(dqkv + 2 * H * E + place, dv.to(dqkv.dtype.element_ty), mask=valid)
+    tl.store(dqkv + H * E + offset, dk.to(dqkv.dtype.element_ty), mask=valid)
+    tl.store(dqkv + 2 * H * E + offset, dv.to(dqkv.dtype.element_ty), mask=valid)
 
 
 TILES = {'forward': (128, 64, 4, 3), 'backward_q': (64, 64, 4, 3), 'backward_kv': (128, 32, 4, 3)}

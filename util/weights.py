@@ -134,8 +134,8 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, path: str | Path) 
     """Load the weights of a checkpoint of the same stage, for resuming or evaluating. Raises as `load_weights` does."""
     stage = Checkpoint(model.state_dict()).stage
     if checkpoint.stage != stage:
-        raise UserError(f'{path}: is a checkpoint of {STAGE_TITLES[checkpoint.stage]}, expected one of '
-                        f'{STAGE_TITLES[stage]}; use such a checkpoint, or start from its encoder with --finetune')
+        raise UserError(f'{path}: is a checkpoint of {STAGE_TITLES[checkpoint.stage]}, but this stage is '
+                        f'{STAGE_TITLES[stage]}; use one of this stage, or start from its encoder with --finetune')
     load_weights(model, checkpoint.model, path)
 
 

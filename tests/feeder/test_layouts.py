@@ -82,7 +82,8 @@ def test_layouts_from_files(stick, tmp_path):
     ('joints:\n  r:\n  a: b\n  b: c\n  c: a\n', 'do not form a tree'),
     ('joints:\n  a:\n  b: x\n', "the parent of b is 'x'"), ('joints:\n  a:\n  b: 2\n', 'the parent of b is 2'),
     ('joints:\n  a:\n  b: true\n', 'the parent of b is True'), ('joints:\n  a:\n  b: [a]\n', "of b is ['a']"),
-    ('joints:\n  a:\n  7: a\n', 'the name 7 is not a string'), ('joints:\n  a:\n  "b\\nc": a\n', 'is not a string'),
+    ('joints:\n  a:\n  7: a\n', 'the name 7 must be a printable string'),
+    ('joints:\n  a:\n  "b\\nc": a\n', 'must be a printable string'),
     ('joints: [a, b]\n', 'joints is not a map'), ('joints: {}\n', 'joints is not a map'),
     ('name: 3\njoints: {a: }\n', 'the name 3'), ('joint: {a: }\n', "unknown key 'joint'"),
     ('joints: !!python/object/apply:os.system [id]\n', 'not valid YAML')])

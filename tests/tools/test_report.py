@@ -245,7 +245,7 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('content, part', [
-    ('{', 'cannot be read'), (b'\xff\xfe', 'cannot be read'), ('[]', 'not a result file'), ('{}', 'benchmark'),
+    ('{', 'not valid JSON'), (b'\xff\xfe', 'cannot be read'), ('[]', 'not a result file'), ('{}', 'benchmark'),
     ({'protocol': 'juggling'}, 'unknown protocol'), ({'protocol': ['linprobe']}, 'protocol'),
     ({'benchmark': None}, 'benchmark'), ({'last': 3}, 'last'),
     ({'last': {'top5': 3.}}, 'top1'),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import engine_finetune as metrics
 from engine_pretrain import update_weights
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests import golden_numbers
-from util import metrics, optim, rng
+from util import optim, rng
 from util.capture import NO_GRAPHS
 from util.dist import World
 

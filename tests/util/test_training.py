@@ -14,6 +14,7 @@ import engine_finetune
 import engine_pretrain
 import main_finetune
 from data.dataset_file import write_npz
+from engine_finetune import count_correct
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.conftest import (
@@ -31,7 +32,6 @@ from util.checkpoint import BEST, LAST, Checkpoint
 from util.config import parse_args
 from util.dist import World
 from util.log import RunLog
-from util.metrics import count_correct
 from util.optim import adamw, set_learning_rate
 from util.precision import Precision
 from util.results import Result
@@ -189,7 +189,7 @@ def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, 
     (folder / 'result.json').write_text(text)
     train('pretrain', tiny_pretrain, folder, '--resume', 'auto')
     assert (folder / 'result.json').read_text() == text
-    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', '--resume', 'auto'), 'beyond --epochs 1')
+    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', '--resume', 'auto'), 'after 1 epochs')
 
 
 def test_a_run_never_ends_in_mid_epoch(pretrained, tiny_pretrain, tmp_path):
@@ -198,7 +198,7 @@ def test_a_run_never_ends_in_mid_epoch(pretrained, tiny_pretrain, tmp_path):
     checkpoint = Checkpoint.read(folder / LAST)
     checkpoint.step = 1         # in the epoch after the last one
     checkpoint.write(folder / LAST)
-    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--resume', str(folder / LAST)), 'beyond --epochs')
+    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--resume', str(folder / LAST)), 'ends after')
 
 
 def test_a_resumed_run_has_the_settings_given_now(tiny_pretrain, pretrained, tmp_path):

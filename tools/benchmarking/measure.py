@@ -15,6 +15,7 @@ from data.dataset_file import npz_writer
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tools.benchmarking.plain import use_plain_attention
+from tools.reporting.tables import markdown
 from util.weights import create_model
 
 EMPTY_SECOND = .82      # fraction of NTU RGB+D 60's clips without a second body
@@ -108,6 +109,6 @@ class TimedLoader:
 
 def table(rows: list[dict], formats: dict[str, str]) -> str:
     """Return a Markdown table of the columns in `formats`, each in its format; a missing value is a dash."""
-    cells = [[name.replace('_', ' ') for name in formats], ['---' for _ in formats]]
-    cells += [['–' if row.get(name) is None else format(row[name], formats[name]) for name in formats] for row in rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in cells).replace('| --- ', '|---').replace('--- |', '---|')
+    return markdown([name.replace('_', ' ') for name in formats],
+                    [[None if row.get(name) is None else format(row[name], formats[name]) for name in formats]
+                     for row in rows])

@@ -161,8 +161,8 @@ def embed(features: Features, most: int, seed: int) -> tuple[np.ndarray, np.ndar
     rows = np.arange(count) if count <= most else np.sort(np.random.default_rng(seed).permutation(count)[:most])
     values = features.features[rows]
     if len(rows) < 5 or not values.std(0).any():
-        raise UserError(f'--tsne: {len(rows)} {"" if len(rows) < 5 else "identical "}clips cannot be drawn; at least '
-                        'five different clips are needed')
+        raise UserError(f'--tsne needs at least five clips with different features; the file has {len(rows)} '
+                        f'{"clips" if len(rows) < 5 else "identical ones"}')
     tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init='pca' if values.shape[1] > 1 else 'random',
                 random_state=seed)
     return tsne.fit_transform(values), rows

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from feeder.classes import find_class_names
 from tools.reporting.tables import markdown
 from util.errors import UserError
+from util.files import read_text
 from util.predictions import Scores, write_scores
 from util.results import STREAMS, Result
 
@@ -77,10 +78,7 @@ def exclude(scores: Scores, path: Path) -> Scores:
 
     Raises UserError if the file cannot be read, contains an unknown clip, or contains all clips.
     """
-    try:
-        names = {line.strip() for line in path.read_text(encoding='utf-8').splitlines()} - {''}
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); use a text file with a clip name per line') from error
+    names = {line.strip() for line in read_text(path, 'use a text file with a clip name per line').splitlines()} - {''}
     if unknown := names - set(scores.name.tolist()):
         raise UserError(f'{path}: {len(unknown)} of the {len(names)} listed clips are not in {scores.path} '
                         f'(for example {min(unknown):.80}); list only clips that have scores')

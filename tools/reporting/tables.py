@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from util.errors import UserError
-from util.files import atomic_write, has_type, read_yaml
+from util.files import has_type, read_text, read_yaml, write_text
 from util.results import KINDS, Experiment, Result, distinct_runs, group_runs, read_results
 
 PUBLISHED = Path(__file__).resolve().parents[2] / 'config' / 'published.yaml'
@@ -142,10 +142,7 @@ def rewrite_tables(path: Path) -> bool:
     The text between a line `<!-- table: PLACE -->` and the next line `<!-- end -->` is replaced by the tables of the
     results at PLACE, relative to the file. Raises UserError for a file without such lines.
     """
-    try:
-        text = path.read_text(encoding='utf-8')
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); use a Markdown file') from error
+    text = read_text(path, 'use a Markdown file')
     pattern = re.compile(r'^(<!-- table: (.+?) -->)\n.*?^(<!-- end -->)$', re.MULTILINE | re.DOTALL)
     starts, ends = (len(re.findall(rf'^<!-- {word}', text, re.MULTILINE)) for word in ('table: ', 'end -->'))
     if not starts or starts != ends or len(pattern.findall(text)) != starts:
@@ -153,8 +150,6 @@ def rewrite_tables(path: Path) -> bool:
                         'one or more pairs, each marker on its own line')
     updated = pattern.sub(lambda match: f'{match[1]}\n\n{tables(read_results(path.parent / match[2]))}\n\n{match[3]}',
                           text)
-    if updated == text:
-        return False
-    with atomic_write(path) as partial:
-        partial.write_text(updated, encoding='utf-8')
-    return True
+    if updated != text:
+        write_text(path, updated)
+    return updated != text
