@@ -85,7 +85,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
 
 
 def check_batch_norm(args: argparse.Namespace, world: World) -> None:
-    """Raise UserError if the BatchNorm of the head cannot compute its statistics."""
+    """Raise UserError if the batch is too small for the BatchNorm of the head, or it cannot be synchronised."""
     if args.sync_batchnorm and world.size == 1:
         log.info('--sync_batchnorm: has no effect with one process')
     elif args.sync_batchnorm and world.device.type != 'cuda':

@@ -101,12 +101,12 @@ DATASETS = {dataset.key: dataset for dataset in (
 
 
 def find_dataset(benchmark: str | None) -> DataSet | None:
-    """Return the dataset of a benchmark by the beginning of its name ('ntu60_xsub', 'PKUv1_XSub'), or None."""
+    """Find the dataset of a benchmark from the beginning of its name ('ntu60_xsub', 'PKUv1_XSub'); None if unknown."""
     name = (benchmark or '').lower().replace('pkuv', 'pku')
     return next((dataset for key, dataset in DATASETS.items() if name.startswith(key)), None)
 
 
 def find_protocol(file: str) -> tuple[DataSet, Protocol] | None:
-    """Return the dataset and protocol of a dataset file by its name without .npz, or None."""
+    """Find the dataset and protocol of a dataset file from its name without .npz; None if unknown."""
     return next(((dataset, protocol) for dataset in DATASETS.values() for protocol in dataset.protocols.values()
                  if protocol.file == file), None)

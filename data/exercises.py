@@ -195,7 +195,7 @@ def place_camera(camera: int, rng: np.random.Generator) -> tuple[float, np.ndarr
 
 
 def film(person: Person, camera_yaw: float, camera_position: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the joints (T, 25, 3) float32 of a person as measured by the sensor."""
+    """Return the joints (T, 25, 3) float32 of a person as the simulated sensor measures them."""
     joints = pose(person.vectors, person.traits.scale)
     if person.traits.left_handed:
         joints = mirror(joints)

@@ -136,7 +136,7 @@ def _check_row(source: str, values: dict[str, str], split_column: str, test: Seq
 
 
 def _plain_subject(text: str) -> str:
-    """Remove leading zeros of a subject, so that '03' and '3' are the same."""
+    """Strip leading zeros from a subject, so that '03' and '3' are the same."""
     text = text.strip()
     return text.lstrip('0') or '0' if text.isdecimal() else text
 

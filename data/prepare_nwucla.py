@@ -74,7 +74,7 @@ def parse_clip(text: str | bytes, name: str) -> tuple[np.ndarray, int]:
     except (ValueError, OverflowError, RecursionError) as error:
         raise UserError(f'damaged JSON ({one_line(error)})') from error
     except (KeyError, TypeError) as error:
-        raise UserError('is not an NW-UCLA clip (file_name, skeletons or label is missing)') from error
+        raise UserError('must have the keys file_name, skeletons and label of an NW-UCLA clip') from error
     if stored != name:
         raise UserError(f'the file_name stored inside is {stored!r:.40}, which differs from the name of the file; '
                         'rename the file')

@@ -133,7 +133,7 @@ def make_layout(name, joints, source: str) -> Layout:
     one tree.
     """
     if not isinstance(joints, Mapping) or not joints:
-        raise UserError(f'{source}: joints is not a map of joints to their parents')
+        raise UserError(f'{source}: joints must be a mapping of joints to their parents')
     for text in (name, *joints):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
             raise UserError(f'{source}: the name {quote(text)} must be a printable string; put numbers in quotes')

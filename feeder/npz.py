@@ -93,7 +93,7 @@ def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
     """Return the offset of the member's bytes, which follow its local header.
 
     The local header has 30 bytes, of which the last four are the lengths of the name and the extra field that follow
-    (zip specification, APPNOTE 4.3.7). It may be longer than the one in the directory.
+    (zip specification, APPNOTE 4.3.7). The extra field may be longer than in the central directory.
     """
     with open(path, 'rb') as file:
         file.seek(member.header_offset + 26)

@@ -44,7 +44,7 @@ def resize_crops(frames: torch.Tensor, begin: torch.Tensor, length: torch.Tensor
 def rotate(clips: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate each clip by Rz·Ry·Rx: clips (B, C, W, V, M), angles (B, 3) in rad -> like clips.
 
-    Computed as products and sums, because in TF32 tensor cores would round the coordinates to ten bits.
+    Computed elementwise, because a matrix product in TF32 would round the coordinates to 10 bits.
     """
     (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
     rows = (cz * cy, sz * cx + cz * sy * sx, sz * sx - cz * sy * cx,

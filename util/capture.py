@@ -28,7 +28,7 @@ MAX_GRAPHS = 8      # per function, for different arguments
 
 @dataclass(frozen=True)
 class Graph:
-    """Recorded work: `replay()` reads the input buffers and writes `outputs`, tensors at fixed addresses."""
+    """A captured CUDA graph: `replay()` reads the static input tensors and writes the static tensors `outputs`."""
 
     outputs: object                     # as the function returned it
     replay: Callable[[], None]

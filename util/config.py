@@ -61,7 +61,7 @@ def read_config(path: str | Path, stage: str) -> list[dict]:
     for key, value in read_yaml(path, 'settings', 'correct --config').items():
         if key in STAGES:
             if not isinstance(value, dict):
-                raise UserError(f'{path}: {key}: not a map of settings')
+                raise UserError(f'{path}: {key}: must be a mapping of settings')
             values = {name: _convert(options_of_stage(key), name, item, f'{path}: {key}')
                       for name, item in value.items()}
             own = values if key == stage else own

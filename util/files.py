@@ -130,7 +130,7 @@ def read_yaml(path: str | Path, content_name: str, remedy: str) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: not valid YAML ({one_line(error)}); correct it') from error
     if not isinstance(content, dict):
-        raise UserError(f'{path}: not a map of {content_name}')
+        raise UserError(f'{path}: must be a mapping of {content_name}; correct it')
     return content
 
 

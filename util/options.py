@@ -214,7 +214,7 @@ OPTIONS = (
 
 @cache
 def options_of_stage(stage: str) -> dict[str, Option]:
-    """Return the options of a stage by name."""
+    """Return the options of a stage, keyed by name."""
     return {option.name: option for option in OPTIONS if stage in option.stages}
 
 

@@ -50,10 +50,10 @@ def compile_model(model: nn.Module, requested: str, device: torch.device) -> boo
 
 @contextmanager
 def deterministic(enabled: bool, device: str) -> Iterator[None]:
-    """Make GPUs compute sums in a fixed order, so that runs give the same bits; raises if PyTorch cannot do this.
+    """Use kernels with a fixed order of sums on GPUs, for bitwise reproducible runs; CPU runs always are.
 
-    On a CPU, runs are always reproducible. Enter this context before CUDA is initialised, when cuBLAS reads its setting
-    (which stays set); raises UserError if it is too late.
+    Enter this context before CUDA is initialised, because cuBLAS reads its setting only then; the setting is not
+    restored. Raises UserError if CUDA is already initialised, or if PyTorch is too old.
     """
     if not enabled:
         yield

@@ -129,7 +129,7 @@ class Result:
             wrong = [f'{name}.{key}' for name, key, kind in ENTRIES
                      if name in content and not has_type(content[name].get(key), kind)]
         if wrong:
-            raise UserError(f'{path}: missing or of the wrong type: {", ".join(sorted(wrong))}; {REMEDY}')
+            raise UserError(f'{path}: entries are missing or of the wrong type: {", ".join(sorted(wrong))}; {REMEDY}')
         content.setdefault('stream', content.get('config', {}).get('stream') or 'joint')
         if not {content['protocol'], content.get('of') or content['protocol']} <= PROTOCOLS.keys():
             raise UserError(f'{path}: unknown protocol; {REMEDY}')

@@ -52,7 +52,7 @@ def resume(trainer: Trainer) -> None:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path) -> None:
-    """Load momenta from a checkpoint; learning rates and weight decay remain those of this run."""
+    """Load the state of each parameter from a checkpoint; keep the learning rates and weight decay of this run."""
     settings = [{name: value for name, value in group.items() if name != 'params'}
                 for group in optimizer.param_groups]
     try:

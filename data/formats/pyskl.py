@@ -92,15 +92,15 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
 def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     """Return name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for invalid entries."""
     if not isinstance(annotation, dict):
-        raise UserError('the annotation is not a map')
+        raise UserError('the annotation must be a dict')
     name, label = annotation.get('frame_dir'), annotation.get('label')
     keypoint = annotation.get('keypoint')
     if not isinstance(name, str) or not name.isprintable():
-        raise UserError('frame_dir is not a printable string')
+        raise UserError('frame_dir must be a printable string')
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise UserError('label is not a non-negative integer')
+        raise UserError('label must be a non-negative integer')
     if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or 0 in keypoint.shape:
-        raise UserError('keypoint is not an array (bodies, frames, joints, 3)')
+        raise UserError('keypoint must be an array (bodies, frames, joints, 3)')
     if keypoint.shape[3] != 3:
         raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); use annotations of '
                         '3D skeletons')

@@ -88,9 +88,9 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
 
 
 def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
-    """Return the layout of frames (T, M, V, 3): the requested one, the file's own, or by the number of joints.
+    """Return the layout of frames (T, M, V, 3): the requested one, else the file's own, else by the number of joints.
 
-    Raises UserError if the requested layout has another number of joints.
+    Raises UserError if the requested layout has a different number of joints.
     """
     if layout and len(layout.joints) != frames.shape[2]:
         raise UserError(f'has {frames.shape[2]} joints, but the layout {layout.name} has {len(layout.joints)}; specify '

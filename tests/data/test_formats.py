@@ -231,8 +231,8 @@ def test_arrays_in_pickles(tmp_path):
 
 
 @pytest.mark.parametrize('change, part', [
-    ({'keypoint': np.ones((1, 4, 17, 2), np.float16)}, '2 numbers per joint'), ({'keypoint': [1]}, 'keypoint is not'),
-    ({'keypoint': np.ones((1, 0, 17, 3))}, 'keypoint is not'), ({'label': 1.5}, 'label'),
+    ({'keypoint': np.ones((1, 4, 17, 2), np.float16)}, '2 numbers per joint'), ({'keypoint': [1]}, 'keypoint must be'),
+    ({'keypoint': np.ones((1, 0, 17, 3))}, 'keypoint must be'), ({'label': 1.5}, 'label'),
     ({'frame_dir': 'a\nb'}, 'frame_dir'), ({'keypoint': np.full((1, 6, 25, 3), np.nan)}, 'frame 0')])
 def test_the_other_clips_of_a_file_with_a_damaged_one_are_read(change, part, tmp_path):
     content = pyskl_content()

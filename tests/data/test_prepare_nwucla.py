@@ -158,7 +158,7 @@ def test_damaged_clips(clips, change, part):
 
 def test_damaged_json(clips, tmp_path, capsys):
     for text, part in ((b'{"file_name": "a02_s01_e00_v03", "skel', 'damaged'), (b'\xff\xfe\xfd', 'damaged'),
-                       (b'[' * 100_000, 'damaged'), (b'[]', 'not an NW-UCLA clip'), (b'{}', 'not an NW-UCLA clip')):
+                       (b'[' * 100_000, 'damaged'), (b'[]', 'of an NW-UCLA clip'), (b'{}', 'of an NW-UCLA clip')):
         refusal(lambda text=text: parse_clip(text, 'a02_s01_e00_v03'), part)
     files = as_files(clips) | {'a02_s01_e00_v03.json': b'{', 'notes.json': b'{}', 'a02_s01_e00_v04.json': b'{}'}
     raw, out = write_files(tmp_path / 'raw', files), tmp_path / 'out'

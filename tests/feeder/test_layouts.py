@@ -84,7 +84,7 @@ def test_layouts_from_files(stick, tmp_path):
     ('joints:\n  a:\n  b: true\n', 'the parent of b is True'), ('joints:\n  a:\n  b: [a]\n', "of b is ['a']"),
     ('joints:\n  a:\n  7: a\n', 'the name 7 must be a printable string'),
     ('joints:\n  a:\n  "b\\nc": a\n', 'must be a printable string'),
-    ('joints: [a, b]\n', 'joints is not a map'), ('joints: {}\n', 'joints is not a map'),
+    ('joints: [a, b]\n', 'joints must be a mapping'), ('joints: {}\n', 'joints must be a mapping'),
     ('name: 3\njoints: {a: }\n', 'the name 3'), ('joint: {a: }\n', "unknown key 'joint'"),
     ('joints: !!python/object/apply:os.system [id]\n', 'not valid YAML')])
 def test_files_that_are_not_layouts(tmp_path, text, part):

@@ -490,7 +490,7 @@ def test_curves_show_every_stage_and_method(tmp_path):
     assert [count_near(image, figures.colour_of(i)) > 200 for i in range(4)] == [True, True, True, False]
     (tmp_path / 'scratch' / 'log.jsonl').write_text('{"epoch": 0}\n')
     refusal(lambda: tools.report.main([str(tmp_path), '--figure', str(picture)]), 'scratch', 'log.jsonl')
-    refusal(lambda: tools.report.main([str(tmp_path / 'retrieval'), '--figure', str(picture)]), 'none of these runs')
+    refusal(lambda: tools.report.main([str(tmp_path / 'retrieval'), '--figure', str(picture)]), 'no training curves')
 
 
 @pytest.mark.parametrize('classes, benchmark', [(10, 'nwucla_xview'), (120, 'ntu120_xsub')])

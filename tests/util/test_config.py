@@ -66,8 +66,8 @@ def test_a_setting_of_another_stage_is_accepted_in_its_place_only(write):
 
 
 @pytest.mark.parametrize('text, part', [
-    ('a: [1\nb: 2', 'not valid YAML'), ('- 1', 'not a map'), ('seed: 1\nseed: 2', 'duplicate key'),
-    ('seed: &a 1\nepochs: *a', 'aliases'), ('pretrain: 5', 'not a map of settings'),
+    ('a: [1\nb: 2', 'not valid YAML'), ('- 1', 'must be a mapping'), ('seed: 1\nseed: 2', 'duplicate key'),
+    ('seed: &a 1\nepochs: *a', 'aliases'), ('pretrain: 5', 'must be a mapping of settings'),
     ('wieght_decay: 1', "did you mean 'weight_decay'"), ('epochs: true', 'integer'), ('epochs: many', 'integer'),
     ('batch_size: 4.5', 'integer'), ('lr: [0.1]', 'number'), ('lr: 1,5', 'number'), ('min_lr: null', 'number'),
     ('mask_ratio: .nan', 'number'), ('p_interval: [0.5]', 'list of 2'), ('p_interval: [0.5, a]', 'number'),

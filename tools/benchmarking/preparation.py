@@ -46,7 +46,7 @@ def prepare_as_usual(raw: Path, out: Path) -> None:
 
 
 def _read_by_line(path: Path) -> tuple[int, dict]:
-    """Count the frames with a body; for each body id return its first frame, joints (n, 25, 3), colours (n, 25, 2)."""
+    """Return the number of frames with a body, and for each body id its first frame, joints (n, 25, 3) and pixels."""
     lines = path.read_text(encoding='utf-8').splitlines()
     start, frames, bodies = 1, 0, {}
     for _ in range(int(lines[0])):

@@ -46,7 +46,7 @@ def side_view(pose: np.ndarray) -> np.ndarray:
 
 
 def flatten(pose: np.ndarray) -> np.ndarray:
-    """Project poses (T, V, 3) to the plane (T, V, 2); the view follows the body sideways, but not vertically."""
+    """Project poses (T, V, 3) to 2D (T, V, 2), centred on the body horizontally in each frame, but not vertically."""
     flat = pose @ side_view(pose)
     return flat - np.stack([np.broadcast_to(flat[..., :1].mean(1), flat.shape[:1] + (1,)),
                             np.full(flat.shape[:1] + (1,), flat[..., 1].mean())], axis=-1)

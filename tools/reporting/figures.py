@@ -50,7 +50,7 @@ def draw_curves(results: list[Result], path: Path) -> None:
                 name = experiment.name.removeprefix(f'{stage}, ') + (f' ({note})' if note else '')
                 columns[column][benchmark, name] = [run.read_curve() for run in distinct_runs(runs)]
     if not columns:
-        raise UserError('--figure: none of these runs was trained, so there are no curves; omit it')
+        raise UserError('--figure: these runs have no training curves; omit the option')
     lines = list(dict.fromkeys(key for runs in columns.values() for key in runs))
     many = len({benchmark for benchmark, _ in lines}) > 1
     labels = {key: ', '.join(key if many else key[1:]) for key in lines}

@@ -95,7 +95,7 @@ def add_scores(members: list[Scores]) -> Scores:
     """
     first = members[0]
     if len(members) < 2 or len({member.path.resolve() for member in members}) < len(members):
-        raise UserError('--ensemble: specify the scores.npz of at least two runs, each once')
+        raise UserError('--ensemble: specify the scores.npz files of at least two different runs')
     total, order = first.scores.astype(np.float64), np.argsort(first.name)
     for member in members[1:]:
         pair = f'{member.path} and {first.path}'
