@@ -34,16 +34,16 @@ import yaml
 if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.formats import FORMATS, format_from_suffix, read_recording
-from data.formats.recording import Recording, body_size, layout_note, size_note
+from data.formats import format_from_suffix, read_recording
+from data.formats.recording import Recording, bodies_note, body_size, select_bodies, size_note
 from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
 from data.sources import Source
 from data.spool import Sample, Spool
 from feeder.classes import metadata_path
-from feeder.layouts import LAYOUTS, Layout, read_layout
+from feeder.layouts import Layout, known_layouts, read_layout
 from util.errors import Parser, UserError, quote, run_main
 from util.files import check_outputs, check_writable, read_yaml, write_text
-from util.options import POSITIVE, Number
+from util.options import COUNT, POSITIVE, Number
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 CHUNK = 8           # files that a process parses at once
@@ -159,16 +159,17 @@ def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Rec
 
 
 def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
-          centre: bool) -> Parsed:
+          centre: bool, most_bodies: int) -> Parsed:
     """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
     recording = read_row(row, requested, scale, centre)
     if recording.layout is None or recording.layout.joints != layout.joints:
         raise UserError(f'its {recording.num_joints} joints differ from the {len(layout.joints)} joints of the other '
                         f'files ({layout.name}); omit this file, or set --layout if only the names differ')
-    frames = recording.frames                                                               # (T, M, V, 3)
+    frames = select_bodies(recording.frames, most_bodies, layout, centre)                   # (T, M, V, 3)
     bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1        # without empty bodies at the end
     sample = Sample(row.name, labels[row.label], frames[:, :bodies].reshape(len(frames), -1))
-    return Parsed([sample], row.path.stat().st_size, Counter())
+    notes = recording.notes + bodies_note(recording.frames, most_bodies)
+    return Parsed([sample], row.path.stat().st_size, Counter(notes))
 
 
 def first_layout(rows: Sequence[Row]) -> Layout:
@@ -183,8 +184,6 @@ def first_layout(rows: Sequence[Row]) -> Layout:
         if recording.layout is None:
             raise UserError(f'{row}: the layout of its {recording.num_joints} joints is not known; set --layout to a '
                             'YAML file with their names')
-        if FORMATS[format_from_suffix(row.path)].guesses_layout:
-            print(*layout_note([recording.layout]))
         return recording.layout
     raise UserError(f'no file could be read; the last error is: {message}')
 
@@ -202,7 +201,7 @@ def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, nu
     """Return the content of the config file, with smaller batches where a recipe's exceeds the training set."""
     path, _, _, layout_path = output_files(args)
     settings = {'benchmark': args.name, 'data_path': str(path),
-                'layout': layout.name if layout in LAYOUTS else str(layout_path), 'num_joints': len(layout.joints),
+                'layout': layout.name if layout in known_layouts() else str(layout_path), 'num_joints': len(layout.joints),
                 'num_frames': args.num_frames}
     if num_classes > 1:
         settings['num_classes'] = num_classes
@@ -225,7 +224,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
     write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths))
     content = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
     write_text(metadata, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
-    if layout not in LAYOUTS:
+    if layout not in known_layouts():
         write_text(layout_path, to_yaml({'name': layout.name, 'joints': layout.as_map()}))
     write_text(config, f'# Written by data/prepare_custom.py: {len(train)} training clips, {len(test)} test clips.\n'
                + to_yaml(make_settings(args, layout, len(classes), len(train))))
@@ -257,6 +256,8 @@ def build_parser() -> Parser:
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
                         help='move the bodies in npy, BVH, PYSKL and PKU files to the origin')
+    parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those '
+                        'that move most are kept')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
                         help='frames per clip after resizing (default: 120, as in the paper)')
     add_options(parser)
@@ -278,10 +279,11 @@ def main(argv: list[str] | None = None) -> int:
     if not rows:
         settle_damaged(errors, False, damaged, remedy)
     layout = requested or first_layout(rows)
-    if not requested and layout not in LAYOUTS:     # of a BVH file
+    if not requested and layout not in known_layouts():     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
-    reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre)
+    reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre,
+                     most_bodies=args.bodies)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
     sizes = {name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))

@@ -16,7 +16,10 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+import yaml
 
 from util.errors import UserError, quote
 from util.files import read_yaml
@@ -35,41 +38,43 @@ class Layout:
         return {joint: self.joints[parent] for joint, parent in zip(self.joints, self.parents, strict=True)}
 
 
-def _sides(*parts: str) -> tuple[str, ...]:
-    return tuple(f'{side} {part}' for side in ('left', 'right') for part in parts)
+@cache
+def known_layouts() -> tuple[Layout, ...]:
+    """Return the layouts in layouts.yaml."""
+    path = Path(__file__).with_suffix('.yaml')
+    layouts = yaml.safe_load(path.read_text(encoding='utf-8'))
+    return tuple(make_layout(name, joints, str(path)) for name, joints in layouts.items())
 
 
-_LIMBS = (*_sides('shoulder', 'elbow', 'wrist', 'hand'), *_sides('hip', 'knee', 'ankle', 'foot'))
-_COCO = ('nose', *(f'{side} {part}' for part in ('eye', 'ear', 'shoulder', 'elbow', 'wrist', 'hip', 'knee', 'ankle')
-                   for side in ('left', 'right')))
-
-# Parents are numbered from 1 here, as in the documentation of the datasets. COCO's skeleton is a graph with cycles;
-# this tree keeps the lines from eyes to nose, ears to eyes, hips to shoulders, and the limbs. The parent of the
-# shoulders is the nose, as the ears, to which COCO connects them, are often occluded.
-LAYOUTS = tuple(Layout(name, joints, tuple(parent - 1 for parent in parents)) for name, joints, parents in (
-    ('kinect-v2', ('spine base', 'spine', 'neck', 'head', *_LIMBS, 'spine top', *_sides('hand tip', 'thumb')),
-     (2, 21, 21, 3, 21, 5, 6, 7, 21, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19, 21, 23, 8, 25, 12)),
-    ('kinect-v1', ('hip centre', 'spine', 'shoulder centre', 'head', *_LIMBS),
-     (2, 3, 3, 3, 3, 5, 6, 7, 3, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19)),
-    ('coco-17', _COCO, (1, 1, 1, 2, 3, 1, 1, 6, 7, 8, 9, 6, 7, 12, 13, 14, 15)),
-))
-
-# Different names for the same part of the body. Keys are in the form that `plain_name` returns.
+# Different names for the same part of the body. Keys are in the form that `plain_name` returns, without the side.
 ALIASES = {
     'hip centre': 'spine base',         # Kinect v1's HipCenter and v2's SpineBase: the middle of the pelvis,
     'mid hip': 'spine base',            # also OpenPose's MidHip, half-way between the hips,
     'pelvis': 'spine base',             # the root of SMPL and Azure Kinect,
     'hips': 'spine base',               # and the root of most BVH files
     'spine mid': 'spine',               # v2's own spelling of the joint that v1 calls Spine
+    'spine navel': 'spine',             # Azure Kinect
+    'spine 2': 'spine',                 # SMPL; in BVH files, where it is higher, Spine exists, too
     'shoulder centre': 'spine top',     # v1's ShoulderCenter and v2's SpineShoulder: between the shoulders, below the
     'spine shoulder': 'spine top',      # neck
-    'nose': 'head',                     # COCO has no head; the nose moves rigidly with it, 10 cm from its middle
+    'mid shoulder': 'spine top',        # OpenPose calls it the neck
+    'thorax': 'spine top', 'spine chest': 'spine top', 'spine 3': 'spine top',      # Human3.6M, Azure Kinect, SMPL
+    'nose': 'head', 'eye': 'head', 'eye inner': 'head', 'eye outer': 'head', 'ear': 'head', 'mouth': 'head',
+    'index': 'hand', 'pinky': 'hand',   # MediaPipe's knuckles
+    'foot index': 'foot', 'big toe': 'foot',        # Kinect's foot is the tip of the foot
+}
+# BVH files name joints after the bones that begin there: LeftForeArm is the elbow, LeftShoulder the collar bone.
+BONES = {
+    'shoulder': 'collar', 'arm': 'shoulder', 'upper arm': 'shoulder', 'fore arm': 'elbow', 'forearm': 'elbow',
+    'lower arm': 'elbow', 'hand': 'wrist', 'up leg': 'hip', 'upper leg': 'hip', 'thigh': 'hip', 'leg': 'knee',
+    'lower leg': 'knee', 'shin': 'knee', 'calf': 'knee', 'foot': 'ankle', 'toe': 'foot', 'toe base': 'foot',
 }
 _WORDS = {'l': 'left', 'r': 'right', 'center': 'centre'}
 
 
 def plain_name(joint: str) -> str:
-    """Normalise a joint's name: 'LeftElbow', 'elbow_left', 'LElbow' and 'l_elbow' all become 'left elbow'."""
+    """Normalise a joint's name: 'LeftElbow', 'elbow_left', 'LElbow' and 'mixamorig:l_elbow' become 'left elbow'."""
+    joint = joint.rpartition(':')[2] or joint
     words = re.findall(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+', joint) or [joint]
     words = [_WORDS.get(word.lower(), word.lower()) for word in words]
     return ' '.join(sorted(words, key=lambda word: word not in ('left', 'right')))
@@ -77,8 +82,18 @@ def plain_name(joint: str) -> str:
 
 def shared_names(layout: Layout) -> list[str]:
     """Return V names for matching joints across layouts; aliases are replaced unless the common name is in use."""
-    names = [plain_name(joint) for joint in layout.joints]
-    return [name if ALIASES.get(name, name) in names else ALIASES[name] for name in names]
+    sides, parts = zip(*(re.fullmatch(r'(left |right |)(.*)', plain_name(joint)).groups() for joint in layout.joints),
+                       strict=True)
+    if not {'fore arm', 'forearm', 'lower arm'}.isdisjoint(parts):
+        parts = [BONES.get(part, part) for part in parts]
+    names = []
+    for side, part in zip(sides, parts, strict=True):
+        common = ALIASES.get(part, part)
+        if part == common or common in parts:
+            names.append(side + part)
+        else:
+            names.append(side + common if common in ('hand', 'foot') else common)
+    return names
 
 
 # ---- choose a layout -------------------------------------------------------------------------------------------------
@@ -86,21 +101,21 @@ def shared_names(layout: Layout) -> list[str]:
 
 def known_layout(num_joints: int) -> Layout | None:
     """Return the layout with this number of joints, or None."""
-    return next((layout for layout in LAYOUTS if len(layout.joints) == num_joints), None)
+    return next((layout for layout in known_layouts() if len(layout.joints) == num_joints), None)
 
 
 def default_layout(num_joints: int) -> Layout:
     """Return the layout with this number of joints; raises UserError if it is not known."""
     if layout := known_layout(num_joints):
         return layout
-    known = ', '.join(f'{len(layout.joints)}: {layout.name}' for layout in LAYOUTS)
+    known = ', '.join(f'{len(layout.joints)}: {layout.name}' for layout in known_layouts())
     raise UserError(f'no joint layout with {num_joints} joints is known ({known}); correct --num_joints, or set '
                     '--layout to a YAML file')
 
 
 def read_layout(source: str | Path) -> Layout:
     """Return the layout of a name or YAML file; raises UserError for an unknown name or an invalid file."""
-    layouts = {layout.name: layout for layout in LAYOUTS}
+    layouts = {layout.name: layout for layout in known_layouts()}
     if str(source) in layouts:
         return layouts[str(source)]
     path = Path(source)

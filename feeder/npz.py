@@ -68,8 +68,9 @@ def _report_errors(path: Path, part: str, remedy: str) -> Iterator[None]:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); correct its permissions or copy it '
                         'again') from error
     except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:     # RuntimeError: an encrypted member
-        raise UserError(f'{path}: not a complete npz file ({one_line(error)}); regenerate it or copy it '
-                        'again') from error
+        remedy = 'convert it with data/prepare_pyskl.py' if path.suffix in ('.pkl', '.pickle') else \
+            'regenerate it or copy it again'
+        raise UserError(f'{path}: not a complete npz file ({one_line(error)}); {remedy}') from error
     except Exception as error:      # a damaged header can raise any exception
         raise UserError(f'{path}: {part} is damaged ({one_line(error)}); regenerate the file') from error
 

@@ -17,6 +17,7 @@ import io
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,8 @@ import numpy as np
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.formats import FORMATS, format_from_suffix
-from data.formats.recording import Recording, body_size, layout_note, size_note
+from data.formats import FORMATS
+from data.formats.recording import Recording, assumption_notes, body_size, size_note
 from tools.recognition import Recogniser
 from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline
 from util.errors import Parser, UserError, printable, run_main
@@ -148,15 +149,14 @@ def check(args: argparse.Namespace) -> list[Path]:
 
 def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
     """Predict all files and write the outputs; returns the exit code."""
-    failures, entries, predictions, sizes, layouts, count = [], [], [], {}, set(), 0
+    failures, entries, predictions, sizes, assumptions, count = [], [], [], {}, Counter(), 0
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
     def readable_clips() -> Iterator[Recording]:
         for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split):
             if isinstance(clip, Recording):
                 sizes[clip.title] = body_size(clip.frames)
-                if FORMATS[args.format or format_from_suffix(clip.path)].guesses_layout and not args.layout:
-                    layouts.add(clip.layout)
+                assumptions.update(clip.notes)
                 yield clip
             else:
                 failures.append(clip)
@@ -181,8 +181,9 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
         write(args.csv, to_csv(entries))
     if predictions:
         write_features(args.features, predictions, args.window is not None, recogniser)
+    notes = assumption_notes(assumptions, len(sizes)) + size_note(sizes)
     print(f'{count:,} {"windows" if args.window else "clips"} in {time.perf_counter() - start:.1f} s on '
-          f'{recogniser.device}', *size_note(sizes), *layout_note(layouts), sep='\n', file=sys.stderr)
+          f'{recogniser.device}', *notes, sep='\n', file=sys.stderr)
     for failure in unreadable:
         print(f'error: {failure["reason"]}', file=sys.stderr)
     return UserError.exit_code if failures else 0

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.datasets import find_dataset
-from data.formats.recording import centre_bodies, clean
-from data.ntu_actors import motion_energy
+from data.formats.recording import clean, select_bodies
 from engine_finetune import predict
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
@@ -156,14 +155,8 @@ class Recogniser:
         If there are too many bodies, those with the most motion are kept, as in the preparation of NTU RGB+D; frames in
         which none of them appears are dropped, and the clip is centred again.
         """
+        frames = select_bodies(frames, self.num_bodies, self.layout, self.centre)
         missing = self.num_bodies - frames.shape[1]
-        if missing < 0:
-            present = frames.any(axis=(2, 3))                                               # (T, M)
-            motion = [motion_energy(frames[present[:, body], body]) if present[:, body].any() else -1
-                      for body in range(frames.shape[1])]
-            frames = frames[:, np.sort(np.argsort(motion)[-self.num_bodies:])]
-            frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]
-            return centre_bodies(frames, self.layout) if self.centre and frames.any() else frames
         if self.repeats_body and frames.shape[1] == 1:
             return frames.repeat(self.num_bodies, axis=1)
         return np.pad(frames, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else frames

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.datasets import find_dataset
-from data.formats import FORMATS, format_from_suffix, read_recordings, suffixes
+from data.formats import format_from_suffix, read_recordings, suffixes
 from data.formats.npz import REMEDY
-from data.formats.recording import Recording, centre_bodies, valid_frames
-from feeder.layouts import LAYOUTS, Layout, known_layout, read_layout
+from data.formats.recording import Recording, bodies_note, centre_bodies, valid_frames
+from feeder.layouts import Layout, read_layout
 from feeder.npz import open_member
 from tools.recognition import Recogniser, batched
 from util.errors import UserError
@@ -64,14 +64,14 @@ def read_clips(files: Iterable[Path], recogniser: Recogniser, layout: str | None
 
 def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | None, scale: float | None,
                split: str) -> Iterator[Recording | UserError]:
-    if FORMATS[name].guesses_layout and recogniser.layout not in LAYOUTS:
-        layout = layout or recogniser.layout        # the number of joints does not identify a custom layout
     scale = recogniser.scale if scale is None else scale
     has_labels = _has_same_labels(path, name, recogniser, split)
-    for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints):
+    for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints,
+                                     recogniser.layout):
         if isinstance(recording, Recording):
             _check_joints(recording, recogniser)
-            recording = recording._replace(label=recording.label if has_labels else None)
+            notes = recording.notes + bodies_note(recording.frames, recogniser.num_bodies)
+            recording = recording._replace(label=recording.label if has_labels else None, notes=notes)
         yield recording
 
 
@@ -85,15 +85,14 @@ def _has_same_labels(path: Path, name: str, recogniser: Recogniser, split: str) 
 
 def _check_joints(recording: Recording, recogniser: Recogniser) -> None:
     """Raise UserError if the joints of a recording differ from those of the model."""
-    def describe(num_joints: int, layout: Layout | None) -> str:
-        layout = layout or known_layout(num_joints)
-        return f'{num_joints} joints' + (f' ({layout.name})' if layout else '')
-
-    num_joints, layout, expected = recording.num_joints, recording.layout, recogniser.layout
-    if num_joints != recogniser.num_joints or (expected and layout and expected.joints != layout.joints):
-        raise UserError(f'{recording.path}: bodies have {describe(num_joints, layout)}, but the model expects '
-                        f'{describe(recogniser.num_joints, expected)}; use a checkpoint and recordings with '
-                        'the same joints')
+    layout, expected = recording.layout, recogniser.layout
+    if recording.num_joints != recogniser.num_joints:
+        raise UserError(f'{recording.path}: bodies have {recording.num_joints} joints, but the model expects '
+                        f'{recogniser.num_joints}; use a checkpoint and recordings with the same joints, or train on '
+                        'these joints (data/prepare_custom.py)')
+    if expected and layout and expected.joints != layout.joints:
+        raise UserError(f'{recording.path}: has the joints {layout.name}, but the model expects {expected.name}; '
+                        'correct --layout, or use a checkpoint and recordings with the same joints')
 
 
 # ---- sliding windows -------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ python tools/visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-las
 import argparse
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from pathlib import Path
 
 if __name__ == '__main__':     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.formats.recording import Recording
+from data.formats.recording import Recording, assumption_notes
 from feeder.dataset import pack_clips
 from feeder.layouts import Layout, check_same_joints, checkpoint_layout, default_layout, find_layout
 from tools.drawing import pictures
@@ -86,6 +87,7 @@ def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) 
             raise clip[1]
         count = row + 1
         if row in args.clip:
+            print(*assumption_notes(Counter(clip.notes), 1), sep='\n', file=sys.stderr)
             title = clip.path.name + (f', {clip.member}' if clip.member is not None else '')
             clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
     if missing := [row for row in args.clip if row not in clips]:

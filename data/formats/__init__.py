@@ -29,17 +29,16 @@ from util.errors import UserError
 class Format(NamedTuple):
     suffixes: tuple[str, ...]
     read: Callable[[Path, Options], Iterator[Recording | UserError]]
-    guesses_layout: bool = False    # from the number of joints
 
 
 FORMATS = {
     'ntu': Format(('.skeleton',), ntu.read),
     'pku': Format(('.txt',), pku.read),
     'nwucla': Format(('.json',), nwucla.read),
-    'npy': Format(('.npy',), npy.read, guesses_layout=True),
+    'npy': Format(('.npy',), npy.read),
     'bvh': Format(('.bvh',), bvh.read),
     'npz': Format(('.npz',), npz.read),
-    'pyskl': Format(('.pkl', '.pickle'), pyskl.read, guesses_layout=True),
+    'pyskl': Format(('.pkl', '.pickle'), pyskl.read),
 }
 
 
@@ -53,13 +52,13 @@ def format_from_suffix(path: Path) -> str:
     for name, entry in FORMATS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
-    raise UserError(f'{path}: unknown file suffix (known: {", ".join(suffixes())}); rename the file or specify its '
-                    'format')
+    raise UserError(f'{path}: unknown file suffix (known: {", ".join(suffixes())}); convert the file, for example to '
+                    'an .npy array (frames, bodies, joints, 3), or set its format')
 
 
 def read_recordings(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
-                    centre: bool = True, split: str | None = None,
-                    num_joints: int | None = None) -> Iterator[Recording | UserError]:
+                    centre: bool = True, split: str | None = None, num_joints: int | None = None,
+                    default_layout: Layout | None = None) -> Iterator[Recording | UserError]:
     """Yield the recordings in a file; a damaged one in a file of many is replaced by a UserError.
 
     Args:
@@ -70,6 +69,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
         centre: move bodies to the origin; ntu and nwucla files are always centred, npz files are used as stored.
         split: 'train' or 'test' in npz files; by default both.
         num_joints: joints per body in npz files, if the layout is not known.
+        default_layout: layout of npy and pyskl files with as many joints, if `layout` is None.
 
     Raises:
         UserError: the file cannot be read, is damaged or has another format, or its joints do not fit the layout.
@@ -81,7 +81,8 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
-        for recording in FORMATS[name].read(path, Options(layout, scale, centre, split, num_joints)):
+        options = Options(layout, scale, centre, split, num_joints, default_layout)
+        for recording in FORMATS[name].read(path, options):
             yield _locate(recording, path) if isinstance(recording, UserError) else recording
         if recording is None:
             raise UserError('has no clips')

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.formats.recording import Options, Recording, choose_layout, clean
+from data.formats.recording import Options, Recording, make_recording
 from data.sources import Source
 from feeder.layouts import Layout, make_layout
 from util.errors import UserError, one_line, printable
@@ -44,9 +44,7 @@ class Joint:
 
 def read(path: Path, options: Options) -> Iterator[Recording]:
     joints, own = read_bvh(Source(path).read(), path.stem)
-    frames = joints[:, None]                                                                # (T, 1, V, 3)
-    layout = choose_layout(frames, options.layout, own)
-    yield Recording(path, clean(frames, layout, options.scale, options.centre), layout)
+    yield make_recording(path, joints[:, None], options, own)                               # (T, 1, V, 3)
 
 
 def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:

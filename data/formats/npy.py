@@ -1,13 +1,17 @@
-"""NumPy arrays: one recording (frames, joints, 3) or (frames, bodies, joints, 3)."""
+"""NumPy arrays: one recording (frames, joints, 3) or (frames, bodies, joints, 3).
+
+An array with more bodies than frames is read as (bodies, frames, joints, 3).
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.formats.recording import Options, Recording, choose_layout, clean
+from data.formats.recording import Options, Recording, make_recording
 from feeder.npz import open_npy
 from util.errors import UserError
 
 MAX_BYTES = 1 << 30     # of one recording; five minutes of two bodies take 5 MB
+MAX_BODIES = 20
 
 
 def read(path: Path, options: Options) -> Iterator[Recording]:
@@ -17,6 +21,11 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
                         'the array in one of these shapes')
     if frames.nbytes > MAX_BYTES:
         raise UserError(f'is {frames.nbytes / 1e6:,.0f} MB, too large for one recording; split it into several files')
-    frames = frames[:, None] if frames.ndim == 3 else frames                                # (T, M, V, 3)
-    layout = choose_layout(frames, options.layout)
-    yield Recording(path, clean(frames, layout, options.scale, options.centre), layout)
+    frames, notes = frames[:, None] if frames.ndim == 3 else frames, ()                     # (T, M, V, 3)
+    if frames.shape[1] > len(frames):
+        frames = frames.swapaxes(0, 1)
+        notes = ('read as (bodies, frames, joints, 3), as there would otherwise be more bodies than frames',)
+    if frames.shape[1] > MAX_BODIES:
+        raise UserError(f'has {frames.shape[1]} bodies in {len(frames)} frames; save the array as (frames, bodies, '
+                        f'joints, 3) with up to {MAX_BODIES} bodies')
+    yield make_recording(path, frames, options, notes=notes)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.recording import Options, Recording
-from feeder.layouts import LAYOUTS, Layout
+from feeder.layouts import Layout, known_layouts
 from feeder.npz import has_member, open_member
 from util.errors import UserError
 
-REMEDY = 'correct the path'
+REMEDY = 'specify a dataset file; save the joints of other files as an .npy array (frames, bodies, joints, 3)'
 
 
 def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
@@ -52,7 +52,7 @@ def _find_joints(width: int, options: Options) -> tuple[Layout | None, int]:
     """
     if options.layout is None and options.num_joints and width % (3 * options.num_joints) == 0:
         return None, options.num_joints
-    known = (layout for layout in LAYOUTS if width in (3 * len(layout.joints), 6 * len(layout.joints)))
+    known = (layout for layout in known_layouts() if width in (3 * len(layout.joints), 6 * len(layout.joints)))
     layout = options.layout or next(known, None)
     if layout is None:
         raise UserError(f'{width} numbers per frame do not match one or two bodies of any known layout; specify the '

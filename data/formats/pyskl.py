@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.formats.recording import Options, Recording, choose_layout, clean
+from data.formats.recording import Options, Recording, make_recording
 from util.errors import UserError, one_line, printable
 
 # Array types that are accepted. NumPy would also create arrays of objects, whose bytes are pointers.
@@ -80,9 +80,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
     for number, annotation in enumerate(annotations):
         try:
             name, keypoint, label = _check_annotation(annotation)
-            frames = keypoint.swapaxes(0, 1)                                                # (T, M, V, 3)
-            layout = choose_layout(frames, options.layout)
-            yield Recording(path, clean(frames, layout, options.scale, options.centre), layout, label, name)
+            yield make_recording(path, keypoint.swapaxes(0, 1), options, label=label, member=name)     # (T, M, V, 3)
         except UserError as error:
             name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
             title = f', {printable(name):.80}' if isinstance(name, str) else ''

@@ -3,12 +3,13 @@
 Axis letters: T frames, M bodies, V joints.
 """
 
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.ntu_actors import motion_energy
 from data.ntu_text import FARTHEST
 from feeder.layouts import Layout, known_layout, shared_names
 from util.errors import UserError, printable
@@ -24,6 +25,7 @@ class Recording(NamedTuple):
     layout: Layout | None           # None: not known
     label: int | None = None        # numbered from 0, if the file or its name contains it
     member: str | None = None       # its name in a file of many; None: the only recording in the file
+    notes: tuple[str, ...] = ()     # assumptions made in reading it, with the options that change them
 
     @property
     def name(self) -> str:
@@ -47,6 +49,21 @@ class Options(NamedTuple):
     centre: bool = True
     split: str | None = None
     num_joints: int | None = None
+    default_layout: Layout | None = None    # of files without joint names, if it has their number of joints
+
+
+def make_recording(path: Path, frames: np.ndarray, options: Options, own: Layout | None = None,
+                   label: int | None = None, member: str | None = None, notes: tuple[str, ...] = ()) -> Recording:
+    """Make a recording from bodies (T, M, V, 3) of a file that does not specify unit and origin, and perhaps no layout.
+
+    `own` is the layout in the file, if there is one. Raises as `clean` and `choose_layout` do.
+    """
+    default = options.default_layout
+    layout = choose_layout(frames, options.layout,
+                           own or (default if default and len(default.joints) == frames.shape[2] else None))
+    name = 'unknown' if layout is None else layout.name
+    note = f'read with the joints {name} (--layout), in units of {options.scale:g} m (--scale)'
+    return Recording(path, clean(frames, layout, options.scale, options.centre), layout, label, member, (*notes, note))
 
 
 def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: bool = True) -> np.ndarray:
@@ -87,6 +104,27 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     return moved
 
 
+def select_bodies(frames: np.ndarray, most: int, layout: Layout | None, centre: bool) -> np.ndarray:
+    """Keep the `most` bodies with the most motion in a clip (T, M, V, 3), as the preparation of NTU RGB+D does.
+
+    Frames in which none of them appears are dropped, and with `centre` the clip is centred again.
+    """
+    if frames.shape[1] <= most:
+        return frames
+    present = frames.any(axis=(2, 3))                                                       # (T, M)
+    motion = [motion_energy(frames[present[:, body], body]) if present[:, body].any() else -1
+              for body in range(frames.shape[1])]
+    frames = frames[:, np.sort(np.argsort(motion)[-most:])]
+    frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]
+    return centre_bodies(frames, layout) if centre and frames.any() else frames
+
+
+def bodies_note(frames: np.ndarray, most: int) -> tuple[str, ...]:
+    """Return a note if `select_bodies` drops bodies of frames (T, M, V, 3) that are not empty."""
+    bodies = int(frames.any(axis=(0, 2, 3)).sum())
+    return (f'reduced to the {most} bodies that move most',) if bodies > most else ()
+
+
 def choose_layout(frames: np.ndarray, layout: Layout | None, own: Layout | None = None) -> Layout | None:
     """Return the layout of frames (T, M, V, 3): the requested one, else the file's own, else by the number of joints.
 
@@ -118,8 +156,6 @@ def size_note(sizes: dict[str, float]) -> list[str]:
             for name, size in list(unusual.items())[:1]]
 
 
-def layout_note(layouts: Iterable[Layout | None]) -> list[str]:
-    """Return a note on the layouts that recordings without joint names were assumed to have."""
-    names = ' or '.join(sorted({layout.name for layout in layouts if layout}))
-    return [f'note: files without joint names are read as {names}, by their number of joints; set --layout if they '
-            'have other joints'] if names else []
+def assumption_notes(counts: Counter[str], total: int) -> list[str]:
+    """Return a line for each assumption, which was made for `counts` of `total` recordings."""
+    return [f'note: {count:,} of {total:,} recordings were {note}' for note, count in counts.items()]
