@@ -102,6 +102,7 @@ def _parse_part(parse: Callable, sources: Sequence) -> list:
 class Tally:
     """Counts of one preparation, for its summary."""
 
+    noun: str = 'files'
     files: int = 0
     size: int = 0       # bytes
     counts: Counter = field(default_factory=Counter)
@@ -115,15 +116,15 @@ class Tally:
         for event, count in sorted(self.counts.items()):
             print(f'{count:,} {event}')
         print(f'{len(self.damaged):,} damaged{" and omitted" * bool(self.damaged)}')
-        print(f'{self.files:,} files, {self.size / 1e6:,.1f} MB in {seconds:.1f} s, {self.size / 1e6 / seconds:.1f} '
-              'MB/s')
+        megabytes = self.size / 1e6
+        print(f'{self.files:,} {self.noun}, {megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s')
 
 
 def collect(sources: Sequence, parse: Callable, folder: Path, workers: int, chunk: int, tally: Tally) -> Spool:
     """Parse the sources with `parse` into a spool in `folder`; errors are added to `tally.damaged`."""
     spool = Spool(folder)
     with closing(parse_all(parse, sources, workers, chunk)) as results, \
-            tqdm(results, 'parse', len(sources), unit=' files', disable=None) as bar:
+            tqdm(results, 'parse', len(sources), unit=f' {tally.noun}', disable=None) as bar:
         for source, parsed in bar:
             tally.files += 1
             if isinstance(parsed, UserError):
@@ -196,9 +197,10 @@ def count_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, workers: bool = True) -> None:
     """Add the options that all preparation scripts share."""
-    parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='number of processes')
+    if workers:
+        parser.add_argument('--workers', type=COUNT, default=min(8, count_processors()), help='number of processes')
     parser.add_argument('--skip_damaged', action='store_true', help='omit damaged samples, and list them')
 
 

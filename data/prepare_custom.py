@@ -201,8 +201,8 @@ def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, nu
     """Return the content of the config file, with smaller batches where a recipe's exceeds the training set."""
     path, _, _, layout_path = output_files(args)
     settings = {'benchmark': args.name, 'data_path': str(path),
-                'layout': layout.name if layout in known_layouts() else str(layout_path), 'num_joints': len(layout.joints),
-                'num_frames': args.num_frames}
+                'layout': layout.name if layout in known_layouts() else str(layout_path),
+                'num_joints': len(layout.joints), 'num_frames': args.num_frames}
     if num_classes > 1:
         settings['num_classes'] = num_classes
     for stage in ('pretrain', 'linprobe', 'finetune'):

@@ -79,15 +79,19 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
         raise UserError('has no list of annotations, so it is not a PYSKL file; use another file')
     for number, annotation in enumerate(annotations):
         try:
-            name, keypoint, label = _check_annotation(annotation)
+            name, keypoint, label = check_annotation(annotation)
             yield make_recording(path, keypoint.swapaxes(0, 1), options, label=label, member=name)     # (T, M, V, 3)
         except UserError as error:
-            name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
-            title = f', {printable(name):.80}' if isinstance(name, str) else ''
-            yield UserError(f'annotation {number} (numbered from 0{title}): {error}')
+            yield UserError(f'annotation {number} (numbered from 0; {clip_name(annotation):.80}): {error}')
 
 
-def _check_annotation(annotation) -> tuple[str, np.ndarray, int]:
+def clip_name(annotation) -> str:
+    """Return the name of an annotated clip as text of one line, also if it is invalid."""
+    name = annotation.get('frame_dir') if isinstance(annotation, dict) else None
+    return printable(name)
+
+
+def check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     """Return name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for invalid entries."""
     if not isinstance(annotation, dict):
         raise UserError('the annotation must be a dict')

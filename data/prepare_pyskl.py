@@ -1,0 +1,148 @@
+"""Prepare PYSKL annotation files (pickles) with 3D joints: one dataset file for each training and test split.
+
+    python data/prepare_pyskl.py ntu60_3danno.pkl       # to data/ntu_pyskl/NTU60_XSub.npz and NTU60_XView.npz
+    python data/prepare_pyskl.py my_train.pkl my_test.pkl --out data/mine       # lists of annotations without splits
+
+A file contains `annotations` and `split`, which lists the names of the clips of each split (xsub_train, xsub_val,
+train1, test1, …), or is only a list of annotations. Clips are written in the order of the splits and centred as in
+prepare_ntu.py. A validation split is written as the test split if there is no other. Nothing in the files is executed.
+
+PYSKL selects the actors of NTU RGB+D in a different way than the scripts of MAMP's authors, so some clips differ from
+those of prepare_ntu.py.
+"""
+
+import re
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:     # run as a file, from any working directory
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.datasets import find_dataset
+from data.formats.pyskl import check_annotation, clip_name, read_pickle
+from data.formats.recording import Options, bodies_note, make_recording, select_bodies
+from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
+from data.spool import Sample
+from feeder.layouts import read_layout
+from util.errors import Parser, UserError, run_main
+from util.options import COUNT, POSITIVE
+
+HERE = Path(__file__).resolve().parent
+SPLIT = re.compile(r'(.*?)_?(train|val|test)_?(\d*)', re.IGNORECASE)
+
+
+class Entry(NamedTuple):
+    """An annotation and its position in the file."""
+
+    number: int
+    annotation: dict
+
+    def __str__(self) -> str:
+        return f'annotation {self.number} ({clip_name(self.annotation):.80})'
+
+
+def read_files(paths: list[Path]) -> tuple[list, dict[str, list[str]]]:
+    """Return annotations and splits of a file, or of a training and a test file that are lists; raises UserError."""
+    contents = []
+    for path in paths:
+        try:
+            contents.append(read_pickle(path))
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from error
+    if len(paths) == 2 and all(isinstance(content, list) for content in contents):
+        return contents[0] + contents[1], {split: [clip_name(annotation) for annotation in content]
+                                           for split, content in zip(('train', 'test'), contents, strict=True)}
+    content = contents[0] if isinstance(contents[0], dict) else {}
+    annotations, splits = content.get('annotations'), content.get('split')
+    if len(paths) > 1 or not isinstance(annotations, list) or not isinstance(splits, dict) or not all(
+            isinstance(split, str) and isinstance(names, list) for split, names in splits.items()):
+        raise UserError(f'{paths[0]}: specify one file with annotations and split (lists of clip names by split), or a '
+                        'training and a test file that are lists of annotations')
+    return annotations, splits
+
+
+def pair_splits(splits: dict[str, list[str]]) -> dict[str, tuple[list[str], list[str]]]:
+    """Return the names of training and test clips by protocol ('xsub', '1', ''); raises UserError if there is none."""
+    parts = {}
+    for split, names in splits.items():
+        if match := SPLIT.fullmatch(split):
+            protocol = '_'.join(filter(None, (match[1].lower(), match[3])))
+            parts.setdefault(protocol, {})[match[2].lower()] = names
+    pairs = {protocol: (part['train'], part.get('test', part.get('val'))) for protocol, part in parts.items()
+             if 'train' in part and len(part) > 1}
+    if not pairs:
+        raise UserError(f'no training split has a test or validation split (splits: {", ".join(splits) or "none"}); '
+                        'use a different file')
+    return pairs
+
+
+def parse(entry: Entry, options: Options, num_joints: int, most_bodies: int) -> Parsed:
+    """Prepare the clip of an annotation, and free the memory of its joints; raises UserError if they are invalid."""
+    name, keypoint, label = check_annotation(entry.annotation)
+    del entry.annotation['keypoint']
+    if keypoint.shape[2] != num_joints:
+        raise UserError(f'has {keypoint.shape[2]} joints, but the first valid annotation has {num_joints}')
+    recording = make_recording(Path(name), keypoint.swapaxes(0, 1), options)                # (T, M, V, 3)
+    frames = select_bodies(recording.frames, most_bodies, recording.layout, options.centre)
+    notes = recording.notes + bodies_note(recording.frames, most_bodies)
+    return Parsed([Sample(name, label, frames.reshape(len(frames), -1))], keypoint.nbytes, Counter(notes))
+
+
+def count_joints(annotations: list) -> int:
+    """Return the number of joints in the first valid annotation; raises UserError if none is valid."""
+    error = UserError('there are no annotations')
+    for annotation in annotations:
+        try:
+            return check_annotation(annotation)[1].shape[2]
+        except UserError as reason:
+            error = reason
+    raise UserError(f'no annotation is valid; the last error is: {error}')
+
+
+def build_parser() -> Parser:
+    parser = Parser(description='Convert PYSKL annotation files with 3D joints to dataset files.')
+    parser.add_argument('files', type=Path, nargs='+', metavar='FILE.pkl',
+                        help='one file with splits, or a training and a test file without')
+    parser.add_argument('--out', type=Path, help='folder of the output; default: data/ntu_pyskl for NTU RGB+D, else '
+                        'data/NAME')
+    parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout; default: by the number of joints')
+    parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of the joints')
+    parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those that '
+                        'move most are kept')
+    add_options(parser, workers=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    stem = re.sub(r'_?(3danno|train)$', '', args.files[0].stem)
+    dataset, options = find_dataset(stem), Options(read_layout(args.layout) if args.layout else None, args.scale)
+    out = args.out or HERE / ('ntu_pyskl' if dataset else stem)
+
+    annotations, splits = read_files(args.files)
+    pairs, num_joints, tally = pair_splits(splits), count_joints(annotations), Tally('annotations')
+    known = set(map(clip_name, annotations))
+    tally.damaged += [f'split {protocol}: there is no annotation {name!r:.80}' for protocol, pair in pairs.items()
+                      for names in pair for name in names if name not in known]
+    reader = partial(parse, options=options, num_joints=num_joints, most_bodies=args.bodies)
+    spool = collect([Entry(*pair) for pair in enumerate(annotations)], reader, out, 1, 1, tally)
+    settle_damaged(tally.damaged, args.skip_damaged, out / f'{stem}_damaged.txt', 'correct the file')
+    index = {name: number for number, name in enumerate(spool.names)}
+    if len(index) < len(spool):
+        raise UserError(f'clip {Counter(spool.names).most_common(1)[0][0]} occurs more than once; keep one annotation')
+    for protocol, pair in pairs.items():
+        train, test = ([index[name] for name in names if name in index] for names in pair)
+        file = dataset.protocols[protocol].file if dataset and protocol in dataset.protocols else \
+            '_'.join(filter(None, (stem, protocol)))
+        bodies = dataset.bodies if dataset else args.bodies
+        write_protocol(out / f'{file}.npz', spool, train, test, dataset.classes if dataset else 1 + max(spool.labels),
+                       max(spool.lengths), 3 * num_joints * bodies, dataset.second_body if dataset else 'zeros')
+    tally.print(spool)
+    return 0
+
+
+if __name__ == '__main__':
+    run_main(main)
