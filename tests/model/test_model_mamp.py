@@ -46,11 +46,6 @@ def test_loss_prediction_mask_and_gradients_are_the_golden_ones(name):
     assert np.array_equal(model.draw_mask(model.fold_bodies(x), settings[0], settings[2])[2].numpy(), golden['mask'])
 
 
-@pytest.mark.parametrize('decoder_depth, parameters', [(3, 8_789_004), (5, 10_368_524)])
-def test_the_number_of_parameters_is_the_published_one(decoder_depth, parameters):
-    assert sum(parameter.numel() for parameter in MAMP(decoder_depth=decoder_depth).parameters()) == parameters
-
-
 def loop_patches(body, u):
     """(T, V, C) nested -> {(p, v): u·C numbers, frame by frame}"""
     return {(p, v): [float(c) for frame in body[p * u:(p + 1) * u] for c in frame[v]]
