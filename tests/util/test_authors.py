@@ -52,13 +52,9 @@ def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
     assert torch.equal(before, after) and before.std() > 0.01
     assert set(converted.model) == set(original['model']) and converted.epoch == 99 and converted.method == 'authors'
 
-    settings = converted.args
-    assert {name: settings[name] for name in SIZE} == SIZE and settings['mlp_ratio'] == 4
-    assert (settings['lr'], settings['blr'], settings['epochs'], settings['seed']) == (3e-4, None, 100, 4)
-    assert settings.get('mask_ratio', 0.8) == 0.8 and settings.get('layer_decay', 0.75) == 0.75
-    assert settings['output_dir'] is None and 'them' not in json.dumps(settings)
-    for name, value in ({'num_classes': 3} if stage != 'pretrain' else DECODER).items():
-        assert settings[name] == value
+    expected = SIZE | {'mlp_ratio': 4, 'lr': 3e-4, 'blr': None, 'epochs': 100, 'seed': 4, 'output_dir': None}
+    expected |= DECODER | {'mask_ratio': 0.8} if stage == 'pretrain' else {'num_classes': 3}
+    assert {name: converted.args[name] for name in expected} == expected and 'them' not in json.dumps(converted.args)
 
 
 def test_files_come_before_their_args_and_options_after(tmp_path):
@@ -137,18 +133,17 @@ def with_args(**more):
 
 
 @pytest.mark.parametrize('content, options, parts', [
-    (with_args(model_args={'depth': 8}), [], ['depth is 2', '8 in its args']),
-    (with_args(num_frames='many'), [], ['num_frames is 16', "'many'"]),
-    (with_args(model_args={'num_heads': 5}), [], ['multiple of num_heads 5']),
-    (with_args(model_args={'num_heads': 'all'}), [], ['invalid model settings']),
-    (with_args(lr='fast'), [], ['its args: lr', "'fast'"]),
-    (with_args(), ['--num_heads', '2'], ['num_heads 4', 'not 2']),
-    (with_args(), ['--config', 'config/ntu60_xsub.yaml'], ['num_classes 3', 'not 60']),
-    (with_args(), ['--mask_ratio', '0.5'], ['--mask_ratio']),                 # not an option of fine-tuning
-    (with_args(), ['--onnx', 'x.onnx'], ['--authors needs --out']),
-    (with_args() | {'record': {}}, [], ['already a checkpoint']),
-], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+    (with_args(model_args={'depth': 8}), '', ['depth is 2', '8 in its args']),
+    (with_args(num_frames='many'), '', ['num_frames is 16', "'many'"]),
+    (with_args(model_args={'num_heads': 5}), '', ['multiple of num_heads 5']),
+    (with_args(model_args={'num_heads': 'all'}), '', ['invalid model settings']),
+    (with_args(lr='fast'), '', ['its args: lr', "'fast'"]),
+    (with_args(), '--num_heads 2', ['num_heads 4', 'not 2']),
+    (with_args(), '--config config/ntu60_xsub.yaml', ['num_classes 3', 'not 60']),
+    (with_args(), '--mask_ratio 0.5', ['--mask_ratio']),                    # not an option of fine-tuning
+    (with_args(), '--onnx x.onnx', ['--authors needs --out']),
+    (with_args() | {'record': {}}, '', ['already a checkpoint'])], ids=str)
 def test_contradictions_are_refused_and_nothing_is_left(content, options, parts, tmp_path):
     path = write(tmp_path / 'original.pth', content)
-    refusal(lambda: convert(path, '--out', tmp_path / 'converted.pth', *options), *parts)
+    refusal(lambda: convert(path, '--out', tmp_path / 'converted.pth', *options.split()), *parts)
     assert os.listdir(tmp_path) == ['original.pth']
