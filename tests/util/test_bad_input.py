@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.dataset_file import write_npz
-from tests.conftest import on_step, refusal, run, train
+from tests.conftest import on_step, refusal, train
 from util.checkpoint import LAST, Checkpoint
 from util.trainer import Trainer
 
@@ -49,7 +49,7 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('pretrain', '--precision tf32', 'CUDA GPU'),
     # folders
     ('pretrain', '--output_dir {}/text', 'is not a folder'), ('finetune', '--log_dir {}/text/below', 'is not a folder'),
-    ('pretrain', '--output_dir /proc/x', 'cannot be written'),
+    ('pretrain', '--output_dir /proc/x', 'cannot be written'), ('pretrain', '--output_dir {}/pretrain', 'auto'),
     # checkpoints
     ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', '--resume {}/cut.pth', 'not a complete'),
     ('pretrain', '--resume auto --output_dir {}/damaged', 'all of its checkpoints are damaged'),
@@ -68,11 +68,6 @@ def test_bad_input_is_refused_before_training(stage, options, part, files, stage
     before = {path: path.stat().st_mtime_ns for path in files.rglob('*')}
     refusal(lambda: train(stage, [*stage_options[stage], *folder, *options]), part)
     assert {path: path.stat().st_mtime_ns for path in files.rglob('*')} == before and not (tmp_path / 'out').exists()
-
-
-def test_a_command_ends_with_one_line_and_exit_code_two(tiny_pretrain, tmp_path):
-    done = run('main_pretrain.py', *tiny_pretrain, '--data_path', 'nowhere.npz', '--output_dir', str(tmp_path / 'out'))
-    assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: nowhere.npz')
 
 
 def test_running_out_of_memory_is_one_line(tiny_pretrain, tmp_path, monkeypatch):
