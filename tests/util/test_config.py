@@ -90,13 +90,10 @@ def test_options_that_are_wrong_or_contradict_each_other_are_refused(stage, opti
     refusal(lambda: parse(stage, *options.split()), part)
 
 
-@pytest.mark.parametrize('stage, name', [('pretrain', 'lr'), ('finetune', 'epochs'), ('retrieval', 'data_path')])
-def test_a_missing_setting_is_named(stage, name):
-    at = REQUIRED[stage].index(f'--{name}')
-    refusal(lambda: parse_args(stage, REQUIRED[stage][:at] + REQUIRED[stage][at + 2:]), f'--{name}')
-
-
-def test_settings_without_use_may_be_missing():
+def test_missing_settings_are_named_where_they_are_needed():
+    for stage, name in (('pretrain', 'lr'), ('finetune', 'epochs'), ('retrieval', 'data_path')):
+        at = REQUIRED[stage].index(f'--{name}')
+        refusal(partial(parse_args, stage, REQUIRED[stage][:at] + REQUIRED[stage][at + 2:]), f'--{name}')
     args = parse_args('finetune', ['--eval', '--resume', 'auto', '--data_path', 'x.npz'])
     assert (args.epochs, args.lr, args.output_dir) == (None, None, 'runs/x/finetune')
     args = parse_args('retrieval', ['--features', 'x/features.npz', '--seed', '0'])
@@ -115,9 +112,9 @@ def test_the_later_of_lr_and_blr_counts(write, layers, lr, blr):
     refusal(lambda: parse_args('pretrain', [*options, both]), 'lr and blr')
 
 
-def resolve(world, effective=None, size=None, accum=None, lr=0.1, blr=None):
-    args = argparse.Namespace(effective_batch_size=effective, batch_size=size, accum_iter=accum, lr=lr, blr=blr,
-                              min_lr=0)
+def resolve(world, effective=None, size=None, accum=None, **rates):
+    args = argparse.Namespace(**{'effective_batch_size': effective, 'batch_size': size, 'accum_iter': accum, 'lr': None,
+                                 'blr': 0.01, 'min_lr': 0} | rates)
     resolve_batch(args, world)
     return args
 
@@ -138,9 +135,9 @@ def test_batch_size_and_accumulation_follow_from_the_effective_batch(world):
 
 
 def test_the_base_learning_rate_is_that_of_256_clips():
-    assert resolve(2, 48, lr=None, blr=0.01).lr == pytest.approx(0.01 * 48 / 256)
-    assert resolve(4, size=32, lr=None, blr=0.01).lr == pytest.approx(0.01 * 128 / 256)
-    assert resolve(2, 48, lr=0.3).lr == 0.3
+    assert resolve(2, 48).lr == pytest.approx(0.01 * 48 / 256)
+    assert resolve(4, size=32).lr == pytest.approx(0.01 * 128 / 256)
+    assert resolve(2, 48, lr=0.3, blr=None).lr == 0.3
 
 
 NTU, PKU, UCLA = (60, 25), (51, 25), (10, 20)
