@@ -36,7 +36,7 @@ def kinect(tiny_pretrain, tmp_path) -> list[str]:
             '--epochs', '3']
 
 
-def test_pictures_are_logged_and_change_no_weight(kinect, tmp_path):
+def test_pictures_are_logged_change_no_weight_and_end_no_run(kinect, tmp_path, monkeypatch, capsys):
     train('pretrain', kinect, tmp_path / 'with', '--picture_epochs', '2')
     train('pretrain', kinect, tmp_path / 'without')
     check_same_run(tmp_path / 'with', tmp_path / 'without')
@@ -44,12 +44,9 @@ def test_pictures_are_logged_and_change_no_weight(kinect, tmp_path):
     assert [image.step for image in drawn] == [4, 6], 'every second epoch, and after the last one'
     assert drawn[0].encoded_image_string[1:4] == b'PNG'
     assert not read_events(tmp_path / 'without').Tags()['images']
-
-
-def test_no_picture_is_worth_a_run(kinect, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pictures, 'overview', lambda found: 1 / 0)
-    train('pretrain', kinect, tmp_path, '--picture_epochs', '1')
-    assert (tmp_path / 'result.json').exists()
+    train('pretrain', kinect, tmp_path / 'failed', '--picture_epochs', '1')
+    assert (tmp_path / 'failed/result.json').exists()
     assert 'no picture in epoch 0: ZeroDivisionError' in capsys.readouterr().err
 
 
