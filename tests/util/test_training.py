@@ -128,27 +128,21 @@ def test_a_run_continues_in_mid_epoch_with_the_same_clips_only(tiny_pretrain, ti
     assert 'training clips' in capsys.readouterr().err
 
 
-def test_a_finished_run_keeps_its_result_and_cannot_be_shortened(tiny_pretrain, pretrained, tmp_path):
-    folder = tmp_path / 'run'
+def test_a_finished_run_keeps_its_result_and_can_be_extended_but_not_shortened(tiny_pretrain, pretrained, tmp_path):
+    folder, resume = tmp_path / 'run', ['--resume', 'auto']
     shutil.copytree(pretrained, folder)
     text = (folder / 'result.json').read_text().replace('"processes": 1', '"processes": 99')
     (folder / 'result.json').write_text(text)
-    train('pretrain', tiny_pretrain, folder, '--resume', 'auto')
+    train('pretrain', tiny_pretrain, folder, *resume)
     assert (folder / 'result.json').read_text() == text
-    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', '--resume', 'auto'), 'beyond --epochs 1')
-
-
-def test_a_resumed_run_has_the_settings_given_now(tiny_pretrain, pretrained, tmp_path):
-    folder = tmp_path / 'run'
-    shutil.copytree(pretrained, folder)
-    train('pretrain', tiny_pretrain, folder, '--epochs', '3', '--weight_decay', '0.5', '--resume', 'auto')
+    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', *resume), 'beyond --epochs 1')
+    train('pretrain', tiny_pretrain, folder, '--epochs', '3', '--weight_decay', '0.5', *resume)
     assert [line['epoch'] for line in read_lines(folder)] == [0, 1, 2]
     checkpoint = Checkpoint.read(folder / LAST)
     assert {group['weight_decay'] for group in checkpoint.optimizer['param_groups']} == {0., 0.5}
     checkpoint.step = 1         # in the epoch after the last one
     checkpoint.write(folder / LAST)
-    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '3', '--resume', str(folder / LAST)),
-            'beyond --epochs')
+    refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '3', *resume), 'beyond --epochs 3')
 
 
 def test_a_run_leaves_log_result_and_checkpoints(pretrained):
