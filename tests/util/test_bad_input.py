@@ -39,7 +39,6 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
 
 
 @pytest.mark.parametrize('stage, options, part', [
-    # data, sizes, machine
     ('pretrain', '--data_path nowhere.npz', 'nowhere.npz: no such data file'),
     ('pretrain', '--data_path {}/nan.npz', 'clip 3 of x_train'), ('pretrain', '--num_joints 7', '--num_joints'),
     ('finetune', '--num_classes 5', '--num_classes is 5'), ('finetune', '--label_fraction 0.1', '2 training clips'),
@@ -47,10 +46,8 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('pretrain', '--dim_feat 200000', 'GB of weights'), ('pretrain', '--device cuda', 'no CUDA GPU'),
     ('pretrain', '--device abacus', 'unknown device'), ('pretrain', '--attention flash', 'CUDA GPU'),
     ('pretrain', '--precision tf32', 'CUDA GPU'),
-    # folders
     ('pretrain', '--output_dir {}/text', 'is not a folder'), ('finetune', '--log_dir {}/text/below', 'is not a folder'),
     ('pretrain', '--output_dir /proc/x', 'cannot be written'), ('pretrain', '--output_dir {}/pretrain', 'auto'),
-    # checkpoints
     ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', '--resume {}/cut.pth', 'not a complete'),
     ('pretrain', '--resume auto --output_dir {}/damaged', 'all of its checkpoints are damaged'),
     ('pretrain', '--resume {}/list.pth', 'holds a list'), ('pretrain', '--resume {}/epoch.pth', 'wrong type'),
