@@ -12,12 +12,6 @@ from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
 
 ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-NAN_WITH_PAYLOAD = torch.tensor([0x7fa00001, -1, 0x7f800001, -2**31], dtype=torch.int32).view(torch.float32)
-VALUES = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.builds(
-    lambda dtype, shape: (100 * torch.randn(shape)).to(dtype).mT, st.sampled_from(DTYPES),
-    st.lists(st.integers(0, 3), min_size=2, max_size=3))), lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.integers(), inner, max_size=3)))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -33,18 +27,7 @@ def bits(value):
         return value.dtype, tuple(value.shape), value.contiguous().flatten().view(torch.uint8).tolist()
     if isinstance(value, dict):
         return dict, [(bits(key), bits(item)) for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value), [bits(item) for item in value]
     return type(value), value
-
-
-@settings(ANY, max_examples=60)
-@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4))
-def test_a_checkpoint_is_read_as_it_was_written(tmp_path_factory, optimizer):
-    path = tmp_path_factory.getbasetemp() / 'any.pth'
-    checkpoint = Checkpoint({'a': NAN_WITH_PAYLOAD}, {'lr': 0.1}, optimizer=optimizer, class_names=['a'])
-    checkpoint.write(path)
-    assert bits(vars(Checkpoint.read(path))) == bits(vars(checkpoint))
 
 
 @pytest.fixture(scope='module')
