@@ -1,6 +1,5 @@
 """TensorBoard: pictures, gradient norm, throughput, hyperparameters, features; they change no weight."""
 
-
 import math
 from pathlib import Path
 
