@@ -92,8 +92,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(tiny_pretrain, pr
     train('pretrain', tiny_pretrain, tmp_path / 'same', '--num_workers', '2')
     check_same_run(tmp_path / 'same', pretrained)
     train('pretrain', tiny_pretrain, tmp_path / 'other', '--seed', '1')
-    biases = [read_weights(folder)['norm.bias'] for folder in (pretrained, tmp_path / 'other')]
-    assert not torch.equal(*biases)
+    assert not torch.equal(read_weights(pretrained)['norm.bias'], read_weights(tmp_path / 'other')['norm.bias'])
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'linprobe', 'finetune'])
@@ -216,7 +215,6 @@ def test_sync_batchnorm_converts_the_head_where_it_can_work(tiny, monkeypatch):
     cpu, gpu, models = torch.device('cpu'), torch.device('cuda', 0), []
     main_finetune.check_batch_norm(args, World(0, 2, gpu))
     refusal(lambda: main_finetune.check_batch_norm(args, World(0, 2, cpu)), '--sync_batchnorm', 'only on GPUs')
-    refusal(lambda: main_finetune.check_batch_norm(args, World(0, 1, gpu)), '--batch_size 1')
     args.eval = True
     monkeypatch.setattr(main_finetune, 'check_batch_norm', lambda args, world: None)
     monkeypatch.setattr(main_finetune, 'evaluate_checkpoint', lambda args, world, model, *_: models.append(model))
