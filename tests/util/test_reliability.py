@@ -91,6 +91,8 @@ def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, s
     assert (tmp_path / MARKER).exists() == (error is Preempted)     # a scheduler starts the run again
     assert [*map(signal.getsignal, SIGNALS)] == handlers
     assert read_place(tmp_path) == ((0, 3) if step == 3 else (1, 0))
+    with open(tmp_path / 'log.jsonl', 'a') as log:
+        log.write('{"epoch": 1, "train_lo')     # a torn line
     train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
     assert not (tmp_path / MARKER).exists()
     check_same_run(tmp_path, whole)
@@ -145,8 +147,6 @@ def test_a_run_killed_within_an_epoch_continues_bit_for_bit(stage, fork, stage_o
     assert fork(RUN_STAGE, *options, whole).codes == [0]
     assert fork(KILL_AT_STEP_9, *options, killed).codes == [-signal.SIGKILL]
     assert read_place(killed) == (1, 3)
-    with open(killed / 'log.jsonl', 'a') as log:
-        log.write('{"epoch": 1, "train_lo')     # a torn line
     assert fork(RUN_STAGE, *options, killed, '--resume', 'auto').codes == [0]
     check_same_run(killed, whole)
 

@@ -215,6 +215,7 @@ def test_sync_batchnorm_converts_the_head_where_it_can_work(tiny, monkeypatch):
     cpu, gpu, models = torch.device('cpu'), torch.device('cuda', 0), []
     main_finetune.check_batch_norm(args, World(0, 2, gpu))
     refusal(lambda: main_finetune.check_batch_norm(args, World(0, 2, cpu)), '--sync_batchnorm', 'only on GPUs')
+    refusal(lambda: main_finetune.check_batch_norm(args, World(0, 1, gpu)), '--batch_size 1')
     args.eval = True
     monkeypatch.setattr(main_finetune, 'check_batch_norm', lambda args, world: None)
     monkeypatch.setattr(main_finetune, 'evaluate_checkpoint', lambda args, world, model, *_: models.append(model))
