@@ -66,8 +66,9 @@ def write_zip(path: Path, folder: Path, prefix: str = 'nturgb+d_skeletons/', com
     return path
 
 
-def unpack(path: Path, folder: Path) -> Path:
-    with tarfile.open(path) as archive:
+def unpack(path: Path | str, folder: Path) -> Path:
+    """Unpack a tar, by default of tests/golden."""
+    with tarfile.open(GOLDEN / path) as archive:
         archive.extractall(folder, filter='data')
     return folder
 
