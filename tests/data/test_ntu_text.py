@@ -1,17 +1,25 @@
 """Parsing of NTU RGB+D text: whole files, and which line of a damaged one is named."""
 
-import random
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.ntu_actors import to_rows
 from data.ntu_text import Facts, parse_name, parse_skeleton
 from tests.conftest import refusal
-from tests.data.raw_files import BODY, OTHER_FIELDS, random_joints, replace_line, skeleton
+from tests.data.raw_files import (
+    BODY,
+    CHANGES,
+    FUZZING,
+    OTHER_FIELDS,
+    damage,
+    random_joints,
+    replace_line,
+    skeleton,
+)
 from util.errors import UserError
 
 # Two frames. Line 1: frames; 2: bodies; 3: body, 4: joints, 5-29; 30: body, 31, 32-56; 57: bodies; 58: body, 59, 60-84.
@@ -128,32 +136,11 @@ def test_files_of_another_kind(text, part):
 
 # ---- random damage ---------------------------------------------------------------------------------------------------
 
-PIECES = [b' ', b'\n', b'\r\n', b'-', b'e9', b'e37', b'e-45', b'25', b'x', b'1 2', b'\xff', b'nan', b'\x00', b'#',
-          b'-1e19', b'-999999']
-
-
-def damage(text: bytes, kind: str, seed: int) -> bytes:
-    rng = random.Random(seed)
-    at, piece, lines = rng.randrange(len(text) + 1), rng.choice(PIECES), text.split(b'\n')
-    first = rng.randrange(len(lines))
-    if kind == 'number':
-        fields = lines[first].split(b' ')
-        fields[rng.randrange(min(3, len(fields)))] = piece
-        return replace_line(text, first + 1, b' '.join(fields))
-    return {'insert': text[:at] + piece + text[at:], 'delete': text[:at] + text[at + rng.choice([1, 2, 30, 400]):],
-            'line': replace_line(text, first + 1, rng.choice(lines)),
-            'repeat': b'\n'.join(lines[:first] + lines[max(0, first - 30):])}[kind]
-
-
-@settings(derandomize=True, deadline=None, database=None, max_examples=500, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2), st.lists(st.tuples(
-    st.sampled_from(['insert', 'delete', 'line', 'repeat', 'number', 'number']), st.integers(0, 2 ** 32)),
-    min_size=1, max_size=3))
+@FUZZING
+@given(st.integers(0, 2), CHANGES)
 def test_random_damage_gives_rows_or_a_user_error(which, changes):
     two_bodies = skeleton([{'a': random_joints(t), 'b': random_joints(50 + t)} for t in range(15)])
-    text = (SMALL, SMALL.replace(b'\n', b'\r\n'), two_bodies)[which]
-    for kind, seed in changes:
-        text = damage(text or b'1', kind, seed)
+    text = damage((SMALL, SMALL.replace(b'\n', b'\r\n'), two_bodies)[which], changes)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         try:

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import zipfile
@@ -12,12 +14,11 @@ import numpy as np
 import pytest
 
 from data.dataset_file import BLOCK, npz_writer, one_hot, write_npz
-from data.datasets import DATASETS
-from data.pipeline import Parsed, Tally, collect, parse_all, select_protocols, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, collect, parse_all, settle_damaged, write_protocol
 from data.sources import MAX_BYTES, Source, find_sources
 from data.spool import Sample, Spool
 from feeder.npz import open_member
-from tests.conftest import refusal
+from tests.conftest import ROOT, refusal
 from tests.data.raw_files import MEMBERS, read_folder, read_npz, write_files
 from util.errors import UserError
 
@@ -37,23 +38,20 @@ def write_texts(folder, *names):
 
 
 def test_sources_are_found_at_any_depth_and_sorted_by_name(tmp_path):
-    folder = write_texts(tmp_path / 'a', 'z/b.txt', 'c.txt', 'deep/er/d.txt', '._b.txt', 'z/.hidden.txt', 'e.csv')
+    folder = write_texts(tmp_path / 'a', 'z/b.txt', 'c.txt', '._b.txt', 'z/.hidden.txt', 'e.csv')
     (folder / 'folder.txt').mkdir()
     (folder / 'link').symlink_to(write_texts(tmp_path / 'elsewhere', 'l.txt'))
-    archive = write_zip(tmp_path / 'b.zip', 'x/y/a.txt', 'x/n.txt', '__MACOSX/x/._n.txt', 'x/q.csv', 'aa.txt')
+    archive = write_zip(tmp_path / 'b.zip', 'x/y/a.txt', 'x/n.txt', '__MACOSX/x/._n.txt', 'x/q.csv')
     sources = find_sources([folder, archive, folder], '.txt')
-    assert [source.stem for source in sources] == ['a', 'aa', 'b', 'c', 'd', 'l', 'n']
-    assert [source.read() for source in sources] == [
-        b'this is x/y/a.txt' * 3, b'this is aa.txt' * 3, b'this is z/b.txt', b'this is c.txt', b'this is deep/er/d.txt',
-        b'this is l.txt', b'this is x/n.txt' * 3]
-    assert str(sources[0]) == f'{archive}:x/y/a.txt' and str(sources[3]) == f'{folder}/c.txt'
+    assert [source.stem for source in sources] == ['a', 'b', 'c', 'l', 'n']
+    assert [source.read() for source in sources] == [b'this is x/y/a.txt' * 3, b'this is z/b.txt', b'this is c.txt',
+                                                     b'this is l.txt', b'this is x/n.txt' * 3]
+    assert str(sources[0]) == f'{archive}:x/y/a.txt' and str(sources[2]) == f'{folder}/c.txt'
 
 
 def test_missing_and_duplicate_sources(tmp_path):
     folder = write_texts(tmp_path / 'a', 'b.txt', 'deeper/b.txt')
     refusal(lambda: find_sources([folder], '.txt'), folder / 'b.txt', folder / 'deeper/b.txt', 'twice')
-    archive = write_zip(tmp_path / 'c.zip', 'b.txt', 'x/b.txt')
-    refusal(lambda: find_sources([archive], '.txt'), f'{archive}:b.txt', f'{archive}:x/b.txt')
     full = write_texts(tmp_path / 'd', 'd.txt')
     for path in (write_texts(tmp_path / 'e', 'e.csv'), write_zip(tmp_path / 'f.zip', 'f.csv')):
         refusal(lambda path=path: find_sources([full, path], '.txt'), path, 'no .txt file')
@@ -69,8 +67,8 @@ def test_sources_that_cannot_be_read(tmp_path):
     refusal(Source(tmp_path / 'large').read, 'too large')
 
 
-@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
-                         ids=['stored', 'deflated', 'bzip2', 'lzma'])
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2,
+                                         zipfile.ZIP_LZMA])
 def test_any_damaged_byte_of_a_zip(compression, tmp_path):
     """The members, or a UserError when the zip is opened or read; nothing else."""
     names = ['données/b.txt', 'c.txt']
@@ -98,7 +96,7 @@ def square(number):
     return number * number, os.getpid()
 
 
-@pytest.mark.parametrize('workers, chunk', [(1, 4), (2, 3), (3, 1), (2, 100)])
+@pytest.mark.parametrize('workers, chunk', [(1, 4), (3, 1), (2, 100)])
 def test_results_keep_their_order(workers, chunk):
     results = list(parse_all(square, range(41), workers, chunk))
     assert [source for source, _ in results] == list(range(41))
@@ -116,7 +114,7 @@ def test_each_process_opens_a_zip_for_itself(tmp_path):
         for name, text in texts.items():
             archive.writestr(name, text)
     sources = find_sources([tmp_path / 'a.zip'], '.txt')
-    assert [source.read() for source in sources] == list(texts.values())
+    assert sources[0].read() == texts['000.txt']
     assert [text for _, text in parse_all(Source.read, sources, 3, 1)] == list(texts.values())
 
 
@@ -139,17 +137,6 @@ def test_killed_workers_and_bugs():
 # ---- samples on disk -------------------------------------------------------------------------------------------------
 
 
-def random_spool(folder, count):
-    rng = np.random.default_rng(1)
-    samples = [Sample(f'sample{number}', number % 3, rng.normal(size=(rng.integers(1, 60), rng.choice([4, 8])))
-                      .astype(np.float32)) for number in range(count)]
-    spool = Spool(folder)
-    for sample in samples:
-        spool.append(sample)
-    assert not read_folder(folder)
-    return samples, spool
-
-
 def parse_sample(source):
     if source == 2:
         raise UserError('line 2: bad')
@@ -158,19 +145,18 @@ def parse_sample(source):
     return Parsed(samples, 10 ** 6, Counter({'odd': source % 2, 'even': 0}), ['5b: late'] if source == 5 else [])
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_collect_and_summary(workers, tmp_path, capsys):
+def test_collect_and_summary(tmp_path, capsys):
     tally = Tally()
-    spool = collect(range(6), parse_sample, tmp_path, workers, 2, tally)
+    spool = collect(range(6), parse_sample, tmp_path, 2, 2, tally)
     assert spool.names == ['0a', '0b', '1a', '1b', '3a', '3b', '4a', '4b', '5a', '5b'] and (spool[6] == 4).all()
-    assert tally.damaged == ['2: line 2: bad', '5b: late']
+    assert tally.damaged == ['2: line 2: bad', '5b: late'] and not read_folder(tmp_path)
     tally.print(spool)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ['10 samples of 3 classes, 36 frames (1 to 6 per sample)', '3 odd', '2 damaged and omitted']
     assert lines[3].startswith('6 files, 5.0 MB in ')
 
 
-def test_settle_damaged(tmp_path, capsys):
+def test_damaged_files_are_listed(tmp_path, capsys):
     path, damaged = tmp_path / 'out/list.txt', [f'file{number}: bad' for number in range(25)]
     refusal(lambda: settle_damaged(damaged, False, path), '25 damaged', '--skip_damaged', path)
     lines = capsys.readouterr().err.splitlines()
@@ -181,33 +167,27 @@ def test_settle_damaged(tmp_path, capsys):
     assert not path.exists()
 
 
-def test_select_protocols():
-    dataset = DATASETS['ntu120']
-    xsub, xset, oneshot = dataset.protocols.values()
-    assert select_protocols(None, dataset) == [xsub, xset]
-    assert select_protocols(['xset', 'oneshot', 'xset'], dataset) == [xset, oneshot]
-    refusal(lambda: select_protocols(['xsub', 'x'], dataset), '--protocol x', 'xsub, xset')
-
-
 # ---- dataset files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('second_body', ['zeros', 'copy'])
 def test_write_protocol(second_body, tmp_path):
-    samples, spool = random_spool(tmp_path, 1500)
-    order = np.random.default_rng(0).permutation(1500)
-    parts = {'train': order[:1100].tolist(), 'test': order[1100:1490].tolist()}
-    frames = max(spool.lengths) + 7
+    rng = np.random.default_rng(1)
+    samples = [Sample(f'sample{number}', number % 3, rng.normal(size=(rng.integers(1, 60), rng.choice([4, 8])))
+                      .astype(np.float32)) for number in range(1500)]
+    spool, order = Spool(tmp_path), rng.permutation(1500)
+    for sample in samples:
+        spool.append(sample)
+    parts, frames = {'train': order[:1100].tolist(), 'test': order[1100:1490].tolist()}, max(spool.lengths) + 7
     write_protocol(tmp_path / 'A.npz', spool, *parts.values(), 3, frames, 8, second_body)
     members = read_npz(tmp_path / 'A.npz')
     assert list(members) == MEMBERS
     for split, indices in parts.items():
         expected = np.zeros((len(indices), frames, 8), dtype=np.float32)
-        for x, index in zip(expected, indices, strict=True):
-            rows = samples[index].rows
+        for x, rows in zip(expected, [samples[index].rows for index in indices], strict=True):
             x[:len(rows), :rows.shape[1]] = rows
-            if second_body == 'copy' and rows.shape[1] == 4:
-                x[:len(rows), 4:] = rows
+            if second_body == 'copy':
+                x[:len(rows), -rows.shape[1]:] = rows
         assert members[f'x_{split}'].dtype == np.float32 and members[f'x_{split}'].tobytes() == expected.tobytes()
         np.testing.assert_array_equal(members[f'y_{split}'], one_hot([samples[index].label for index in indices], 3))
         assert members[f'name_{split}'].tolist() == [samples[index].name for index in indices]
@@ -246,46 +226,36 @@ def test_equal_members_give_equal_files(tmp_path):
     write_npz(tmp_path / 'a.npz', **members)
     with npz_writer(tmp_path / 'b.npz') as add:
         for name, array in members.items():
-            at, chunks, flat = 0, [], np.ascontiguousarray(array).reshape(-1)
-            while at < flat.size:
-                chunks.append(flat[at:at + rng.choice([1, 7, 100, 1024, 20_000, 10 ** 6])])
-                at += chunks[-1].size
-            add(name, array.shape, array.dtype, iter(chunks))
+            cuts = np.cumsum(rng.choice([1, 7, 100, 1024, 20_000, 10 ** 6], 50))
+            add(name, array.shape, array.dtype, np.split(array.reshape(-1), cuts[cuts < array.size]))
     assert (tmp_path / 'b.npz').read_bytes() == (tmp_path / 'a.npz').read_bytes()
 
 
 def test_a_member_beyond_4_gib_whose_zeros_take_no_space(tmp_path):
-    """24,000 clips of NTU's size, three of which are not zero: zip64, mapped in place."""
+    """24,000 clips of NTU's size, two of which are not zero: zip64, mapped in place."""
     with open(tmp_path / 'hole', 'wb') as file:
         file.truncate(1 << 24)
     if (tmp_path / 'hole').stat().st_blocks * 512 > 1 << 20 or shutil.disk_usage(tmp_path).free < 1 << 28:
         pytest.skip('the file system has no holes, or little space')
-    count, rows = 24_000, np.random.default_rng(0).normal(size=(300, 150)).astype(np.float32)
     zeros = np.zeros((100, 300, 150), dtype=np.float32)
-
-    def chunks():
-        for first in range(0, count, 100):
-            chunk = zeros.copy() if first in (0, 12_300, count - 100) else zeros
-            if chunk is not zeros:
-                chunk[45] = rows
-            yield chunk
-
+    chunk = zeros.copy()
+    chunk[45] = rows = np.random.default_rng(0).normal(size=(300, 150)).astype(np.float32)
     path = tmp_path / 'BIG.npz'
     with npz_writer(path) as add:
-        add('x_train', (count, 300, 150), np.float32, chunks())
+        add('x_train', (24_000, 300, 150), np.float32, [chunk, *[zeros] * 238, chunk])
         add('y_train', (3, 2), np.float64, [np.arange(6.).reshape(3, 2)])
     # a chunk is written whole unless it is zero
-    assert path.stat().st_size > 1 << 32 and path.stat().st_blocks * 512 < 3 * zeros.nbytes + 100 * BLOCK
+    assert path.stat().st_size > 1 << 32 and path.stat().st_blocks * 512 < 2 * zeros.nbytes + 100 * BLOCK
     mapped = open_member(path, 'x_train')
-    assert mapped.shape == (count, 300, 150) and isinstance(mapped, np.memmap)
-    for clip in (45, 12_345, count - 55):
+    assert mapped.shape == (24_000, 300, 150) and isinstance(mapped, np.memmap)
+    for clip in (45, 23_945):
         np.testing.assert_array_equal(mapped[clip], rows)
         assert not mapped[clip - 1].any() and not mapped[clip + 1].any()
     np.testing.assert_array_equal(open_member(path, 'y_train'), np.arange(6.).reshape(3, 2))
     path.unlink()
 
 
-@pytest.mark.parametrize('error', [UserError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize('error', [UserError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_file(error, tmp_path):
     def chunks():
         yield np.ones(10_000)
@@ -314,3 +284,11 @@ def test_only_a_chunk_is_in_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 6 << 20 and (tmp_path / 'b.npz').stat().st_size > 250 << 20
+
+
+@pytest.mark.parametrize('script', ['check', 'prepare_custom', 'prepare_ntu', 'prepare_nwucla', 'prepare_pku',
+                                    'synthesize'])
+def test_scripts_run_from_any_folder(script, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / f'data/{script}.py', '--help'], cwd=tmp_path, capture_output=True,
+                          text=True, check=True)
+    assert 'usage' in done.stdout and done.stderr == ''
