@@ -103,8 +103,6 @@ def test_sha256_of_members(members, tmp_path, capsys):
         f'sha256 of {member}: {sha256(array.tobytes()).hexdigest()}' for member, array in members.items())
 
 
-# ---- problems --------------------------------------------------------------------------------------------------------
-
 FIRST, SECOND = 'S001C001P001R001A001', 'S001C001P002R001A002'
 
 
@@ -161,9 +159,6 @@ def test_problems_are_found_and_nothing_else(members, inspect, plant):
     assert inspect(members)[0] == expected
 
 
-# ---- full datasets ---------------------------------------------------------------------------------------------------
-
-
 def test_a_part_under_the_name_of_the_full_dataset(members, inspect, monkeypatch):
     counts = ['6 training clips; the full NTU120_XSet has 54,468', '4 test clips; the full NTU120_XSet has 59,477']
     sizes = ['3 classes; the full NTU120_XSet has 120', '12 frames (T); the full NTU120_XSet has 300']
@@ -186,9 +181,6 @@ def test_the_real_release_has_no_problems(tmp_path, capsys):
     write_npz(path, **members)
     assert check.main([str(path)]) == 1
     assert 'problem: x_test: copies of training clips: 94 (' in capsys.readouterr().out
-
-
-# ---- blocks and the command ------------------------------------------------------------------------------------------
 
 
 def test_blocks_give_the_same_report(members, inspect, monkeypatch):

@@ -44,8 +44,6 @@ def prepare(module, path, *more):
     return module.main(['--raw', str(path), '--out', str(path.parent / 'out'), *more])
 
 
-# ---- pickles ---------------------------------------------------------------------------------------------------------
-
 MEMBERS = ('x_train', 'y_train', 'scores', 'name', 'label', 'benchmark', 'stream')
 READERS = {
     'npz': lambda path: open_member(path, 'x_train'), 'scores': read_scores, 'checkpoint': Checkpoint.read,
@@ -114,8 +112,6 @@ def test_hostile_instructions_of_pickles(tmp_path):
     refusal(lambda: list(read_recordings(tmp_path / 'a.pkl')), 'no list of annotations')
 
 
-# ---- archives --------------------------------------------------------------------------------------------------------
-
 ARCHIVES = ('npz', 'checkpoint', 'scores', 'raw zip')
 
 
@@ -161,8 +157,6 @@ def test_hostile_members_of_a_tar(header, part, tmp_path):
     refusal(lambda: prepare(prepare_nwucla, tmp_path / 'raw.tar.xz'), 'raw.tar.xz', part)
     assert files_in(tmp_path) == ['raw.tar.xz']
 
-
-# ---- headers and texts -----------------------------------------------------------------------------------------------
 
 def npy_header(shape, descr="'<f4'"):
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()

@@ -10,7 +10,7 @@ import pytest
 from data.ntu_actors import remove_noise, to_rows
 from data.ntu_text import Body, parse_skeleton
 from tests.conftest import refusal
-from tests.data.raw_files import skeleton
+from tests.data.raw_files import SHARED, needs, skeleton
 
 f32 = np.float32
 
@@ -221,78 +221,32 @@ def test_random_recordings_agree_to_the_last_bit():
     assert min(singles, doubles, removed, returned) >= 30 and 1 <= refused <= 75
 
 
-# ---- single rules ----------------------------------------------------------------------------------------------------
+# ---- rules and real recordings ---------------------------------------------------------------------------------------
 
 
-def record(*bodies: tuple[int, list]) -> bytes:
-    """A file of bodies (first frame, poses); None: absent in that frame."""
-    frames = [{} for _ in range(max(start + len(poses) for start, poses in bodies))]
-    for number, (start, poses) in enumerate(bodies):
-        for t, pose in enumerate(poses, start):
-            if pose is not None:
-                frames[t][f'id{number}'] = pose
-    return skeleton(frames)
-
-
-def walk(seed: int, frames: int, distance: float = 1.) -> list[np.ndarray]:
+def walk(seed: int, frames: int) -> np.ndarray:
     """An upright body that walks."""
     rng = np.random.default_rng([5, seed])
-    base = rng.uniform(0, 1, (25, 3)) * (.5, 1.5, .5) + (0, 0, 3)
-    return [(base + rng.normal(0, .001, (25, 3)) + distance * t / frames).astype(np.float32) for t in range(frames)]
-
-
-def has_pose(rows: np.ndarray, poses: list, actor: int) -> bool:
-    """True if an actor has the first of these poses in some frame, up to its place."""
-    frames = rows[:, 75 * actor:][:, :75].reshape(-1, 25, 3)
-    shape = poses[0] - poses[0][0]
-    return any(np.allclose(frame - frame[0], shape, atol=1e-5) for frame in frames)
+    steps = rng.normal(0, .001, (frames, 25, 3)) + np.arange(frames)[:, None, None] / frames
+    return (rng.uniform(0, 1, (25, 3)) * (.5, 1.5, .5) + (0, 0, 3) + steps).astype(np.float32)
 
 
 @pytest.mark.parametrize('lengths, kept', [((11, 20), [1]), ((12, 20), [0, 1]), ((9, 11, 11, 3), [1])])
 def test_short_bodies_are_noise(lengths, kept):
-    bodies = [walk(number, length) for number, length in enumerate(lengths)]
-    rows = agree(record(*((0, poses) for poses in bodies)))
-    assert rows.shape == (max(lengths[number] for number in kept), 75 * len(kept))
-    assert all(any(has_pose(rows, bodies[number], actor) for actor in range(len(kept))) for number in kept)
+    bodies = {str(number): Body(number, walk(number, length)) for number, length in enumerate(lengths)}
+    assert sorted(body.start for body in remove_noise(bodies)) == kept
 
 
 def test_exactly_the_threshold_of_bad_frames_is_noise():
     joints = np.zeros((50_000, 25, 3), dtype=np.float32)
     joints[:, 3], joints[:34_877, 4] = (0, 1, 0), (9, 0, 0)
-    bodies = {name: Body(0, np.stack(walk(number, 15))) for number, name in enumerate('ab')}
+    bodies = {name: Body(0, walk(number, 15)) for number, name in enumerate('ab')}
     assert 34_877 / 50_000 == 0.69754 and len(remove_noise({'c': Body(0, joints)} | bodies)) == 2
     joints[0, 4] = 0
     assert len(remove_noise({'c': Body(0, joints)} | bodies)) == 3
 
 
-@pytest.mark.parametrize('start, length, actors', [(14, 14, 1), (13, 14, 2), (20, 15, 1)])
-def test_intervals_may_touch_in_one_frame(start, length, actors):
-    """A body in frames 0 to 14 and a second one: the same actor, or another."""
-    first, second = walk(1, 15, 2), walk(2, length, .1)
-    gap = [None] * max(0, start - 15)
-    rows = agree(record((0, first), (start - len(gap), [*gap, *second])))
-    assert rows.shape[1] == 150 and rows[:, 75:].any() == (actors == 2) and has_pose(rows, second, actors - 1)
-    if start == 14:
-        assert len(rows) == 28 and has_pose(rows[14:15], second, 0), 'the later body gets the common frame'
-
-
-def test_rows_that_sum_to_zero_are_removed_from_samples_with_several_ids_only():
-    poses = walk(1, 20)
-    poses[4] = np.zeros((25, 3), dtype=np.float32)
-    poses[7] = balanced_pose(np.random.default_rng(0))
-    assert len(agree(record((0, poses)))) == 20
-    assert len(agree(record((0, poses), (0, [walk(2, 1)[0]])))) == 18
-    assert len(agree(record((0, poses), (0, walk(3, 20))))) == 20, 'the other actor is present'
-
-
-def test_the_origin_is_joint_2_of_the_first_frame_that_is_not_zero():
-    zero = np.zeros((25, 3), dtype=np.float32)
-    poses = [zero, zero, *walk(1, 14)]
-    rows = agree(record((0, poses)))
-    np.testing.assert_array_equal(rows[2], (poses[2] - poses[2][1]).reshape(75))
-    np.testing.assert_array_equal(rows[0].reshape(25, 3), np.tile(-poses[2][1], (25, 1)))
-    first, second = [zero, *walk(1, 14, 2)], walk(2, 13, .1)
-    rows = agree(record((1, first), (0, second)))
-    np.testing.assert_array_equal(rows[2, :75], (first[1] - first[1][1]).reshape(75))
-    np.testing.assert_array_equal(rows[0, 75:], (second[0] - first[1][1]).reshape(75))
-    assert not rows[0, :75].any() and not rows[13:, 75:].any(), 'absent actors stay zero'
+@needs('data/ntu_raw')
+def test_real_recordings_agree():
+    for path in (SHARED / 'data/ntu_raw').iterdir():
+        assert len(agree(path.read_bytes(), path.name)) > 20

@@ -38,9 +38,6 @@ def assert_same(text: bytes) -> None:
         assert body.start == other.bodies[name].start and body.joints.tobytes() == other.bodies[name].joints.tobytes()
 
 
-# ---- valid files -----------------------------------------------------------------------------------------------------
-
-
 def test_names():
     assert parse_name('S017C003P020R002A054') == Facts(17, 3, 20, 2, 54)
     assert parse_name('S032C003P106R002A120').action == 120
@@ -80,9 +77,6 @@ def test_white_space_and_unused_fields():
     assert_same(SMALL.rstrip())
     assert_same(SMALL + b'\n\n \n\t\r\n\n')
     assert_same(SMALL.replace(OTHER_FIELDS.encode(), b'nan -inf 0x5 ? "a" \' # , ;'))
-
-
-# ---- damaged files ---------------------------------------------------------------------------------------------------
 
 
 def test_truncated_at_every_byte():
@@ -133,8 +127,6 @@ def test_counts_that_do_not_fit(line, count, named):
 def test_files_of_another_kind(text, part):
     assert len(refusal(lambda: parse_skeleton(text), part)) < 200
 
-
-# ---- random damage ---------------------------------------------------------------------------------------------------
 
 @FUZZING
 @given(st.integers(0, 2), CHANGES)

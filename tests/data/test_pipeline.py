@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data.dataset_file import BLOCK, npz_writer, one_hot, write_npz
-from data.pipeline import Parsed, Tally, collect, parse_all, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, collect, parse_all, write_protocol
 from data.sources import MAX_BYTES, Source, find_sources
 from data.spool import Sample, Spool
 from feeder.npz import open_member
@@ -32,9 +32,6 @@ def write_zip(path, *names, compression=zipfile.ZIP_DEFLATED):
 
 def write_texts(folder, *names):
     return write_files(folder, {name: f'this is {name}'.encode() for name in names})
-
-
-# ---- sources ---------------------------------------------------------------------------------------------------------
 
 
 def test_sources_are_found_at_any_depth_and_sorted_by_name(tmp_path):
@@ -87,9 +84,6 @@ def test_any_damaged_byte_of_a_zip(compression, tmp_path):
     assert refused > len(whole) / 3
 
 
-# ---- processes -------------------------------------------------------------------------------------------------------
-
-
 def square(number):
     if number % 10 == 3:
         raise UserError(f'{number} ends in 3')
@@ -108,16 +102,6 @@ def test_results_keep_their_order(workers, chunk):
     assert not list(parse_all(square, [], workers, chunk))
 
 
-def test_each_process_opens_a_zip_for_itself(tmp_path):
-    texts = {f'{number:03}.txt': os.urandom(30_000) for number in range(120)}
-    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
-    sources = find_sources([tmp_path / 'a.zip'], '.txt')
-    assert sources[0].read() == texts['000.txt']
-    assert [text for _, text in parse_all(Source.read, sources, 3, 1)] == list(texts.values())
-
-
 def kill_process(number):
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -132,9 +116,6 @@ def test_killed_workers_and_bugs():
     for workers in (1, 2):
         with pytest.raises(ZeroDivisionError):
             list(parse_all(divide, [1, 0], workers, 2))
-
-
-# ---- samples on disk -------------------------------------------------------------------------------------------------
 
 
 def parse_sample(source):
@@ -154,20 +135,6 @@ def test_collect_and_summary(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ['10 samples of 3 classes, 36 frames (1 to 6 per sample)', '3 odd', '2 damaged and omitted']
     assert lines[3].startswith('6 files, 5.0 MB in ')
-
-
-def test_damaged_files_are_listed(tmp_path, capsys):
-    path, damaged = tmp_path / 'out/list.txt', [f'file{number}: bad' for number in range(25)]
-    refusal(lambda: settle_damaged(damaged, False, path), '25 damaged', '--skip_damaged', path)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f'damaged: {line}' for line in damaged[:20]] + ['… and 5 more'] and not path.exists()
-    settle_damaged(damaged, True, path)
-    assert path.read_text() == '\n'.join([*damaged, ''])
-    settle_damaged([], False, path)
-    assert not path.exists()
-
-
-# ---- dataset files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('second_body', ['zeros', 'copy'])
@@ -195,20 +162,16 @@ def test_write_protocol(second_body, tmp_path):
     assert open_member(tmp_path / 'B.npz', 'x_train').shape == (0, 60, 8)
 
 
-def random_members(seed):
+def test_npz_files_are_what_numpy_reads(tmp_path):
     """Arrays with long and short runs of zeros, on block borders and off them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 300, 6)).astype(np.float32)
     for clip in x:
         clip[rng.integers(300):] = 0
     x[10:25] = 0
-    return {'x': x, 'zeros': np.zeros((100, 100)), 'y': np.eye(5)[rng.integers(0, 5, 700)],
-            'start': np.pad(x[0], ((900, 0), (0, 0))), 'transposed': x[:2].T, 'name': np.array(['a', 'bcd', 'ä…']),
-            'empty': np.zeros((0, 3), dtype=np.float32), 'negative': np.full(3000, -0., dtype=np.float32)}
-
-
-def test_npz_files_are_what_numpy_reads(tmp_path):
-    members = random_members(0)
+    members = {'x': x, 'zeros': np.zeros((100, 100)), 'y': np.eye(5)[rng.integers(0, 5, 700)],
+               'start': np.pad(x[0], ((900, 0), (0, 0))), 'transposed': x[:2].T, 'name': np.array(['a', 'bcd', 'ä…']),
+               'empty': np.zeros((0, 3), dtype=np.float32), 'negative': np.full(3000, -0., dtype=np.float32)}
     write_npz(tmp_path / 'new/a.npz', **members)
     content = read_npz(tmp_path / 'new/a.npz')
     assert list(content) == list(members) and [path.name for path in (tmp_path / 'new').iterdir()] == ['a.npz']
@@ -218,17 +181,6 @@ def test_npz_files_are_what_numpy_reads(tmp_path):
         for read in (content[name], mapped):
             assert (read.dtype, read.shape) == (array.dtype, array.shape)
             assert read.tobytes() == np.ascontiguousarray(array).tobytes(), 'the sign of zeros included'
-
-
-def test_equal_members_give_equal_files(tmp_path):
-    """Whatever pieces a member comes in."""
-    members, rng = random_members(1), np.random.default_rng(2)
-    write_npz(tmp_path / 'a.npz', **members)
-    with npz_writer(tmp_path / 'b.npz') as add:
-        for name, array in members.items():
-            cuts = np.cumsum(rng.choice([1, 7, 100, 1024, 20_000, 10 ** 6], 50))
-            add(name, array.shape, array.dtype, np.split(array.reshape(-1), cuts[cuts < array.size]))
-    assert (tmp_path / 'b.npz').read_bytes() == (tmp_path / 'a.npz').read_bytes()
 
 
 def test_a_member_beyond_4_gib_whose_zeros_take_no_space(tmp_path):
@@ -255,30 +207,13 @@ def test_a_member_beyond_4_gib_whose_zeros_take_no_space(tmp_path):
     path.unlink()
 
 
-@pytest.mark.parametrize('error', [UserError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_file(error, tmp_path):
-    def chunks():
-        yield np.ones(10_000)
-        raise error('mishap')
-
-    (tmp_path / 'a.npz').write_bytes(b'old')
-    with pytest.raises(error, match='mishap'), npz_writer(tmp_path / 'a.npz') as add:
-        add('y', (3,), np.float64, [np.ones(3)])
-        add('x', (10 ** 6,), np.float64, chunks())
-    assert read_folder(tmp_path) == {'a.npz': b'old'}
-
-
 def test_only_a_chunk_is_in_memory(tmp_path):
-    """64 MB in pieces of one, and 270 MB of padded samples."""
-    piece = np.zeros(1 << 17)
-    piece[0] = 1
+    """Of 270 MB of padded samples."""
     spool = Spool(tmp_path)
     for _ in range(1500):
         spool.append(Sample('a', 0, np.ones((20, 75), dtype=np.float32)))
     tracemalloc.start()
     try:
-        with npz_writer(tmp_path / 'a.npz') as add:
-            add('x', (1 << 23,), np.float64, (piece for _ in range(1 << 6)))
         write_protocol(tmp_path / 'b.npz', spool, range(1500), [], 60, 300, 150, 'copy')
         _, peak = tracemalloc.get_traced_memory()
     finally:

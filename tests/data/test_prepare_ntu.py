@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 from data import prepare_ntu
 from data.datasets import DATASETS
 from data.ntu_text import parse_name
-from data.prepare_ntu import default_raw, order, read_unusable
+from data.prepare_ntu import default_raw, read_unusable
 from tests.conftest import ROOT, refusal
 from tests.data.raw_files import (
     GOLDEN,
@@ -38,7 +37,6 @@ from tests.data.raw_files import (
     write_zip,
 )
 from tests.data.test_datasets import TRAIN
-from tests.data.test_ntu_actors import reference
 
 FILES = {'ntu60': ['NTU60_XSub.npz', 'NTU60_XView.npz'], 'ntu120': ['NTU120_XSub.npz', 'NTU120_XSet.npz']}
 DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4), 'OneShot': slice(17, 20)}   # that decide
@@ -70,9 +68,6 @@ def split_names(file, names):
     values = {name: int(name[DIGITS[file.split('_')[1]]]) for name in names}
     return [[name for value in order for name in sorted(names) if values[name] == value]
             for order in (TRAIN[file], [value for value in range(1, 200) if value not in TRAIN[file]])]
-
-
-# ---- the authors' arrays ---------------------------------------------------------------------------------------------
 
 
 @needs('golden/ntu60_raw.tar.xz')
@@ -119,44 +114,6 @@ def test_golden_excerpt(dataset, tmp_path):
         assert {member: sha256(members[member].tobytes()).hexdigest() for member in MEMBERS[:4]} == sums[file[:-4]]
 
 
-@needs('data/ntu_raw')
-@pytest.mark.parametrize('dataset', FILES)
-def test_real_files(dataset, tmp_path, capsys):
-    """Against the second program of test_ntu_actors."""
-    rows = {path.stem: reference(path.read_bytes()) for path in (SHARED / 'data/ntu_raw').iterdir()}
-    lengths = [len(clip) for clip in rows.values()]
-    assert prepare(SHARED / 'data/ntu_raw', tmp_path, dataset=dataset, workers=2) == 0
-    printed = capsys.readouterr().out
-    assert f'9 samples of 8 classes, {sum(lengths):,} frames ({min(lengths)} to {max(lengths)} per' in printed
-    assert f'note: the full dataset has {DATASETS[dataset].samples:,} samples' in printed
-    for file in FILES[dataset]:
-        members = read_npz(tmp_path / file)
-        for split, names in zip(('train', 'test'), split_names(file[:-4], rows), strict=True):
-            assert members[f'name_{split}'].tolist() == names
-            assert members[f'y_{split}'].argmax(axis=1).tolist() == [int(name[17:]) - 1 for name in names]
-            for x, name in zip(members[f'x_{split}'], names, strict=True):
-                clip = rows[name]
-                if clip.shape[1] == 75:
-                    clip = np.concatenate([clip, clip if dataset == 'ntu120' else np.zeros_like(clip)], axis=1)
-                assert x.tobytes() == np.pad(clip, ((0, max(lengths) - len(clip)), (0, 0))).tobytes()
-
-
-# ---- what belongs to which file, in which order ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('dataset', FILES)
-def test_order_of_random_names(dataset):
-    rng = np.random.default_rng(1)
-    setups, classes = DATASETS[dataset].setups, DATASETS[dataset].classes
-    names = sorted({f'S{rng.integers(1, setups + 1):03}C{rng.integers(1, 4):03}P{rng.integers(1, 107):03}'
-                    f'R{rng.integers(1, 3):03}A{rng.integers(1, classes + 1):03}' for _ in range(2000)})
-    shuffled = [names[index] for index in rng.permutation(len(names))]
-    for protocol in DATASETS[dataset].protocols.values():
-        train, test = order(shuffled, protocol)
-        assert [[shuffled[i] for i in part] for part in (train, test)] == split_names(protocol.file, names)
-        assert sorted([*train, *test]) == list(range(len(names)))
-
-
 def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):
     names = read_unusable()
     assert len(names) == 535 and sum(parse_name(name).setup <= 17 for name in names) == 302
@@ -165,38 +122,6 @@ def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert '5 samples of 4 classes, 20 frames (2 to 6 per sample)\n' in printed and '5 files' in printed
     assert '2 omitted: of a setup after 17\n2 omitted: on the list of unusable skeletons\n' in printed
-
-
-@needs('spec/missing_skeletons.txt')
-def test_the_list_of_unusable_samples_is_the_published_one():
-    lines = [line.split() for line in (SHARED / 'spec/missing_skeletons.txt').read_text().splitlines()]
-    assert read_unusable() == {line[0].rstrip(':') + rest for line in lines if line and line[0][0] == 'S'
-                               for rest in line[1:]}
-
-
-def test_second_body_of_single_and_empty_actors(raw, tmp_path):
-    """A single actor's second half is zero or a copy; a second actor who is empty stays zero in both sets."""
-    upright = [np.concatenate([pose, pose[:1] + (0, 9, 0)])[1:].astype(np.float32)
-               for pose in map(random_joints, range(30))]
-    two, noise, after = 'S001C002P002R001A030', 'S001C002P002R001A031', 'S001C002P002R001A032'
-    write_raw(raw, {
-        two: skeleton([{'a': upright[t]} | ({'b': upright[15 + t] / 4} if t < 12 else {}) for t in range(14)]),
-        noise: skeleton([{'a': upright[t]} | ({'b': upright[15 + t]} if t < 11 else {}) for t in range(14)]),
-        after: skeleton([{'a': upright[t]} if t < 12 else {'b': upright[t] / 4} for t in range(24)])})
-    assert prepare(raw, tmp_path, dataset='ntu60') == prepare(raw, tmp_path, dataset='ntu120') == 0
-    for file in ('NTU60_XSub.npz', 'NTU120_XSet.npz'):
-        members = read_npz(tmp_path / file)
-        clips = dict(zip([*members['name_train'], *members['name_test']], [*members['x_train'], *members['x_test']],
-                         strict=True))
-        assert len(clips) == len(NAMES) + 3
-        for name, x in clips.items():
-            first, second = x[:, :75], x[:, 75:]
-            if name == two:
-                assert second[:12].any() and not np.array_equal(first, second)
-            elif name == after or file.startswith('NTU60'):
-                assert first.any() and not second.any()
-            else:
-                assert first.any() and np.array_equal(first, second)
 
 
 def test_protocols_are_padded_to_the_longest_sample_of_the_set(raw, tmp_path):
@@ -222,9 +147,6 @@ def test_default_folders(raw, tmp_path, monkeypatch):
         (folder / name).mkdir()
         assert default_raw(DATASETS['ntu120']) == [folder / 'nturgb+d_skeletons', folder / name]
     refusal(lambda: prepare_ntu.main(['--dataset', 'synth']), '--raw', 'synthesize.py')
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def refused(capsys, raw, out, *parts, more=(), damaged=0, workers=1):
@@ -262,19 +184,6 @@ def test_damaged_files_are_listed_and_stop_the_run_or_are_skipped(workers, raw, 
     assert [f'damaged: {line}' for line in written.pop(path.name).decode().splitlines()] == lines[:3]
     assert written == read_folder(tmp_path / 'expected')
     assert prepare(rest, out) == 0 and not path.exists(), 'an outdated list is removed'
-
-
-def test_a_damaged_member_of_a_zip(raw, tmp_path, capsys):
-    path = write_zip(tmp_path / 'raw.zip', raw)
-    with zipfile.ZipFile(path) as archive:
-        name = f'nturgb+d_skeletons/{NAMES[1]}.skeleton'
-        member = archive.getinfo(name)
-    content = bytearray(path.read_bytes())
-    content[member.header_offset + 30 + len(name) + member.compress_size // 2] ^= 0x55
-    path.write_bytes(content)
-    lines = refused(capsys, path, tmp_path / 'out', '1 damaged', damaged=1, workers=2)
-    assert lines[0].startswith(f'damaged: {path}:{name}: ')
-    assert prepare(path, tmp_path / 'skip', '--skip_damaged') == 0
 
 
 def test_a_full_disk(tmp_path, capsys):

@@ -47,9 +47,6 @@ def write_tar(path, files, prefix='nw_ucla/all_sqe/'):
     return path
 
 
-# ---- the real release ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def release(tmp_path_factory):
     """The folder of all files made of the real tar, and the clips of the tar: {name: JSON object}."""
@@ -86,9 +83,6 @@ def test_protocols_of_the_release(release, file, counts, is_train, is_test):
         assert x.shape[1] == 201
         copies = (folder / 'NWUCLA_XView_copies.txt').read_text().splitlines()
         assert len(set(copies)) == 95 and all(name[:4] in ('a02_', 'a03_') and name[-4:] == '_v03' for name in copies)
-
-
-# ---- twelve clips ----------------------------------------------------------------------------------------------------
 
 
 def test_folders_and_archives_give_the_same_files(clips, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,18 +36,6 @@ def clips():
     return [make_clip(number, action, 0) for action in range(1, 13) for number in range(40)]
 
 
-# ---- kinematics ------------------------------------------------------------------------------------------------------
-
-
-def test_rotation_matrices():
-    vectors = np.random.default_rng(0).normal(size=(50, 3))
-    matrices = kinematics.rotation_matrices(vectors)
-    np.testing.assert_allclose(matrices @ matrices.swapaxes(1, 2), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12)
-    np.testing.assert_allclose((matrices @ vectors[..., None])[..., 0], vectors, atol=1e-12)
-    np.testing.assert_allclose(kinematics.rotation_matrices(np.array([0, 0, np.pi / 2])) @ (1, 0, 0), (0, 1, 0),
-                               atol=1e-12)
-
-
 def test_pose_and_mirror():
     """Against 4x4 transforms multiplied from the root to each joint."""
     vectors = np.random.default_rng(0).normal(size=(2, 25, 3))
@@ -54,7 +43,7 @@ def test_pose_and_mirror():
 
     def transform(frame, joint):
         matrix = np.eye(4)
-        matrix[:3, :3] = kinematics.rotation_matrices(vectors[frame, joint - 1])
+        matrix[:3, :3] = Rotation.from_rotvec(vectors[frame, joint - 1]).as_matrix()
         if joint == 21:
             return matrix
         matrix[:3, 3] = scale[joint - 1] * kinematics.TREE[joint][1]
@@ -68,9 +57,6 @@ def test_pose_and_mirror():
     mirrored = kinematics.mirror(joints)
     for left, right in ((5, 9), (8, 12), (16, 20), (22, 24), (23, 25), (4, 4), (21, 21)):
         np.testing.assert_array_equal(mirrored[:, left - 1], joints[:, right - 1] * (-1, 1, 1))
-
-
-# ---- clips -----------------------------------------------------------------------------------------------------------
 
 
 def test_facts_are_unique_and_balanced():
@@ -102,20 +88,14 @@ def test_people_are_plausible(clips):
 
 
 def test_bystanders_and_every_error_of_the_sensor_occur(clips):
-    counts = dict.fromkeys(('bystander', 'empty', 'short', 'table', 'new id', 'lost'), 0)
+    counts = dict.fromkeys(('bystander', 'empty', 'short', 'table', 'new id'), 0)
     for clip in clips:
         people = {person.body for person in clip.people}
-        tracks = {track.body: track for track in clip.tracks}
         counts['bystander'] += len(clip.people) == 2 and action(clip) not in PAIRS
-        empty = set(range(clip.frames)) - {frame for track in clip.tracks for frame in track.frames.tolist()}
-        counts['empty'] += bool(empty)
-        if len(people) == 2 and 5 <= clip.frames - len(tracks[max(people)].frames) - len(empty) <= 15:
-            counts['lost'] += len(tracks) == 2
+        counts['empty'] += len({frame for track in clip.tracks for frame in track.frames.tolist()}) < clip.frames
         for track in clip.tracks:
             if track.body not in people:
-                extent = np.ptp(track.joints, axis=1)
-                same = [person for person in clip.people if np.array_equal(person.joints[track.frames], track.joints)]
-                assert len(track.frames) <= 11 or same or (extent[:, 0] > .8 * extent[:, 1]).mean() > .9
+                same = any(np.array_equal(person.joints[track.frames], track.joints) for person in clip.people)
                 counts['new id' if same else 'short' if len(track.frames) <= 11 else 'table'] += 1
     singles = sum(action(clip) not in PAIRS for clip in clips)
     assert .5 < counts.pop('bystander') / singles < .7
@@ -149,7 +129,8 @@ def test_actions_differ_as_described():
 
     def hertz(action):
         height = hips[action - 1][:, 1]
-        return np.abs(np.fft.rfft(height - height.mean(), n=2048)).argmax() * 30 / 2048 / people[action - 1].traits.speed
+        cycles = np.abs(np.fft.rfft(height - height.mean(), n=2048)).argmax() / 2048
+        return 30 * cycles / people[action - 1].traits.speed
 
     def direction(action):      # of the hips in the plane of up and forwards, seen from the person's left
         up, ahead = (hips[action - 1] - hips[action - 1].mean(axis=0))[:, 1:].T * ((1,), (-1,))
@@ -179,9 +160,6 @@ def test_the_mean_pose_carries_almost_no_information(clips):
         assert model.score(features[~train], labels[~train]) <= 2 / 12, strength
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_clip_does_not_depend_on_the_others(tmp_path):
     files = {}
     for name, more in {'one': ('--workers', 1), 'three': ('--workers', 3), 'few': ('--classes', 4),
@@ -192,16 +170,6 @@ def test_a_clip_does_not_depend_on_the_others(tmp_path):
     assert len(files['few']) == 12 and files['few'].items() <= files['one'].items()
     assert len(files['many']) == 48 and files['many'].items() >= files['one'].items()
     assert files['other'].keys() == files['one'].keys() and not files['other'].items() & files['one'].items()
-
-
-def test_ntu_text_holds_the_arrays(clips):
-    for clip in clips[::7]:
-        text = synthesize.ntu_text(clip.tracks, clip.frames)
-        bodies = ntu_text.parse_skeleton(text.encode()).bodies
-        assert int(text.split('\n')[0]) == clip.frames and len(bodies) == len(clip.tracks)
-        for track in clip.tracks:
-            assert len(str(track.body)) == 17 and bodies[str(track.body)].joints.shape == track.joints.shape
-            np.testing.assert_allclose(bodies[str(track.body)].joints, track.joints, rtol=6e-7)
 
 
 def test_pku_videos(tmp_path):
@@ -259,9 +227,3 @@ def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['.out.partial']
     assert run_command(synthesize, '--out', tmp_path / 'out', '--clips_per_class', 3) == 0
     assert [path.name for path in tmp_path.iterdir()] == ['out'] and len(list((tmp_path / 'out').iterdir())) == 36
-
-
-def test_a_false_body_can_be_lost_completely():
-    """In this clip it is visible only in the frames that are lost."""
-    clip = make_clip(582, 5, 0)
-    assert len(clip.tracks) == 2 and all(len(track.frames) for track in clip.tracks)
