@@ -8,18 +8,17 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
-from collections import Counter
 
 import numpy as np
 import pytest
 
 from data.dataset_file import BLOCK, npz_writer, one_hot, write_npz
-from data.pipeline import Parsed, Tally, collect, parse_all, write_protocol
+from data.pipeline import parse_all, settle_damaged, write_protocol
 from data.sources import MAX_BYTES, Source, find_sources
 from data.spool import Sample, Spool
 from feeder.npz import open_member
 from tests.conftest import ROOT, refusal
-from tests.data.raw_files import MEMBERS, read_folder, read_npz, write_files
+from tests.data.raw_files import MEMBERS, read_npz, write_files
 from util.errors import UserError
 
 
@@ -118,34 +117,15 @@ def test_killed_workers_and_bugs():
             list(parse_all(divide, [1, 0], workers, 2))
 
 
-def parse_sample(source):
-    if source == 2:
-        raise UserError('line 2: bad')
-    rows = np.full((source + 1, 4), source, dtype=np.float32)
-    samples = [Sample(f'{source}{letter}', source % 3, rows) for letter in 'ab']
-    return Parsed(samples, 10 ** 6, Counter({'odd': source % 2, 'even': 0}), ['5b: late'] if source == 5 else [])
-
-
-def test_collect_and_summary(tmp_path, capsys):
-    tally = Tally()
-    spool = collect(range(6), parse_sample, tmp_path, 2, 2, tally)
-    assert spool.names == ['0a', '0b', '1a', '1b', '3a', '3b', '4a', '4b', '5a', '5b'] and (spool[6] == 4).all()
-    assert tally.damaged == ['2: line 2: bad', '5b: late'] and not read_folder(tmp_path)
-    tally.print(spool)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ['10 samples of 3 classes, 36 frames (1 to 6 per sample)', '3 odd', '2 damaged and omitted']
-    assert lines[3].startswith('6 files, 5.0 MB in ')
-
-
 @pytest.mark.parametrize('second_body', ['zeros', 'copy'])
 def test_write_protocol(second_body, tmp_path):
-    rng = np.random.default_rng(1)
+    rng, spool = np.random.default_rng(1), Spool(tmp_path)
     samples = [Sample(f'sample{number}', number % 3, rng.normal(size=(rng.integers(1, 60), rng.choice([4, 8])))
                       .astype(np.float32)) for number in range(1500)]
-    spool, order = Spool(tmp_path), rng.permutation(1500)
     for sample in samples:
         spool.append(sample)
-    parts, frames = {'train': order[:1100].tolist(), 'test': order[1100:1490].tolist()}, max(spool.lengths) + 7
+    order, frames = rng.permutation(1500).tolist(), max(spool.lengths) + 7
+    parts = {'train': order[:1100], 'test': order[1100:1490]}
     write_protocol(tmp_path / 'A.npz', spool, *parts.values(), 3, frames, 8, second_body)
     members = read_npz(tmp_path / 'A.npz')
     assert list(members) == MEMBERS
@@ -227,3 +207,9 @@ def test_scripts_run_from_any_folder(script, tmp_path):
     done = subprocess.run([sys.executable, ROOT / f'data/{script}.py', '--help'], cwd=tmp_path, capture_output=True,
                           text=True, check=True)
     assert 'usage' in done.stdout and done.stderr == ''
+
+
+def test_long_lists_of_damage_are_cut(tmp_path, capsys):
+    damaged = [f'file{number}: bad' for number in range(25)]
+    refusal(lambda: settle_damaged(damaged, False, tmp_path / 'list.txt'), '25 damaged')
+    assert capsys.readouterr().err.splitlines() == [f'damaged: {line}' for line in damaged[:20]] + ['… and 5 more']
