@@ -12,58 +12,46 @@ from data.dataset_file import one_hot, write_npz
 from data.formats import read_recording, read_recordings
 from data.formats.bvh import read_bvh
 from data.formats.pyskl import read_pickle
-from data.formats.recording import valid_frames
-from feeder.dataset import SkeletonDataset
 from feeder.layouts import Layout, make_layout, read_layout
 from tests.conftest import refusal
-from tests.data.raw_files import unpack
+from tests.data.raw_files import read_npz, unpack
 from util.errors import UserError
 
 V2, V1 = map(read_layout, ('kinect-v2', 'kinect-v1'))
 
 
-def read_dataset_file(path):
-    """{name: (valid frames (T, width), label)} as the feeder reads them."""
-    clips = {}
-    for split in ('train', 'test'):
-        with np.load(path) as npz:
-            if not len(npz[f'x_{split}']):
-                continue
-        data = SkeletonDataset(path, split, 1)
-        for row, name in enumerate(data.names.tolist()):
-            batch = data[[(row, 0)]]
-            clips[name] = batch.frames.numpy().reshape(len(batch.frames), -1), int(batch.label[0])
-    return clips
+def read_clips(path):
+    """{name: (padded frames (T, width), label)} of a dataset file."""
+    members = read_npz(path)
+    return {name: (x, y.argmax()) for split in ('train', 'test') for name, x, y in zip(
+        *(members[f'{kind}_{split}'] for kind in ('name', 'x', 'y')), strict=True)}
 
 
-def assert_same(recording, clip):
-    frames, label = clip
+def assert_same(recording, x, label):
     rows = recording.frames.reshape(len(recording.frames), -1)
-    assert rows.dtype == np.float32 and not frames[:, rows.shape[1]:].any()
-    np.testing.assert_array_equal(rows, frames[:, :rows.shape[1]])
-    assert recording.label in (label, None)
+    assert rows.dtype == np.float32 and recording.label in (label, None)
+    np.testing.assert_array_equal(rows, x[:len(rows), :rows.shape[1]])
+    assert not x[len(rows):].any() and not x[:, rows.shape[1]:].any()
 
 
 def test_ntu_as_prepared(tmp_path):
     raw = unpack('ntu_excerpt_raw.tar.xz', tmp_path) / 'ntu60'
-    prepare_ntu.main(['--dataset', 'ntu60', '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub',
-                      '--workers', '1'])
-    clips = read_dataset_file(tmp_path / 'NTU60_XSub.npz')
+    prepare_ntu.main(['--dataset', 'ntu60', '--raw', str(raw), '--out', str(tmp_path), '--workers', '1'])
+    clips = read_clips(tmp_path / 'NTU60_XSub.npz')
     paths = sorted(raw.glob('*.skeleton'))
     assert len(paths) == len(clips) == 4
     for path in paths:
         recording = read_recording(path)
         assert (recording.name, recording.layout, recording.num_joints) == (path.stem, V2, 25)
         assert recording.label == int(path.stem[-3:]) - 1
-        assert_same(recording, clips[path.stem])
+        assert_same(recording, *clips[path.stem])
     assert read_recording(paths[0].rename(tmp_path / 'mine.skeleton')).label is None
 
 
 def test_pku_as_prepared(tmp_path):
     raw = unpack('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1'
-    prepare_pku.main(['--phase', '1', '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub', '--workers',
-                      '1'])
-    clips, compared = read_dataset_file(tmp_path / 'PKUv1_XSub.npz'), 0
+    prepare_pku.main(['--phase', '1', '--raw', str(raw), '--out', str(tmp_path), '--workers', '1'])
+    clips, compared = read_clips(tmp_path / 'PKUv1_XSub.npz'), 0
     for path in (raw / 'skeleton').glob('*.txt'):
         recording, moved = read_recording(path, centre=False), read_recording(path).frames
         assert recording.frames.shape[1:] == (2, 25, 3) and recording.label is None
@@ -74,7 +62,7 @@ def test_pku_as_prepared(tmp_path):
         for number, line in enumerate((raw / f'label/{path.name}').read_text().split(), 1):
             start, end = map(int, line.split(',')[1:3])
             if (clip := clips.get(f'{path.stem}_{number:03}')) is not None and end - start <= 300:
-                assert_same(recording._replace(frames=recording.frames[start:end]), clip)
+                assert_same(recording._replace(frames=recording.frames[start:end]), *clip)
                 compared += 1
     assert compared > 1
 
@@ -86,10 +74,9 @@ def test_nwucla_as_prepared(tmp_path):
     for name in ('a02_s01_e00_v01', 'a02_s01_e00_v03'):
         (folder / f'{name}.json').write_text(json.dumps({'file_name': name, 'skeletons': frames.tolist(), 'label': 2}))
     prepare_nwucla.main(['--raw', str(folder), '--out', str(tmp_path), '--protocol', 'xview'])
-    clips = read_dataset_file(tmp_path / 'NWUCLA_XView.npz')
     recording = read_recording(folder / f'{name}.json')
     assert recording.layout == V1 and recording.label == 1 and recording.frames.shape == (5, 1, 20, 3)
-    assert_same(recording, clips[name])
+    assert_same(recording, *read_clips(tmp_path / 'NWUCLA_XView.npz')[name])
 
 
 def test_npy(tmp_path):
@@ -144,8 +131,9 @@ def test_npz(names, tmp_path):
     assert [recording.label for recording in recordings] == [2, 0, 1, 1]
     assert {recording.layout for recording in recordings} == {V2}
     assert [len(recording.frames) for recording in recordings] == [4, 5, 6, 6]
-    for recording, clip in zip(recordings, read_dataset_file(tmp_path / 'f.npz').values(), strict=True):
-        assert_same(recording._replace(frames=valid_frames(recording.frames)), clip)
+    content = read_npz(tmp_path / 'f.npz')
+    for recording, x in zip(recordings, [*content['x_train'], *content['x_test']], strict=True):
+        assert_same(recording, x, recording.label)
     refusal(lambda: read_recording(tmp_path / 'f.npz'), 'several clips')
     refusal(lambda: list(read_recordings(tmp_path / 'f.npz', 'kinect-v1')), '150 numbers', '20 joints')
     five = make_layout('five', {'a': None, 'b': 0, 'c': 0, 'd': 0, 'e': 0}, '')
