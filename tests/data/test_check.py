@@ -10,7 +10,6 @@ import pytest
 from data import check, measurements, prepare_nwucla
 from data.dataset_file import one_hot, write_npz
 from data.datasets import find_protocol
-from feeder.dataset import SkeletonDataset
 from tests.conftest import refusal, run
 from tests.data.raw_files import SHARED, needs, read_npz
 
@@ -81,17 +80,6 @@ def test_counts_by_hand(members, inspect):
     assert problems == [] and train['length'] == [min(valid), np.median(valid), max(valid)]
     assert train['gap_frames'] == sum(last) - sum(valid) == 5 and train['clips_with_gaps'] == 4
     assert train['second_body'] == {'empty': 1, 'copy': 1, 'own': 6} and train['absent_classes'] == [1, 2]
-
-
-def test_frames_are_valid_as_in_training(tmp_path):
-    """Frames of opposite numbers in any order: rounding decides whether they sum to zero."""
-    rng = np.random.default_rng(8)
-    half = rng.normal(size=(30, 40, 75)).astype(np.float32)
-    x = rng.permuted(np.concatenate([half, -half], axis=2), axis=2)
-    write_npz(tmp_path / 'a.npz', x_train=x, y_train=one_hot([0] * 30, 2), x_test=x[:1] + 1, y_test=one_hot([0], 2))
-    expected = SkeletonDataset(tmp_path / 'a.npz', 'train', 25)[[(row, 0) for row in range(30)]].num_valid
-    assert [measurements.measure_clip(clip).valid for clip in x] == expected.tolist()
-    assert expected.min() > 0 and expected.sum() < 30 * 40, 'some frames cancel, others do not'
 
 
 def test_sha256_of_members(members, tmp_path, capsys):

@@ -12,6 +12,7 @@ from data.dataset_file import one_hot, write_npz
 from data.formats import read_recording, read_recordings
 from data.formats.bvh import read_bvh
 from data.formats.pyskl import read_pickle
+from data.formats.recording import valid_frames
 from feeder.layouts import Layout, make_layout, read_layout
 from tests.conftest import refusal
 from tests.data.raw_files import read_npz, unpack
@@ -131,6 +132,7 @@ def test_npz(names, tmp_path):
     assert [recording.label for recording in recordings] == [2, 0, 1, 1]
     assert {recording.layout for recording in recordings} == {V2}
     assert [len(recording.frames) for recording in recordings] == [4, 5, 6, 6]
+    assert [len(valid_frames(recording.frames)) for recording in recordings] == [4, 4, 6, 6]
     content = read_npz(tmp_path / 'f.npz')
     for recording, x in zip(recordings, [*content['x_train'], *content['x_test']], strict=True):
         assert_same(recording, x, recording.label)

@@ -39,7 +39,6 @@ def spread(poses: list) -> np.float32:
 def is_good(pose: list) -> bool:
     xs, ys = [joint[0] for joint in pose], [joint[1] for joint in pose]
     width, height = max(xs) - min(xs), max(ys) - min(ys)
-    assert type(width) is type(height) is np.float32
     return float(width) <= 0.8 * float(height)
 
 
@@ -106,9 +105,9 @@ def centred(rows: list) -> np.ndarray | None:
     result = []
     for row in rows:
         actors = [(actor.reshape(25, 3) - origin).reshape(75) for actor in row]
-        if len(row) == 2:
-            actors = [np.zeros(75, dtype=np.float32) if before.sum() == 0 else after
-                      for before, after in zip(row, actors, strict=True)]
+        for number, before in enumerate(row):
+            if len(row) == 2 and before.sum() == 0:
+                actors[number] = np.zeros(75, dtype=np.float32)
         result.append(np.concatenate(actors))
     return np.array(result, dtype=np.float32)
 

@@ -39,7 +39,7 @@ from tests.data.raw_files import (
 from tests.data.test_datasets import TRAIN
 
 FILES = {'ntu60': ['NTU60_XSub.npz', 'NTU60_XView.npz'], 'ntu120': ['NTU120_XSub.npz', 'NTU120_XSet.npz']}
-DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4), 'OneShot': slice(17, 20)}   # that decide
+DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4)}      # of a name that decide its split
 NAMES = ['S001C001P001R001A001', 'S002C002P003R001A002', 'S003C003P002R002A060', 'S017C001P040R001A050',
          'S001C001P001R002A001']
 

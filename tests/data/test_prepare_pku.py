@@ -279,6 +279,7 @@ def test_missing_and_empty_files(raw, tmp_path, capsys):
 
 NUMBER = re.compile(rb'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?')
 
+
 def parse_plainly(text):
     """The frames of a text, float by float; None if it is damaged."""
     frames = []
@@ -295,8 +296,7 @@ def parse_plainly(text):
 def test_random_damage_of_skeletons(changes):
     """What the plain reference reads is read to the last bit, all else is refused with its line."""
     rng = np.random.default_rng(8)
-    kinds = ['one body', 'two bodies', 'tiny', 'zero', 'cancelling']
-    text = damage(video_text(rng, kinds, 5).replace(b'\n', b'\r\n'), changes)
+    text = damage(video_text(rng, ['two bodies', 'tiny', 'zero', 'cancelling'], 4).replace(b'\n', b'\r\n'), changes)
     expected = parse_plainly(text)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
