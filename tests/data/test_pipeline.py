@@ -101,6 +101,17 @@ def test_results_keep_their_order(workers, chunk):
     assert not list(parse_all(square, [], workers, chunk))
 
 
+def test_each_process_opens_a_zip_for_itself(tmp_path):
+    """Processes that share an open file share its position."""
+    texts = {f'{number:03}.txt': os.urandom(30_000) for number in range(120)}
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    sources = find_sources([tmp_path / 'a.zip'], '.txt')
+    assert sources[0].read() == texts['000.txt']
+    assert [text for _, text in parse_all(Source.read, sources, 3, 1)] == list(texts.values())
+
+
 def kill_process(number):
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ import pytest
 from data import prepare_ntu
 from data.datasets import DATASETS
 from data.ntu_text import parse_name
-from data.prepare_ntu import default_raw, read_unusable
+from data.prepare_ntu import default_raw, order, read_unusable
 from tests.conftest import ROOT, refusal
 from tests.data.raw_files import (
     GOLDEN,
@@ -39,7 +39,7 @@ from tests.data.raw_files import (
 from tests.data.test_datasets import TRAIN
 
 FILES = {'ntu60': ['NTU60_XSub.npz', 'NTU60_XView.npz'], 'ntu120': ['NTU120_XSub.npz', 'NTU120_XSet.npz']}
-DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4)}      # of a name that decide its split
+DIGITS = {'XSub': slice(9, 12), 'XView': slice(5, 8), 'XSet': slice(1, 4), 'OneShot': slice(17, 20)}   # that decide
 NAMES = ['S001C001P001R001A001', 'S002C002P003R001A002', 'S003C003P002R002A060', 'S017C001P040R001A050',
          'S001C001P001R002A001']
 
@@ -109,6 +109,13 @@ def test_golden_excerpt(dataset, tmp_path):
         assert (members['x_train'].dtype, members['y_train'].dtype) == (np.float32, np.float64)
         assert members['x_train'].shape[2] == 150 and members['y_train'].shape[1] == DATASETS[dataset].classes
         assert {member: sha256(members[member].tobytes()).hexdigest() for member in MEMBERS[:4]} == sums[file[:-4]]
+
+
+def test_order_of_random_names():
+    rng = np.random.default_rng(1)
+    names = list({'S{:03}C{:03}P{:03}R{:03}A{:03}'.format(*rng.integers(1, (33, 4, 107, 3, 121))) for _ in range(2000)})
+    for protocol in (DATASETS['ntu60'].protocols | DATASETS['ntu120'].protocols).values():
+        assert [[names[i] for i in part] for part in order(names, protocol)] == split_names(protocol.file, names)
 
 
 def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):

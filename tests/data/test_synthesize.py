@@ -114,10 +114,8 @@ def test_the_mean_pose_carries_almost_no_information(clips):
                                       for person in clip.people]
     features, labels = features.reshape(len(clips), -1), np.array([action(clip) for clip in clips])
     train = np.array([int(clip.name[9:12]) in NTU60_SUBJECTS for clip in clips])
-    for strength in (.01, .1):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-        model.fit(features[train], labels[train])
-        assert model.score(features[~train], labels[~train]) <= 2 / 12, strength
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=300)).fit(features[train], labels[train])
+    assert model.score(features[~train], labels[~train]) <= 2 / 12
 
 
 def test_a_clip_does_not_depend_on_the_others(tmp_path):
