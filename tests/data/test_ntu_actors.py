@@ -1,7 +1,6 @@
-"""Selection of actors against a second program, written line by line after the description of the dataset.
+"""Selection of actors against a second program, slow and simple, written after the description of the dataset.
 
-It is slow and simple: frames are dicts, every step is a loop. Both must agree to the last bit on difficult recordings:
-bodies that appear, disappear, return, overlap by a frame or two, are noise, lie on a threshold, are all zeros.
+Both must agree to the last bit on bodies that appear, return, overlap, are noise, lie on a threshold or are all zeros.
 """
 
 import numpy as np

@@ -118,7 +118,6 @@ def test_bvh_and_custom_layouts(tmp_path):
     assert (layout.name, layout.joints, layout.parents) == ('custom', ('Hips', 'Left Arm', 'Hand', 'Leg'), (0, 0, 1, 0))
     args = parse_args('finetune', ['--config', str(ROOT / 'config/finetune.yaml'), str(tmp_path / 'out/custom.yaml')])
     assert (args.num_joints, args.effective_batch_size, args.num_classes) == (4, 2, 2)
-
     (folder / '2.bvh').write_text(ARM.replace('Leg', 'Tail'))
     refusal(lambda: prepare(folder, table, tmp_path / 'other'), '1 damaged')
     (tmp_path / 'four.yaml').write_text('joints: {a: , b: a, c: b, d: a}')

@@ -184,4 +184,4 @@ def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
     process.wait()
     assert [path.name for path in tmp_path.iterdir()] == ['.out.partial']
     assert run_command(synthesize, '--out', tmp_path / 'out', '--clips_per_class', 3) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ['out'] and len(list((tmp_path / 'out').iterdir())) == 36
+    assert [path.name for path in tmp_path.iterdir()] == ['out'] and len(read_folder(tmp_path / 'out')) == 36
