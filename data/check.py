@@ -72,7 +72,7 @@ def check_rows(name: str, split: Split) -> Iterator[str]:
     yield from describe(f'y_{name}: rows that are not one-hot', [f'row {row}' for row in np.flatnonzero(labels < 0)])
     yield from describe(f'y_{name}: labels that contradict the name',
                         [f'{title} has {label}' for title, label in zip(names, labels, strict=False)
-                         if label_from_name(title) not in (None, label)])
+                         if label >= 0 and label_from_name(title) not in (None, label)])
     yield from describe(f'name_{name}: names more than once',
                         [printable(title) for title, count in Counter(names).items() if count > 1])
 

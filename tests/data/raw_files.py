@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from util.errors import run_main
@@ -17,6 +19,26 @@ GOLDEN = ROOT / 'tests/golden'
 MEMBERS = ['x_train', 'y_train', 'x_test', 'y_test', 'name_train', 'name_test']
 BODY = '0 1 1 0 0 -0.5 0.02764709 0.05745083 2'
 OTHER_FIELDS = '277.419 191.8218 1036.233 519.1677 -0.2059419 0.05349901 0.9692109 -0.1239193 2'     # after x y z
+FUZZING = settings(derandomize=True, deadline=None, database=None, max_examples=300,
+                   suppress_health_check=list(HealthCheck))
+PIECES = [b'', b'\n', b'\r', b'\r\n', b' ', b'\t', b'\x00', b'\x0c', b'\xff\xfe', '１'.encode(), b'#', b'"', b',', b'-',
+          b'nan', b'-Infinity', b'1e99', b'e37', b'-1.1e6', b'9.9e5', b'1e-999', b'1_0', b'0x1', b'9' * 400, b'abc',
+          b'25', b' 0.5', b'0 ' * 150, b'.5', b'+3.', b'7', b'0.1E+1']
+# For `damage`: kind of change, place (0 to 1) and piece of text.
+CHANGES = st.lists(st.tuples(st.sampled_from(['insert', 'delete', 'cut', 'line', 'token', 'token', 'end']),
+                             st.floats(0, 1), st.sampled_from(PIECES)), min_size=1, max_size=3)
+
+
+def damage(text: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+    for kind, place, piece in changes:
+        at = int(place * len(text))
+        line, line_end = text.rfind(b'\n', 0, at) + 1, text.find(b'\n', at) % (len(text) + 1)
+        start = max(text.rfind(b' ', 0, at) + 1, line)
+        stop = next((i for i in range(at, len(text)) if text[i:i + 1] in b' \n'), len(text))
+        text = {'insert': text[:at] + piece + text[at:], 'delete': text[:at] + text[at + 1 + len(piece) * 7:],
+                'cut': text[:at], 'line': text[:line_end] + text[line:], 'token': text[:start] + piece + text[stop:],
+                'end': text + piece}[kind]
+    return text
 
 
 def needs(path: str):
@@ -53,21 +75,20 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def write_zip(path: Path, folder: Path, prefix: str = 'nturgb+d_skeletons/', compression: int = zipfile.ZIP_DEFLATED,
-              keep=lambda name: True) -> Path:
+def write_zip(path: Path, folder: Path, prefix: str = 'nturgb+d_skeletons/') -> Path:
     """Pack a folder as releases do: in no order, with what macOS adds."""
-    with zipfile.ZipFile(path, 'w', compression) as archive:
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(prefix, b'')
         for file in sorted(folder.iterdir(), key=lambda file: sha256(file.name.encode()).digest()):
-            if keep(file.name):
-                archive.write(file, prefix + file.name)
-                archive.writestr(f'__MACOSX/{prefix}._{file.name}', b'\x00\x05\x16\x07')
+            archive.write(file, prefix + file.name)
+            archive.writestr(f'__MACOSX/{prefix}._{file.name}', b'\x00\x05\x16\x07')
         archive.writestr(f'{prefix}README.txt', b'hello')
     return path
 
 
-def unpack(path: Path, folder: Path) -> Path:
-    with tarfile.open(path) as archive:
+def unpack(path: Path | str, folder: Path) -> Path:
+    """Unpack a tar, by default of tests/golden."""
+    with tarfile.open(GOLDEN / path) as archive:
         archive.extractall(folder, filter='data')
     return folder
 

@@ -2,10 +2,10 @@
 
 import json
 import pickle
-import tarfile
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from data import prepare_ntu, prepare_nwucla, prepare_pku
 from data.dataset_file import one_hot, write_npz
@@ -13,66 +13,46 @@ from data.formats import read_recording, read_recordings
 from data.formats.bvh import read_bvh
 from data.formats.pyskl import read_pickle
 from data.formats.recording import valid_frames
-from feeder.dataset import SkeletonDataset
 from feeder.layouts import Layout, make_layout, read_layout
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal
+from tests.data.raw_files import read_npz, unpack
 from util.errors import UserError
 
-GOLDEN = ROOT / 'tests/golden'
-V2, V1, COCO = map(read_layout, ('kinect-v2', 'kinect-v1', 'coco-17'))
+V2, V1 = map(read_layout, ('kinect-v2', 'kinect-v1'))
 
 
-def unpack(name, folder):
-    with tarfile.open(GOLDEN / name) as tar:
-        tar.extractall(folder, filter='data')
-    return folder
+def read_clips(path):
+    """{name: (padded frames (T, width), label)} of a dataset file."""
+    members = read_npz(path)
+    return {name: (x, y.argmax()) for split in ('train', 'test') for name, x, y in zip(
+        *(members[f'{kind}_{split}'] for kind in ('name', 'x', 'y')), strict=True)}
 
 
-def read_dataset_file(path):
-    """{name: (valid frames (T, width), label)} as the feeder reads them."""
-    clips = {}
-    for split in ('train', 'test'):
-        with np.load(path) as npz:
-            if not len(npz[f'x_{split}']):
-                continue
-        data = SkeletonDataset(path, split, 1)
-        for row, name in enumerate(data.names.tolist()):
-            batch = data[[(row, 0)]]
-            clips[name] = batch.frames.numpy().reshape(len(batch.frames), -1), int(batch.label[0])
-    return clips
-
-
-def assert_same(recording, clip):
-    frames, label = clip
+def assert_same(recording, x, label):
     rows = recording.frames.reshape(len(recording.frames), -1)
-    assert rows.dtype == np.float32 and not frames[:, rows.shape[1]:].any()
-    np.testing.assert_array_equal(rows, frames[:, :rows.shape[1]])
-    assert recording.label in (label, None)
+    assert rows.dtype == np.float32 and recording.label in (label, None)
+    np.testing.assert_array_equal(rows, x[:len(rows), :rows.shape[1]])
+    assert not x[len(rows):].any() and not x[:, rows.shape[1]:].any()
 
 
 def test_ntu_as_prepared(tmp_path):
     raw = unpack('ntu_excerpt_raw.tar.xz', tmp_path) / 'ntu60'
-    prepare_ntu.main(['--dataset', 'ntu60', '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub',
-                      '--workers', '1'])
-    clips = read_dataset_file(tmp_path / 'NTU60_XSub.npz')
+    prepare_ntu.main(['--dataset', 'ntu60', '--raw', str(raw), '--out', str(tmp_path), '--workers', '1'])
+    clips = read_clips(tmp_path / 'NTU60_XSub.npz')
     paths = sorted(raw.glob('*.skeleton'))
     assert len(paths) == len(clips) == 4
     for path in paths:
         recording = read_recording(path)
         assert (recording.name, recording.layout, recording.num_joints) == (path.stem, V2, 25)
         assert recording.label == int(path.stem[-3:]) - 1
-        assert_same(recording, clips[path.stem])
-    renamed = paths[0].rename(tmp_path / 'mine.skeleton')
-    assert read_recording(renamed).label is None
-    np.testing.assert_array_equal(read_recording(renamed).frames.reshape(-1)[:9],
-                                  clips[paths[0].stem][0].reshape(-1)[:9])
+        assert_same(recording, *clips[path.stem])
+    assert read_recording(paths[0].rename(tmp_path / 'mine.skeleton')).label is None
 
 
 def test_pku_as_prepared(tmp_path):
     raw = unpack('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1'
-    prepare_pku.main(['--phase', '1', '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub', '--workers',
-                      '1'])
-    clips, compared = read_dataset_file(tmp_path / 'PKUv1_XSub.npz'), 0
+    prepare_pku.main(['--phase', '1', '--raw', str(raw), '--out', str(tmp_path), '--workers', '1'])
+    clips, compared = read_clips(tmp_path / 'PKUv1_XSub.npz'), 0
     for path in (raw / 'skeleton').glob('*.txt'):
         recording, moved = read_recording(path, centre=False), read_recording(path).frames
         assert recording.frames.shape[1:] == (2, 25, 3) and recording.label is None
@@ -83,48 +63,34 @@ def test_pku_as_prepared(tmp_path):
         for number, line in enumerate((raw / f'label/{path.name}').read_text().split(), 1):
             start, end = map(int, line.split(',')[1:3])
             if (clip := clips.get(f'{path.stem}_{number:03}')) is not None and end - start <= 300:
-                assert_same(recording._replace(frames=recording.frames[start:end]), clip)
+                assert_same(recording._replace(frames=recording.frames[start:end]), *clip)
                 compared += 1
     assert compared > 1
 
 
-@pytest.fixture
-def nwucla(tmp_path):
-    rng, folder = np.random.default_rng(0), tmp_path / 'all_sqe'
+def test_nwucla_as_prepared(tmp_path):
+    folder, frames = tmp_path / 'all_sqe', np.random.default_rng(0).normal(size=(6, 20, 3))
+    frames[2] = 0
     folder.mkdir()
-    for view in (1, 3):
-        name = f'a02_s01_e00_v0{view}'
-        frames = rng.normal(size=(6, 20, 3))
-        frames[2] = 0
+    for name in ('a02_s01_e00_v01', 'a02_s01_e00_v03'):
         (folder / f'{name}.json').write_text(json.dumps({'file_name': name, 'skeletons': frames.tolist(), 'label': 2}))
-    return folder
-
-
-def test_nwucla_as_prepared(nwucla, tmp_path):
-    prepare_nwucla.main(['--raw', str(nwucla), '--out', str(tmp_path), '--protocol', 'xview'])
-    clips = read_dataset_file(tmp_path / 'NWUCLA_XView.npz')
-    for path in nwucla.iterdir():
-        recording = read_recording(path)
-        assert recording.layout == V1 and recording.label == 1 and recording.frames.shape == (5, 1, 20, 3)
-        assert_same(recording, clips[path.stem])
+    prepare_nwucla.main(['--raw', str(folder), '--out', str(tmp_path), '--protocol', 'xview'])
+    recording = read_recording(folder / f'{name}.json')
+    assert recording.layout == V1 and recording.label == 1 and recording.frames.shape == (5, 1, 20, 3)
+    assert_same(recording, *read_clips(tmp_path / 'NWUCLA_XView.npz')[name])
 
 
 def test_npy(tmp_path):
     frames = np.random.default_rng(1).normal(3, 1, (7, 2, 25, 3))
-    frames[:2, 0] = 0                   # body 0 comes in frame 2, body 1 leaves in frame 5
-    frames[5:, 1] = 0
+    frames[:2, 0] = frames[5:, 1] = 0   # body 0 comes in frame 2, body 1 leaves in frame 5
     frames[3] = 0                       # without a body
     np.save(tmp_path / 'a.npy', frames * 100)
     recording = read_recording(tmp_path / 'a.npy', scale=0.01)
-    expected = np.zeros((6, 2, 25, 3))
-    for row, t in enumerate((0, 1, 2, 4, 5, 6)):
-        for body in range(2):
-            if frames[t, body].any():
-                expected[row, body] = frames[t, body] - frames[2, 0, 1]         # the spine, first frame of body 0
+    kept = frames[[0, 1, 2, 4, 5, 6]]
+    expected = (kept - frames[2, 0, 1]) * kept.any(axis=(2, 3), keepdims=True)   # the spine, first frame of body 0
     assert (recording.name, recording.layout, recording.label, recording.frames.dtype) == ('a', V2, None, np.float32)
     np.testing.assert_allclose(recording.frames, expected, rtol=0, atol=2e-7)
-    np.testing.assert_allclose(read_recording(tmp_path / 'a.npy', centre=False).frames,
-                               100 * frames[[0, 1, 2, 4, 5, 6]], rtol=1e-7)
+    np.testing.assert_allclose(read_recording(tmp_path / 'a.npy', centre=False).frames, 100 * kept, rtol=1e-7)
 
 
 def test_invalid_files_and_arrays(tmp_path):
@@ -141,9 +107,6 @@ def test_invalid_files_and_arrays(tmp_path):
         (tmp_path / name).write_bytes(content)
         message = refusal(lambda name=name: read_recording(tmp_path / name), tmp_path / name, part)
         assert message.count(str(tmp_path / name)) == 1 and '; ' in message
-
-
-def test_invalid_arguments(tmp_path):
     refusal(lambda: read_recording('a.npy', name='mocap'), "'mocap'", 'ntu, pku')
     np.save(tmp_path / 'nine.npy', np.ones((3, 9, 3)) + np.arange(9)[:, None])
     assert read_recording(tmp_path / 'nine.npy').layout is None
@@ -158,58 +121,53 @@ def dataset_file(path, names=True, **change):
     if names:
         members |= {'name_train': np.array(['a', 'b', 'c']), 'name_test': np.array(['d'])}
     write_npz(path, **members | change)
-    return x
 
 
 @pytest.mark.parametrize('names', [True, False], ids=['own', 'CTR-GCN'])
 def test_npz(names, tmp_path):
-    x = dataset_file(tmp_path / 'f.npz', names)
+    dataset_file(tmp_path / 'f.npz', names)
     recordings = list(read_recordings(tmp_path / 'f.npz'))
     assert [recording.name for recording in recordings] == (['a', 'b', 'c', 'd'] if names else
                                                             ['train_0', 'train_1', 'train_2', 'test_0'])
     assert [recording.label for recording in recordings] == [2, 0, 1, 1]
     assert {recording.layout for recording in recordings} == {V2}
     assert [len(recording.frames) for recording in recordings] == [4, 5, 6, 6]
-    for recording, clip in zip(recordings, read_dataset_file(tmp_path / 'f.npz').values(), strict=True):
-        assert_same(recording._replace(frames=valid_frames(recording.frames)), clip)
-    np.testing.assert_array_equal(recordings[2].frames[:, 0], x[2, :, :75].reshape(6, 25, 3))
+    assert [len(valid_frames(recording.frames)) for recording in recordings] == [4, 4, 6, 6]
+    content = read_npz(tmp_path / 'f.npz')
+    for recording, x in zip(recordings, [*content['x_train'], *content['x_test']], strict=True):
+        assert_same(recording, x, recording.label)
     refusal(lambda: read_recording(tmp_path / 'f.npz'), 'several clips')
     refusal(lambda: list(read_recordings(tmp_path / 'f.npz', 'kinect-v1')), '150 numbers', '20 joints')
     five = make_layout('five', {'a': None, 'b': 0, 'c': 0, 'd': 0, 'e': 0}, '')
     assert next(read_recordings(tmp_path / 'f.npz', five)).frames.shape == (4, 10, 5, 3)
     test, = read_recordings(tmp_path / 'f.npz', split='test', num_joints=10)
     assert test.frames.shape == (6, 5, 10, 3) and test.layout is None
-
-
-def test_invalid_npz(tmp_path):
     for change, part in (({'y_test': np.ones((1, 3))}, 'one-hot'), ({'name_test': np.arange(1)}, 'name_test'),
                          ({'x_test': np.ones((1, 6, 7))}, '7 numbers')):
         dataset_file(tmp_path / 'f.npz', **change)
         refusal(lambda: list(read_recordings(tmp_path / 'f.npz')), tmp_path / 'f.npz', part)
 
 
-def pyskl_content(count=3, **change):
+def pyskl_content():
     rng = np.random.default_rng(3)
-    annotations = [{'frame_dir': f'clip{i}', 'label': [5, np.int64(0), 2][i], 'total_frames': 4 + i,
-                    'keypoint': rng.normal(size=(1 + i % 2, 4 + i, 25, 3)).astype(np.float16)} for i in range(count)]
-    annotations[-1] |= change
+    annotations = [{'frame_dir': f'clip{i}', 'label': label, 'total_frames': 4 + i,
+                    'keypoint': rng.normal(size=(1 + i % 2, 4 + i, 25, 3)).astype(np.float16)}
+                   for i, label in enumerate((5, np.int64(0), 2))]
     return {'split': {'xsub_train': ['clip0'], 'xsub_val': ['clip1', 'clip2']}, 'annotations': annotations}
 
 
-def test_pyskl(tmp_path):
+@pytest.mark.parametrize('protocol', [0, 2, 5])
+def test_pyskl(protocol, tmp_path):
     content = pyskl_content()
-    for protocol in range(6):
-        numpy2 = pickle.dumps(content, protocol)
-        numpy1 = numpy2.replace(b'cnumpy._core', b'cnumpy.core')
-        for written in (numpy2, numpy1, pickle.dumps(content['annotations'], protocol)):
-            (tmp_path / 'a.pkl').write_bytes(written)
-            recordings = list(read_recordings(tmp_path / 'a.pkl'))
-            assert [(recording.name, recording.label) for recording in recordings] == [('clip0', 5), ('clip1', 0),
-                                                                                       ('clip2', 2)]
-            for recording, annotation in zip(recordings, content['annotations'], strict=True):
-                keypoint = annotation['keypoint'].astype(np.float64).transpose(1, 0, 2, 3)
-                np.testing.assert_allclose(recording.frames, keypoint - keypoint[0, 0, 1], atol=1e-6)
-                assert recording.frames.dtype == np.float32 and recording.layout == V2
+    numpy2 = pickle.dumps(content, protocol)
+    numpy1 = numpy2.replace(b'cnumpy._core', b'cnumpy.core')
+    for written in (numpy2, numpy1, pickle.dumps(content['annotations'], protocol)):
+        (tmp_path / 'a.pkl').write_bytes(written)
+        for recording, annotation in zip(read_recordings(tmp_path / 'a.pkl'), content['annotations'], strict=True):
+            assert (recording.name, recording.label) == (annotation['frame_dir'], annotation['label'])
+            keypoint = annotation['keypoint'].astype(np.float64).transpose(1, 0, 2, 3)
+            np.testing.assert_allclose(recording.frames, keypoint - keypoint[0, 0, 1], atol=1e-6)
+            assert recording.frames.dtype == np.float32 and recording.layout == V2
 
 
 def test_arrays_in_pickles(tmp_path):
@@ -232,8 +190,8 @@ def test_arrays_in_pickles(tmp_path):
 
 @pytest.mark.parametrize('change, part', [
     ({'keypoint': np.ones((1, 4, 17, 2), np.float16)}, '2 numbers per joint'), ({'keypoint': [1]}, 'keypoint must be'),
-    ({'keypoint': np.ones((1, 0, 17, 3))}, 'keypoint must be'), ({'label': 1.5}, 'label'),
-    ({'frame_dir': 'a\nb'}, 'frame_dir'), ({'keypoint': np.full((1, 6, 25, 3), np.nan)}, 'frame 0')])
+    ({'label': 1.5}, 'label'), ({'frame_dir': 'a\nb'}, 'frame_dir'),
+    ({'keypoint': np.full((1, 6, 25, 3), np.nan)}, 'frame 0')])
 def test_the_other_clips_of_a_file_with_a_damaged_one_are_read(change, part, tmp_path):
     content = pyskl_content()
     content['annotations'][1] |= change
@@ -296,24 +254,9 @@ def test_bvh_by_hand(tmp_path):
     assert read_recording(tmp_path / 'arm.bvh', names).layout == names
 
 
-def quaternion(axis, angle):
-    q = np.zeros(4)
-    q[0], q[1 + 'XYZ'.index(axis)] = np.cos(angle / 2), np.sin(angle / 2)
-    return q
-
-
-def times(a, b):
-    w, v, x, u = a[0], a[1:], b[0], b[1:]
-    return np.array([w * x - v @ u, *(w * u + x * v + np.cross(v, u))])
-
-
-def rotated(q, v):
-    return times(times(q, np.array([0, *v])), q * [1, -1, -1, -1])[1:]
-
-
 @pytest.mark.parametrize('seed', range(4))
-def test_bvh_against_quaternions(seed):
-    """A random tree, every order of rotations, against a recursion over joints with quaternions, frame by frame."""
+def test_bvh_against_scipy(seed):
+    """A random tree, every order of rotations, against a recursion over joints, frame by frame."""
     rng = np.random.default_rng(seed)
     tree = [None, *(int(rng.integers(0, i)) for i in range(1, 12))]
     offsets = rng.normal(size=(12, 3)).round(4)
@@ -335,20 +278,14 @@ def test_bvh_against_quaternions(seed):
     places, layout = read_bvh('\n'.join(text).encode(), 'x')
     assert layout.joints == tuple(f'j{joint}' for joint in order)
     assert layout.as_map() == {f'j{joint}': f'j{parent or 0}' for joint, parent in enumerate(tree)}
-    for t, row in enumerate(motion):
+    for row, expected in zip(motion, places, strict=True):
         at, turned = {}, {}
         for number, joint in enumerate(order):
-            angles = np.radians(row[3 + 3 * number:6 + 3 * number])
-            q = np.array([1., 0, 0, 0])
-            for axis, angle in zip(orders[joint], angles, strict=True):
-                q = times(q, quaternion(axis, angle))
-            if joint == 0:
-                at[0], turned[0] = row[:3], q
-            else:
-                parent = tree[joint]
-                at[joint] = at[parent] + rotated(turned[parent], offsets[joint])
-                turned[joint] = times(turned[parent], q)
-            np.testing.assert_allclose(places[t, number], at[joint], atol=1e-9)
+            turn = Rotation.from_euler(orders[joint], row[3 + 3 * number:6 + 3 * number], degrees=True)
+            parent = tree[joint]
+            at[joint] = row[:3] if parent is None else at[parent] + turned[parent].apply(offsets[joint])
+            turned[joint] = turn if parent is None else turned[parent] * turn
+            np.testing.assert_allclose(expected[number], at[joint], atol=1e-9)
 
 
 def test_bvh_as_other_programs_write_it():
@@ -359,10 +296,9 @@ def test_bvh_as_other_programs_write_it():
 
 
 @pytest.mark.parametrize('old, new, part', [
-    ('HIERARCHY', 'HIRARCHY', 'HIERARCHY'), ('MOTION', 'MOVES', 'MOTION'), ('Frame Time', 'Time', 'Frame Time'),
-    ('Frames: 3', 'Frames: 4', '4 frames'), ('0 0 0 0 90 0 ', '0 0 0 0 90 ', 'not have 15 numbers each'),
-    ('100 0 0 90', 'nan 0 0 90', 'frame 1 ('), ('OFFSET 0 -4 0', 'OFFSET 0 -4', "line 22: 'OFFSET'"),
-    ('OFFSET 0 -4 0', '', 'an OFFSET'), ('CHANNELS 0', 'CHANNELS 2 Xrotation', "line 23: 'CHANNELS'"),
+    ('HIERARCHY', 'HIRARCHY', 'HIERARCHY'), ('Frame Time', 'Time', 'Frame Time'), ('Frames: 3', 'Frames: 4', '4 fra'),
+    ('0 0 0 0 90 0 ', '0 0 0 0 90 ', 'not have 15 numbers each'), ('100 0 0 90', 'nan 0 0 90', 'frame 1 ('),
+    ('OFFSET 0 -4 0', 'OFFSET 0 -4', 'line 22'), ('CHANNELS 0', 'CHANNELS 2 Xrotation', "line 23: 'CHANNELS'"),
     ('Leg', 'Hand', 'unique name'), ('JOINT Leg', 'ROOT Leg', "line 20: 'ROOT'"), ('}\nMOTION', 'MOTION', 'a }'),
     ('}\nMOTION', '}\n}\nMOTION', "line 26: '}'")])
 def test_damaged_bvh(old, new, part, tmp_path):

@@ -1,21 +1,18 @@
 """Custom data sets: the table, the files written, and training on them."""
 
-import csv
 import json
 import re
 import shlex
-import zipfile
 
 import numpy as np
 import pytest
 import yaml
 
-import main_finetune
-import main_pretrain
 import tools.report
 from data import prepare_custom
 from feeder.layouts import read_layout
-from tests.conftest import ROOT, refusal, run
+from tests.conftest import ROOT, refusal, run, train
+from tests.data.raw_files import read_folder, read_npz
 from tests.data.test_formats import ARM, dataset_file
 from util.config import parse_args
 from util.predictions import read_scores
@@ -38,10 +35,8 @@ def raw(tmp_path):
 
 
 def write_table(path, rows, columns=('file', 'label', 'split')):
-    with open(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, columns, extrasaction='ignore')
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = [columns, *([row[column] for column in columns] for row in rows)]
+    path.write_text(''.join(','.join(f'"{cell}"' for cell in line) + '\n' for line in lines))
     return path
 
 
@@ -50,20 +45,15 @@ def prepare(folder, table, out, *more):
                                 *more])
 
 
-def members(path):
-    with np.load(path, allow_pickle=False) as npz:
-        return dict(npz)
-
-
-def listing(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-
-
 def test_the_files(raw, tmp_path, capsys):
     folder, rows = raw
-    assert prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out') == 0
-    assert listing(tmp_path / 'out') == ['custom.npz', 'custom.yaml', 'custom_about.json']
-    content = members(tmp_path / 'out/custom.npz')
+    table, out = write_table(tmp_path / 'l.csv', rows), tmp_path / 'out'
+    assert prepare(folder, table, out) == 0
+    output = capsys.readouterr().out
+    assert '12 samples of 3 classes' in output and f'{out}/custom.npz: 9 train, 3 test' in output
+    assert 'are read as coco-17' in output
+    assert sorted(read_folder(out)) == ['custom.npz', 'custom.yaml', 'custom_about.json']
+    content = read_npz(out / 'custom.npz')
     assert [(name, array.shape, str(array.dtype)) for name, array in content.items() if name[0] != 'n'] == [
         ('x_train', (9, 16, 51), 'float32'), ('y_train', (9, 3), 'float64'), ('x_test', (3, 16, 51), 'float32'),
         ('y_test', (3, 3), 'float64')]
@@ -73,27 +63,22 @@ def test_the_files(raw, tmp_path, capsys):
         assert [CLASSES[label] for label in content[f'y_{split}'].argmax(1)] == [row['label'] for row in rows_of_split]
         for row, x in zip(rows_of_split, content[f'x_{split}'], strict=True):
             frames = np.load(folder / row['file'])
-            frames = frames - frames[0, 0]
-            np.testing.assert_allclose(x[:len(frames)], frames.reshape(len(frames), 51), atol=1e-6)
+            np.testing.assert_allclose(x[:len(frames)], (frames - frames[0, 0]).reshape(-1, 51), atol=1e-6)
             assert not x[len(frames):].any()
-    with zipfile.ZipFile(tmp_path / 'out/custom.npz') as archive:
-        assert all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    assert json.loads((tmp_path / 'out/custom_about.json').read_text()) == {
-        'classes': ['jump', 'sit down', 'wave'], 'centre': True, 'scale': 1}
-    assert yaml.safe_load((tmp_path / 'out/custom.yaml').read_text()) == {
-        'benchmark': 'custom', 'data_path': str(tmp_path / 'out/custom.npz'), 'layout': 'coco-17', 'num_joints': 17,
+    assert json.loads((out / 'custom_about.json').read_text()) == {'classes': CLASSES, 'centre': True, 'scale': 1}
+    assert yaml.safe_load((out / 'custom.yaml').read_text()) == {
+        'benchmark': 'custom', 'data_path': str(out / 'custom.npz'), 'layout': 'coco-17', 'num_joints': 17,
         'num_classes': 3, 'num_frames': 120,
         **{stage: {'effective_batch_size': 8} for stage in ('pretrain', 'linprobe', 'finetune')}}
-    output = capsys.readouterr().out
-    assert '12 samples of 3 classes' in output and f'{tmp_path}/out/custom.npz: 9 train, 3 test' in output
-    assert 'are read as coco-17' in output
+    prepare(folder, table, tmp_path / 'two', '--workers', '2')
+    assert (tmp_path / 'two/custom.npz').read_bytes() == (out / 'custom.npz').read_bytes()
 
 
 def test_split_by_subject(raw, tmp_path):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', rows, ('note', 'subject', 'file', 'label'))
     prepare(folder, table, tmp_path / 'out', '--test_subjects', '3', '01', '--name', 'Mine-2', '--num_frames', '40')
-    content = members(tmp_path / 'out/Mine-2.npz')
+    content = read_npz(tmp_path / 'out/Mine-2.npz')
     assert content['name_test'].tolist() == [row['file'] for row in rows if row['subject'] in ('01', '03')]
     assert content['name_train'].tolist() == [row['file'] for row in rows if row['subject'] in ('02', '04')]
     settings = yaml.safe_load((tmp_path / 'out/Mine-2.yaml').read_text())
@@ -106,14 +91,6 @@ def test_class_names_are_sorted_by_value():
     assert prepare_custom.class_names(rows) == ['9', '10', 'a', 'b']
 
 
-def test_two_workers_write_the_same(raw, tmp_path):
-    folder, rows = raw
-    table = write_table(tmp_path / 'l.csv', rows)
-    for name, workers in (('a', '1'), ('b', '2')):
-        prepare(folder, table, tmp_path / name, '--workers', workers)
-    assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
-
-
 def test_bodies_units_and_origin(raw, tmp_path):
     """The file is as wide as the most bodies of a clip; a body that is always empty does not count."""
     folder, rows = raw
@@ -121,7 +98,7 @@ def test_bodies_units_and_origin(raw, tmp_path):
     two[:, 2] = 0
     np.save(folder / rows[0]['file'], two)
     prepare(folder, write_table(tmp_path / 'l.csv', rows), tmp_path / 'out', '--scale', '0.001', '--no-centre')
-    x = members(tmp_path / 'out/custom.npz')['x_train']
+    x = read_npz(tmp_path / 'out/custom.npz')['x_train']
     assert x.shape == (9, 16, 102)
     np.testing.assert_allclose(x[0, :6], two[:, :2].reshape(6, 102) / 1000, rtol=1e-6)
     assert not x[1:, :, 51:].any()
@@ -141,7 +118,6 @@ def test_bvh_and_custom_layouts(tmp_path):
     assert (layout.name, layout.joints, layout.parents) == ('custom', ('Hips', 'Left Arm', 'Hand', 'Leg'), (0, 0, 1, 0))
     args = parse_args('finetune', ['--config', str(ROOT / 'config/finetune.yaml'), str(tmp_path / 'out/custom.yaml')])
     assert (args.num_joints, args.effective_batch_size, args.num_classes) == (4, 2, 2)
-
     (folder / '2.bvh').write_text(ARM.replace('Leg', 'Tail'))
     refusal(lambda: prepare(folder, table, tmp_path / 'other'), '1 damaged')
     (tmp_path / 'four.yaml').write_text('joints: {a: , b: a, c: b, d: a}')
@@ -157,23 +133,21 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
     rows[4] |= {'file': rows[3]['file']}
     np.save(folder / rows[5]['file'], np.full((3, 17, 3), np.nan))
     np.save(folder / rows[6]['file'], np.ones((3, 25, 3)))
-    rows.append({'file': 'notes.md', 'label': 'jump', 'split': 'train'})
+    rows += [{'file': name, 'label': 'jump', 'split': 'train'} for name in ('notes.md', 'many.npz')]
     (folder / 'notes.md').write_text('x')
     dataset_file(folder / 'many.npz')
-    rows.append({'file': 'many.npz', 'label': 'jump', 'split': 'train'})
     table = write_table(tmp_path / 'l.csv', rows)
     table.write_text(table.read_text() + 'one,two\na,b,train,d\n')
     expected = [(2, 'missing.npy: no such file'), (4, 'not printable'), (5, "split 'val'"), (7, 'listed in line 6'),
-                (15, 'unknown file suffix'), (17, 'differs from line 1'),
-                (18, 'differs from line 1'), (8, 'not finite'),
-                (9, '25 joints differ from the 17'), (16, 'several clips')]
+                (15, 'unknown file suffix'), (17, 'differs from line 1'), (18, 'differs from line 1'),
+                (8, 'not finite'), (9, '25 joints differ from the 17'), (16, 'several clips')]
     refusal(lambda: prepare(folder, table, tmp_path / 'out'), '10 damaged, nothing written', '--skip_damaged')
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f'damaged: {table}: line ')]
-    assert listing(tmp_path / 'out') == [] and len(lines) == len(expected)
+    assert not read_folder(tmp_path / 'out') and len(lines) == len(expected)
     for line, (number, part) in zip(lines, expected, strict=True):
         assert f'line {number}: ' in line and part in line
     assert prepare(folder, table, tmp_path / 'out', '--skip_damaged') == 0
-    content = members(tmp_path / 'out/custom.npz')
+    content = read_npz(tmp_path / 'out/custom.npz')
     names = {*content['name_train'].tolist(), *content['name_test'].tolist()}
     assert names == {rows[i]['file'] for i in (3, 7, 8, 9, 10, 11)}
     assert len((tmp_path / 'out/custom_damaged.txt').read_text().splitlines()) == 10
@@ -182,14 +156,13 @@ def test_all_errors_are_reported_with_their_lines(raw, tmp_path, capsys):
 def test_invalid_tables(raw, tmp_path):
     for text, more, part in (
             ('file,label,split\n', [], 'has no rows'), ('file,label\na,b\n', [], "0 columns 'split'"),
-            ('file,split\na,train\n', [], "0 columns 'label' in 'file,split'"),
             ('file,label,split\na,b,train\n', ['--test_subjects', '1'], "0 columns 'subject'"),
             ('file,label,split,subject\na,b,train,1\n', ['--test_subjects', '1'], 'omit one of them'),
             ('file,label,subject\nclip00.npy,b,1\n', ['--test_subjects', '1', '7'], '--test_subjects 7: no line'),
             ('file,label,split\n"a,b,train\n', [], 'line 2: not CSV'), ('file,label\n\udcff,b\n', [], 'not UTF-8')):
         (tmp_path / 'l.csv').write_text(text, errors='surrogateescape')
         message = refusal(lambda more=more: prepare(raw[0], tmp_path / 'l.csv', tmp_path / 'out', *more), part)
-        assert str(tmp_path / 'l.csv') in message and listing(tmp_path / 'out') == []
+        assert str(tmp_path / 'l.csv') in message and not read_folder(tmp_path / 'out')
 
 
 @pytest.mark.parametrize('delimiter', [',', ';', '\t'])
@@ -199,21 +172,18 @@ def test_a_table_as_spreadsheets_save_it(delimiter, raw, tmp_path):
     lines = [['\ufeff File ', ' LABEL', 'Split', 'note'], *([f' {row["file"]} ', row['label'], row['split'].upper(),
                                                           '"a, b"'] for row in rows), [''] * 4]
     text = '\r\n\r\n'.join(delimiter.join(cells) for cells in lines)
-    (tmp_path / 'l.csv').write_bytes(text.encode())
+    (tmp_path / 'l.csv').write_bytes(text.replace('more/', 'more\\').encode())
     prepare(folder, tmp_path / 'l.csv', tmp_path / 'a')
     prepare(folder, write_table(tmp_path / 'plain.csv', rows), tmp_path / 'b')
-    assert (tmp_path / 'a/custom.npz').read_bytes() == (tmp_path / 'b/custom.npz').read_bytes()
-    (tmp_path / 'l.csv').write_bytes(text.replace('more/', 'more\\').encode())
-    prepare(folder, tmp_path / 'l.csv', tmp_path / 'c')
-    np.testing.assert_array_equal(members(tmp_path / 'c/custom.npz')['x_train'],
-                                  members(tmp_path / 'a/custom.npz')['x_train'])
+    np.testing.assert_array_equal(read_npz(tmp_path / 'a/custom.npz')['x_train'],
+                                  read_npz(tmp_path / 'b/custom.npz')['x_train'])
 
 
 def test_too_few_clips(raw, tmp_path):
     folder, rows = raw
     table = write_table(tmp_path / 'l.csv', [row for row in rows if row['split'] == 'train'])
     refusal(lambda: prepare(folder, table, tmp_path / 'out'), table, '9 training and 0 test clips')
-    assert listing(tmp_path / 'out') == []
+    assert not read_folder(tmp_path / 'out')
     for row in rows:
         np.save(folder / row['file'], np.ones((3, 9, 3)))
     refusal(lambda: prepare(folder, table, tmp_path / 'out'), 'line 2: clip00.npy', '9 joints', '--layout')
@@ -227,21 +197,19 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
     folder, rows = raw
     dataset_file(tmp_path / 'ntu.npz')
     small = ['--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--num_workers', '0', '--device', 'cpu']
-    main_pretrain.main([*small, '--data_path', str(tmp_path / 'ntu.npz'), '--num_frames', '16',
-                        '--decoder_dim_feat', '16', '--decoder_depth', '1', '--effective_batch_size', '2',
-                        '--epochs', '1', '--lr', '1e-3', '--output_dir', str(tmp_path / 'pre')])
-    out = tmp_path / 'out of it'
+    train('pretrain', [*small, '--data_path', str(tmp_path / 'ntu.npz'), '--num_frames', '16', '--decoder_dim_feat',
+                       '16', '--decoder_depth', '1', '--effective_batch_size', '2', '--epochs', '1',
+                       '--lr', '1e-3'], tmp_path / 'pre')
     done = run('data/prepare_custom.py', '--raw', str(folder), '--labels', str(write_table(tmp_path / 'l.csv', rows)),
-               '--out', str(out), '--num_frames', '16')
+               '--out', str(tmp_path / 'out of it'), '--num_frames', '16')
     assert done.returncode == 0 and not done.stderr, done.stderr
     (command,) = re.findall(r'^next: python (.*)$', done.stdout, re.MULTILINE)
-    words = shlex.split(command)
-    assert words[:3] == ['main_finetune.py', '--config', 'config/finetune.yaml'] and words[4] == '--finetune'
-    words[5] = str(tmp_path / 'pre/checkpoint-last.pth')
-    words[2] = str(ROOT / words[2])
-    capsys.readouterr()
-    main_finetune.main([*words[1:], *small, '--epochs', '1', '--warmup_epochs', '0', '--save_scores', '--stream',
-                        'bone', '--output_dir', str(tmp_path / 'fine')])
+    script, *words = shlex.split(command)
+    assert script == 'main_finetune.py' and words[:2] == ['--config', 'config/finetune.yaml']
+    assert words[-2:] == ['--finetune', 'CHECKPOINT']
+    words[1], words[-1] = str(ROOT / words[1]), str(tmp_path / 'pre/checkpoint-last.pth')
+    train('finetune', [*words, *small, '--epochs', '1', '--warmup_epochs', '0', '--save_scores', '--stream', 'bone'],
+          tmp_path / 'fine')
     assert 'from the layout kinect-v2 to coco-17: 13 of 17 joints' in capsys.readouterr().err
     scores = read_scores(tmp_path / 'fine/scores.npz')
     assert scores.classes.tolist() == CLASSES and scores.benchmark == 'custom'
@@ -255,11 +223,8 @@ def test_one_class_serves_for_pretraining(raw, tmp_path, capsys):
     table = write_table(tmp_path / 'l.csv', [row | {'label': 'unknown'} for row in rows])
     assert prepare(folder, table, tmp_path / 'out') == 0
     assert 'only be used for pre-training' in capsys.readouterr().out
-    main_pretrain.main(['--config', str(tmp_path / 'out/custom.yaml'), '--num_frames', '8', '--dim_feat', '16',
-                        '--depth', '1', '--num_heads', '2', '--decoder_dim_feat', '16', '--decoder_depth', '1',
-                        '--mask_ratio', '0.5', '--effective_batch_size', '4', '--epochs', '1', '--lr', '1e-3',
-                        '--num_workers', '0', '--device', 'cpu', '--output_dir', str(tmp_path / 'run')])
-    assert (tmp_path / 'run/result.json').exists()
+    args = parse_args('pretrain', ['--config', str(ROOT / 'config/pretrain.yaml'), str(tmp_path / 'out/custom.yaml')])
+    assert args.effective_batch_size == 8
 
 
 def test_inputs_are_never_overwritten(raw, tmp_path):

@@ -7,37 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-import main_finetune
-import main_pretrain
+from feeder import layouts
 from feeder.augment import ClipMaker
-from feeder.layouts import (
-    LAYOUTS,
-    Layout,
-    check_same_joints,
-    checkpoint_layout,
-    default_layout,
-    find_layout,
-    make_layout,
-    match_joints,
-    plain_name,
-    read_layout,
-    shared_names,
-)
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
-from tests.conftest import refusal
+from tests.conftest import refusal, train
 from tests.feeder.conftest import write_splits
 from util.checkpoint import LAST, Checkpoint
 from util.weights import load_encoder
 
-V2, V1, COCO = map(read_layout, ('kinect-v2', 'kinect-v1', 'coco-17'))
-# COCO's keypoints in the order of its annotations, with the parents chosen here.
-COCO_TREE = {
-    'nose': 'nose', 'left eye': 'nose', 'right eye': 'nose', 'left ear': 'left eye', 'right ear': 'right eye',
-    'left shoulder': 'nose', 'right shoulder': 'nose', 'left elbow': 'left shoulder', 'right elbow': 'right shoulder',
-    'left wrist': 'left elbow', 'right wrist': 'right elbow', 'left hip': 'left shoulder',
-    'right hip': 'right shoulder', 'left knee': 'left hip', 'right knee': 'right hip', 'left ankle': 'left knee',
-    'right ankle': 'right knee'}
+V2, V1, COCO = map(layouts.read_layout, ('kinect-v2', 'kinect-v1', 'coco-17'))
 STICK = 'joints:\n  pelvis:\n  chest: pelvis\n  head: 1\n  left_hand: chest\n  RHand: chest\n'
 
 
@@ -47,79 +26,55 @@ def stick(tmp_path):
     return tmp_path / 'stick.yaml'
 
 
-# --- choose a layout ------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.name)
-def test_every_layout_is_a_tree_whose_sides_do_not_mix(layout):
-    assert len(layout.joints) == len(layout.parents) == len(set(layout.joints)) == len(set(shared_names(layout)))
-    assert make_layout(layout.name, layout.as_map(), 'x') == layout     # checks the tree
-    for joint, parent in layout.as_map().items():
-        assert not {'left', 'right'} <= set(f'{joint} {parent}'.split())
-
-
 def test_layouts_by_name_and_by_number_of_joints():
-    assert list(COCO.joints) == list(COCO_TREE) and COCO.as_map() == COCO_TREE and default_layout(17) is COCO
-    assert [find_layout(None, n) for n in (25, 20, 17, 5)] == [V2, V1, COCO, None]
-    assert find_layout('coco-17', None) == COCO == find_layout('coco-17', 17)
-    refusal(lambda: find_layout('coco-17', 25), '--layout coco-17 has 17 joints', '--num_joints is 25')
-    refusal(lambda: read_layout('coco'), '--layout coco', 'kinect-v2', 'coco-17', 'YAML')
-    refusal(lambda: read_layout('nowhere.yaml'), 'nowhere.yaml', 'No such file', '--layout')
-    refusal(lambda: default_layout(5), '5 joints', '--layout')
+    assert COCO.parents == (0, 0, 0, 1, 2, 0, 0, 5, 6, 7, 8, 5, 6, 11, 12, 13, 14)
+    assert [layouts.find_layout(None, n) for n in (25, 20, 17, 5)] == [V2, V1, COCO, None]
+    assert layouts.find_layout('coco-17', None) == COCO == layouts.find_layout('coco-17', 17)
+    refusal(lambda: layouts.find_layout('coco-17', 25), '--layout coco-17 has 17 joints', '--num_joints is 25')
+    refusal(lambda: layouts.read_layout('coco'), '--layout coco', 'kinect-v2', 'coco-17', 'YAML')
+    refusal(lambda: layouts.read_layout('nowhere.yaml'), 'nowhere.yaml', 'No such file', '--layout')
+    refusal(lambda: layouts.default_layout(5), '5 joints', '--layout')
 
 
 def test_layouts_from_files(stick, tmp_path):
-    assert read_layout(stick) == Layout('stick', ('pelvis', 'chest', 'head', 'left_hand', 'RHand'), (0, 0, 1, 1, 1))
+    joints = ('pelvis', 'chest', 'head', 'left_hand', 'RHand')
+    assert layouts.read_layout(stick) == layouts.Layout('stick', joints, (0, 0, 1, 1, 1))
     (tmp_path / 'a.yml').write_text('name: two\njoints: {b: a, a: a}\n')       # a parent may come later
-    assert read_layout(str(tmp_path / 'a.yml')) == Layout('two', ('b', 'a'), (1, 1))
+    assert layouts.read_layout(str(tmp_path / 'a.yml')) == layouts.Layout('two', ('b', 'a'), (1, 1))
     clips = torch.randn(2, 3, 16, 5, 1)
-    bones = ClipMaker(16, 'bone', 0, layout=read_layout(stick)).derive_stream(clips)
+    bones = ClipMaker(16, 'bone', 0, layout=layouts.read_layout(stick)).derive_stream(clips)
     assert torch.equal(bones, clips - clips[:, :, :, [0, 0, 1, 1, 1]])
 
 
 @pytest.mark.parametrize('text, part', [
     ('joints:\n  a:\n  b: a\n  c:\n', 'without a parent: a, c'),
-    ('joints:\n  a: b\n  b: a\n', 'without a parent: none'),
-    ('joints:\n  r:\n  a: b\n  b: c\n  c: a\n', 'do not form a tree'),
+    ('joints:\n  a: b\n  b: a\n', 'parent: none'), ('joints:\n  r:\n  a: b\n  b: a\n', 'do not form a tree'),
     ('joints:\n  a:\n  b: x\n', "the parent of b is 'x'"), ('joints:\n  a:\n  b: 2\n', 'the parent of b is 2'),
-    ('joints:\n  a:\n  b: true\n', 'the parent of b is True'), ('joints:\n  a:\n  b: [a]\n', "of b is ['a']"),
-    ('joints:\n  a:\n  7: a\n', 'the name 7 must be a printable string'),
-    ('joints:\n  a:\n  "b\\nc": a\n', 'must be a printable string'),
-    ('joints: [a, b]\n', 'joints must be a mapping'), ('joints: {}\n', 'joints must be a mapping'),
-    ('name: 3\njoints: {a: }\n', 'the name 3'), ('joint: {a: }\n', "unknown key 'joint'"),
+    ('joints:\n  a:\n  b: true\n', 'the parent of b is True'), ('joints:\n  a:\n  7: a\n', 'the name 7'),
+    ('joints: [a, b]\n', 'joints must be a mapping'), ('joint: {a: }\n', "unknown key 'joint'"),
     ('joints: !!python/object/apply:os.system [id]\n', 'not valid YAML')])
 def test_files_that_are_not_layouts(tmp_path, text, part):
     (tmp_path / 'bad.yaml').write_text(text)
-    refusal(lambda: read_layout(tmp_path / 'bad.yaml'), tmp_path / 'bad.yaml', part)
+    refusal(lambda: layouts.read_layout(tmp_path / 'bad.yaml'), tmp_path / 'bad.yaml', part)
 
 
-# --- from one layout to another -------------------------------------------------------------------------------------
-
-def test_spellings_of_a_name():
+def test_names_of_joints_are_compared_without_their_spelling_and_by_aliases():
     for spelling in ('left elbow', 'left_elbow', 'LeftElbow', 'LElbow', 'ELBOW_LEFT', 'elbow-l'):
-        assert plain_name(spelling) == 'left elbow'
+        assert layouts.plain_name(spelling) == 'left elbow'
     names = {'MidHip': 'mid hip', 'ShoulderCenter': 'shoulder centre', 'HandTipRight': 'right hand tip', 'J12': 'j 12',
              'колено': 'колено'}
-    assert {name: plain_name(name) for name in names} == names
-
-
-def test_shared_names():
-    """By hand, from the makers' descriptions: the neck, hand tips and thumbs of Kinect v2 are not in v1."""
-    v1, v2 = shared_names(V1), shared_names(V2)
-    assert set(v2) - set(v1) == {'neck', 'left hand tip', 'right hand tip', 'left thumb', 'right thumb'}
-    assert set(v1) < set(v2) and (v1[0], v1[1], v1[2]) == ('spine base', 'spine', 'spine top') == (v2[0], v2[1], v2[20])
-    both = make_layout('x', {'head': None, 'nose': 'head', 'hips': 'head'}, 'x')
-    assert shared_names(both) == ['head', 'nose', 'spine base'], 'an alias gives way to the joint itself'
+    assert {name: layouts.plain_name(name) for name in names} == names
+    both = layouts.make_layout('x', {'head': None, 'nose': 'head', 'hips': 'head'}, 'x')
+    assert layouts.shared_names(both) == ['head', 'nose', 'spine base'], 'an alias gives way to the joint itself'
 
 
 SIZE = {'dim_feat': 4, 'depth': 1, 'num_heads': 2}
 
 
 def make_weights(num_joints):
-    """Weights of a pre-trained model whose embedding of joint j is the vector (j, 10 j, 100 j, 1)."""
+    """Weights of a pre-trained model whose embedding of joint j holds numbers j."""
     model = MAMP(**SIZE, num_frames=8, num_joints=num_joints, decoder_dim_feat=4, decoder_depth=1)
-    rows = torch.arange(float(num_joints))
-    with torch.no_grad():
-        model.pos_embed[0, 0] = torch.stack([rows, 10 * rows, 100 * rows, torch.ones(num_joints)], dim=1)
+    model.pos_embed.data[:] = torch.arange(float(num_joints))[:, None]
     return model.state_dict()
 
 
@@ -133,61 +88,52 @@ def load_from(source, target, caplog, num_frames=8):
         load_encoder(model, Checkpoint(weights), args)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items()
                if not name.startswith('head.') and name not in ('pos_embed', 'temp_embed'))
-    taken = {}
-    for joint, row, before in zip(target.joints, model.pos_embed[0, 0].detach(), initial, strict=True):
-        taken[joint] = None if torch.equal(row, before) else int(row[0])
-        assert taken[joint] is None or row.tolist() == [int(row[0]) * scale for scale in (1, 10, 100)] + [1]
-    return taken, caplog.messages[0]
+    rows = zip(model.pos_embed[0, 0].detach(), initial, strict=True)
+    return [None if torch.equal(row, before) else int(row[0]) for row, before in rows], caplog.messages[0]
 
 
 def test_kinect_v1_to_v2_and_to_coco_and_back(caplog):
     taken, line = load_from(V1, V2, caplog, num_frames=16)      # another length comes with it
-    own = {V1.joints[i]: joint for joint, i in taken.items() if i is not None}
+    own = {V1.joints[i]: joint for joint, i in zip(V2.joints, taken, strict=True) if i is not None}
     assert len(own) == 20 and own.pop('hip centre') == 'spine base' and own.pop('shoulder centre') == 'spine top'
     assert all(joint == name for joint, name in own.items())
     assert line.startswith('some.pth: from the layout kinect-v1 to kinect-v2: 20 of 25 joints matched by name')
     taken, line = load_from(V2, COCO, caplog)
-    assert [taken[joint] for joint in COCO.joints] == [3, *[None] * 4, 4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]
+    assert taken == [3, *[None] * 4, 4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]
     assert line.endswith('13 of 17 joints matched by name; newly initialised: left eye, right eye, left ear, right ear')
     back, _ = load_from(COCO, V2, caplog)
-    assert {joint: i for joint, i in back.items() if i is not None} == {
-        V2.joints[i]: COCO.joints.index(joint) for joint, i in taken.items() if i is not None}
-    foreign = make_layout('foreign', {'a': None, 'b': 'a'}, 'x')
-    refusal(lambda: match_joints(V2, foreign, 'some.pth'), 'some.pth', 'spine base', 'of foreign (a, b', '--layout')
+    assert {i: j for j, i in enumerate(back) if i is not None} == {j: i for j, i in enumerate(taken) if i is not None}
+    foreign = layouts.make_layout('foreign', {'a': None, 'b': 'a'}, 'x')
+    refusal(lambda: layouts.match_joints(V2, foreign, 'some.pth'), 'some.pth', 'spine base', 'of foreign (a, b')
 
 
 def test_the_layout_of_a_checkpoint(stick):
-    assert checkpoint_layout(Checkpoint(make_weights(25)), 'x') is V2
-    assert checkpoint_layout(Checkpoint(make_weights(5)), 'x') is None
-    own = read_layout(stick)
+    assert layouts.checkpoint_layout(Checkpoint(make_weights(25)), 'x') is V2
+    assert layouts.checkpoint_layout(Checkpoint(make_weights(5)), 'x') is None
+    own = layouts.read_layout(stick)
     recorded = {'name': own.name, 'joints': own.as_map()}
-    assert checkpoint_layout(Checkpoint(make_weights(5), layout=recorded), 'x') == own
-    for wrong, part in ((recorded, '5 joints, but the joint embeddings have 25'),
-                        ({'name': 'x', 'joints': {'a': 'b'}}, "is 'b'")):
-        refusal(lambda: checkpoint_layout(Checkpoint(make_weights(25), layout=wrong), 'x.pth'), 'x.pth', part)  # noqa: B023
+    assert layouts.checkpoint_layout(Checkpoint(make_weights(5), layout=recorded), 'x') == own
+    more = Checkpoint(make_weights(25), layout=recorded)
+    refusal(lambda: layouts.checkpoint_layout(more, 'x.pth'), 'x.pth', 'have 25')
+    wrong = Checkpoint(make_weights(5), layout={'name': 'x', 'joints': {'a': 'b'}})
+    refusal(lambda: layouts.checkpoint_layout(wrong, 'x.pth'), 'x.pth', "is 'b'")
 
 
-# --- whole runs -----------------------------------------------------------------------------------------------------
-
-def test_runs_of_two_layouts(tmp_path, stick, capsys):
+def test_runs_of_two_layouts(tiny, tiny_pretrain, tmp_path, stick, capsys):
     """Pre-train on a layout from a file, continue with the same joints only, fine-tune on another without it."""
     x = np.random.default_rng(0).normal(size=(8, 12, 60)).astype(np.float32).cumsum(1)
-    options = ['--num_frames', '8', '--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--effective_batch_size',
-               '4', '--lr', '1e-3', '--device', 'cpu', '--stream', 'bone', '--data_path']
-    pretrain = [*options, str(write_splits(tmp_path / 'a.npz', x[..., :15])), '--decoder_dim_feat', '16',
-                '--decoder_depth', '1', '--mask_ratio', '0.5', '--output_dir', str(tmp_path / 'pre'), '--layout']
-    main_pretrain.main([*pretrain, str(stick), '--epochs', '1'])
+    data = [str(write_splits(tmp_path / f'{width}.npz', x[..., :width])) for width in (15, 60)]
+    pretrain = [*tiny_pretrain, '--stream', 'bone', '--data_path', data[0], '--layout']
+    train('pretrain', [*pretrain, str(stick)], tmp_path / 'pre', '--epochs', '1')
     (tmp_path / 'renamed.yaml').write_text(STICK.replace('head', 'tail'))
-    resumed = ['--epochs', '2', '--resume', 'auto']
-    refusal(lambda: main_pretrain.main([*pretrain, str(tmp_path / 'renamed.yaml'), *resumed]), "'tail' was 'head'")
-    main_pretrain.main([*pretrain, str(stick), *resumed])
-    stick.unlink()
+    renamed, resumed = [*pretrain, str(tmp_path / 'renamed.yaml')], ['--resume', 'auto']
+    refusal(lambda: train('pretrain', renamed, tmp_path / 'pre', *resumed), "'tail' was 'head'")
+    train('pretrain', [*pretrain, str(stick)], tmp_path / 'pre', *resumed)
     path = tmp_path / 'pre' / LAST
-    assert Checkpoint.read(path).layout == {'name': 'stick', 'joints': {
-        'pelvis': 'pelvis', 'chest': 'pelvis', 'head': 'chest', 'left_hand': 'chest', 'RHand': 'chest'}}
-    main_finetune.main([*options, str(write_splits(tmp_path / 'b.npz', x)), '--layout', 'kinect-v1', '--epochs', '1',
-                        '--finetune', str(path), '--output_dir', str(tmp_path / 'fine')])
+    assert Checkpoint.read(path).layout == {'name': 'stick', 'joints': layouts.read_layout(stick).as_map()}
+    stick.unlink()
+    train('finetune', [*tiny, '--stream', 'bone', '--data_path', data[1]], tmp_path / 'fine', '--num_joints', '20',
+          '--layout', 'kinect-v1', '--epochs', '1', '--finetune', str(path))
     summary = f'{path}: from the layout stick to kinect-v1: 4 of 20 joints matched by name'       # all but the chest
     assert summary in capsys.readouterr().err
     assert Checkpoint.read(tmp_path / 'fine' / LAST).layout['name'] == 'kinect-v1'
-    check_same_joints(None, V1, path)       # of unknown layouts nothing can be said

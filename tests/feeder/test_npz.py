@@ -1,7 +1,5 @@
 """Members of npz files as memory maps; compressed, unusual, damaged and hostile files."""
 
-import functools
-import logging
 import os
 import subprocess
 import sys
@@ -39,71 +37,61 @@ def files_beside(path):
     return sorted(file.name for file in path.parent.iterdir() if file != path)
 
 
-def test_stored_members_are_mapped_in_place(path):
-    for name, expected in make_members().items():
-        array = open_member(path, name)
-        assert is_mapped(array) and os.fspath(array.filename) == os.fspath(path) and array.dtype == expected.dtype
-        np.testing.assert_array_equal(array, expected)
-    assert files_beside(path) == []
-
-
 @pytest.mark.parametrize('zip64, version', [(False, (1, 0)), (True, (2, 0)), (True, (3, 0))])
-def test_zip64_npy_versions_and_unusual_names(tmp_path, zip64, version):
+def test_stored_members_are_mapped_in_place(path, zip64, version):
+    """In zip64 files, all npy versions and under unusual names, too."""
     members = {'first': np.arange(3), 'n' * 300: np.arange(7.), 'a/ünïcödé': np.arange(2), **make_members(),
                'names': np.array(['S001', 'S002']), 'empty': np.empty((0, 5, 6), np.float32)}
-    write_members(tmp_path / 'f.npz', members, zip64=zip64, version=version)
+    write_members(path, members, zip64=zip64, version=version)
     for name, expected in members.items():
-        array = open_member(tmp_path / 'f.npz', name)
-        assert is_mapped(array) and array.shape == expected.shape and array.dtype == expected.dtype
-        np.testing.assert_array_equal(array, expected)
+        array = open_member(path, name)
+        assert is_mapped(array) and os.fspath(array.filename) == os.fspath(path) and array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected, strict=True)
+    assert files_beside(path) == []
 
 
 def test_local_header_longer_than_in_the_directory(tmp_path):
     """As written by zipalign and some zip programs."""
-    expected = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     with zipfile.ZipFile(tmp_path / 'f.npz', 'w') as archive:
         info = zipfile.ZipInfo('x_train.npy')
         info.extra = b'\xfe\xca\x08\x00padding!'
         with archive.open(info, 'w') as file:
-            npy.write_array(file, expected)
+            npy.write_array(file, np.arange(60.))
         info.extra = b''
-    np.testing.assert_array_equal(open_member(tmp_path / 'f.npz', 'x_train'), expected)
+    np.testing.assert_array_equal(open_member(tmp_path / 'f.npz', 'x_train'), np.arange(60.))
 
 
 @pytest.mark.parametrize('compression', [STORED, DEFLATED])
-def test_fortran_order_and_python_objects(tmp_path, compression):
+def test_fortran_order_and_python_objects(path, compression):
     expected = make_members()['x_train']
-    members = {'x_train': np.asfortranarray(expected), 'x_test': np.array([{'a': 1}, None], dtype=object)}
-    write_members(tmp_path / 'f.npz', members, compression)
-    array = open_member(tmp_path / 'f.npz', 'x_train')
+    write_members(path, {'x': np.asfortranarray(expected), 'objects': np.array([{'a': 1}, None])}, compression)
+    array = open_member(path, 'x')
     assert is_mapped(array) and array.flags.f_contiguous
     np.testing.assert_array_equal(array, expected)
-    files = files_beside(tmp_path / 'f.npz')
-    refusal(lambda: open_member(tmp_path / 'f.npz', 'x_test'), tmp_path / 'f.npz', 'x_test', 'Python objects')
-    assert files_beside(tmp_path / 'f.npz') == files
+    files = files_beside(path)
+    refusal(lambda: open_member(path, 'objects'), path, 'objects', 'Python objects')
+    assert files_beside(path) == files
 
 
 def test_npy_files(tmp_path):
-    np.save(tmp_path / 'a.npy', np.arange(6.).reshape(2, 3))
-    assert is_mapped(open_npy(tmp_path / 'a.npy', '')) and open_npy(tmp_path / 'a.npy', '')[1, 2] == 5
-    np.save(tmp_path / 'b.npy', np.array([{}]))
-    (tmp_path / 'c.npy').write_bytes((tmp_path / 'a.npy').read_bytes()[:-1])
-    for path in (tmp_path / 'b.npy', tmp_path / 'c.npy'):
-        refusal(functools.partial(open_npy, path, ''), path, 'the array is damaged')
+    path = tmp_path / 'a.npy'
+    np.save(path, np.arange(6.).reshape(2, 3))
+    assert is_mapped(open_npy(path, '')) and open_npy(path, '')[1, 2] == 5
+    path.write_bytes(path.read_bytes()[:-1])
+    refusal(lambda: open_npy(path, ''), path, 'the array is damaged')
+    np.save(path, np.array([{}]))
+    refusal(lambda: open_npy(path, ''), path, 'the array is damaged')
     refusal(lambda: open_npy(tmp_path / 'd.npy', 'correct it'), tmp_path / 'd.npy', 'no such data file; correct it')
 
 
-def test_a_compressed_member_is_unpacked_once_and_again_if_it_changed(tmp_path, caplog):
-    path = tmp_path / 'f.npz'
-
+def test_a_compressed_member_is_unpacked_once_and_again_if_it_changed(path, caplog):
     def check(seed, unpacked):
         caplog.clear()
         array = open_member(path, 'x_train')
         np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
-        assert is_mapped(array) and Path(array.filename).parent == tmp_path and len(caplog.messages) == unpacked
+        assert is_mapped(array) and len(caplog.messages) == unpacked and Path(array.filename).parent == path.parent
         return Path(array.filename)
 
-    caplog.set_level(logging.INFO)
     np.savez_compressed(path, **make_members())
     cache = check(0, unpacked=1)
     assert files_beside(path) == [cache.name] and check(0, unpacked=0) == cache
@@ -114,20 +102,20 @@ def test_a_compressed_member_is_unpacked_once_and_again_if_it_changed(tmp_path, 
 
 
 def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
-    access = os.access      # root may write everywhere
-    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK and access(path, mode))
+    access, paths = os.access, [tmp_path / 'a/f.npz', tmp_path / 'b/f.npz']     # two files of one name
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK and access(path, mode))    # also for root
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'tmp'))
     (tmp_path / 'tmp').mkdir()
-    for seed, folder in enumerate((tmp_path / 'a', tmp_path / 'b')):      # two files of one name
-        folder.mkdir()
-        np.savez_compressed(folder / 'f.npz', **make_members(seed=seed))
-    for seed, folder in enumerate((tmp_path / 'a', tmp_path / 'b')):
-        array = open_member(folder / 'f.npz', 'x_train')
+    for seed, path in enumerate(paths):
+        path.parent.mkdir()
+        np.savez_compressed(path, **make_members(seed=seed))
+    for seed, path in enumerate(paths):
+        array = open_member(path, 'x_train')
         np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
-        assert tmp_path / 'tmp' in Path(array.filename).parents and files_beside(folder / 'f.npz') == []
+        assert tmp_path / 'tmp' in Path(array.filename).parents and files_beside(path) == []
     cache = Path(array.filename).parent
     cache.chmod(0o777)
-    refusal(lambda: open_member(tmp_path / 'a/f.npz', 'x_train'), cache, 'other users', 'remove it')
+    refusal(lambda: open_member(paths[0], 'x_train'), cache, 'other users', 'remove it')
 
 
 def test_processes_that_start_together_share_one_unpacked_file(tmp_path):
@@ -141,16 +129,11 @@ def test_processes_that_start_together_share_one_unpacked_file(tmp_path):
     assert sorted(file.suffix for file in tmp_path.iterdir()) == ['.npy', '.npz']
 
 
-# --- damaged files --------------------------------------------------------------------------------------------------
-
 def test_files_that_are_not_npz(tmp_path):
     path = tmp_path / 'f.npz'
-    for content in (b'', b'PK', b'hello world' * 100, b'\0' * 5000, b'PK\3\4' + b'\0' * 500):
+    for content in (b'', b'PK', b'\x93NUMPY' * 100, b'PK\3\4' + b'\0' * 500):
         path.write_bytes(content)
         refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
-    with open(path, 'wb') as file:
-        np.save(file, np.zeros(3))
-    refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
     refusal(lambda: open_member(tmp_path, 'x_train'), tmp_path, 'no such data file')
     refusal(lambda: open_member(tmp_path / 'none.npz', 'x_train'), 'none.npz: no such data file', 'data/prepare_')
     np.savez(path, x=np.zeros(3), labels=np.zeros(3))
@@ -166,20 +149,13 @@ def intact(tmp_path_factory):
     return folder / 'f.npz', [(folder / f'{name}.npz').read_bytes() for name in ('stored', 'compressed')]
 
 
-@settings(ANY, max_examples=60)
-@given(share=st.floats(0, 1, exclude_max=True), compressed=st.booleans())
-@example(share=0., compressed=False)
-@example(share=1 - 1e-9, compressed=False)
-@example(share=1 - 1e-9, compressed=True)
-def test_truncated_anywhere(intact, share, compressed):
-    path, contents = intact
-    path.write_bytes(contents[compressed][:int(len(contents[compressed]) * share)])
-    refusal(lambda: open_member(path, 'x_train'), path, 'not a complete npz')
-
-
-@settings(ANY, max_examples=60)
-@given(begin=st.floats(0, 1, exclude_max=True), lost=st.integers(1, 3000), compressed=st.booleans())
-def test_bytes_lost_in_the_middle_never_give_other_numbers(intact, begin, lost, compressed):
+@settings(ANY, max_examples=100)
+@given(begin=st.floats(0, 1, exclude_max=True), lost=st.integers(1, 10_000), compressed=st.booleans())
+@example(begin=0., lost=10_000, compressed=False)
+@example(begin=1 - 1e-9, lost=1, compressed=False)
+@example(begin=1 - 1e-9, lost=1, compressed=True)
+def test_lost_bytes_never_give_other_numbers(intact, begin, lost, compressed):
+    """In the middle of the file or to its end."""
     path, contents = intact
     at = int(len(contents[compressed]) * begin)
     path.write_bytes(contents[compressed][:at] + contents[compressed][at + lost:])
@@ -188,12 +164,13 @@ def test_bytes_lost_in_the_middle_never_give_other_numbers(intact, begin, lost, 
     except UserError as error:
         assert '\n' not in str(error) and str(path) in str(error)
     else:
+        assert len(contents[compressed]) > at + lost
         np.testing.assert_array_equal(array, make_members()['x_train'])
 
 
-@pytest.mark.parametrize('old, new', [(b'\x93NUMPY', b'\x00NUMPY'), (b'(7, 12, 30)', b'(7, 12, 30 '),
-                                      (b'(7, 12, 30)', b'(9, 12, 30)'), (b'(7, 12, 30)', b'(5, 12, 30)'),
-                                      (b'(7, 12, 30)', b'(-7,-12,30)'), (b"'<f4'", b"'|O' ")])
+@pytest.mark.parametrize('old, new', [
+    (b'\x93NUMPY', b'\x00NUMPY'), (b'(7, 12, 30)', b'(7, 12, 30 '), (b'(7, 12, 30)', b'(9, 12, 30)'),
+    (b'(7, 12, 30)', b'(-7,-12,30)'), (b"'<f4'", b"'|O' ")])
 def test_damaged_headers(intact, old, new):
     path, (content, _) = intact
     assert content.count(b'(7, 12, 30)') == 1

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-import main_finetune
 from data.dataset_file import one_hot, write_npz
 from feeder.dataset import SkeletonDataset
 from feeder.subset import draw_labelled, novel_classes, without_novel
-from tests.conftest import read_result, refusal
-from util.trainer import Trainer
+from tests.conftest import NUM_TEST, read_result, refusal, train, train_until
 
 LABEL = np.repeat([0, 1, 2, 3], [50, 30, 17, 3])
 
@@ -24,18 +22,7 @@ def test_a_share_is_a_function_of_the_seed(balanced):
     refusal(lambda: draw_labelled(LABEL, 0.009, 0, balanced), '--label_fraction 0.009', '100')
 
 
-def test_the_published_sizes_of_ntu60():
-    assert [len(draw_labelled(np.zeros(n, dtype=int), share, 0)) for n in (40091, 37646) for share in (.01, .1)] == [
-        400, 4009, 376, 3764]
-
-
-def test_every_clip_is_drawn_with_equal_probability():
-    """2,000 draws of 10 of 100 clips: each 200 times, within 5 standard deviations."""
-    counts = sum(np.bincount(draw_labelled(LABEL, 0.1, seed), minlength=100) for seed in range(2000))
-    assert abs(counts - 200).max() < 5 * np.sqrt(2000 * .1 * .9)
-
-
-@pytest.mark.parametrize('fraction, most', [(0.04, 1), (0.12, 3), (0.3, 9), (0.51, 16)])
+@pytest.mark.parametrize('fraction, most', [(0.04, 1), (0.12, 3), (0.51, 16)])
 def test_a_balanced_share_has_equally_many_of_each_class(fraction, most):
     for seed in range(20):
         counts = np.bincount(LABEL[draw_labelled(LABEL, fraction, seed, balanced=True)], minlength=4)
@@ -44,27 +31,29 @@ def test_a_balanced_share_has_equally_many_of_each_class(fraction, most):
 
 
 def test_novel_classes_are_the_published_ones():
-    assert [f'A{label + 1:03}' for label in novel_classes(120, 6)] == [
-        'A001', 'A007', 'A013', 'A019', 'A025', 'A031', 'A037', 'A043', 'A049', 'A055', 'A061', 'A067', 'A073', 'A079',
-        'A085', 'A091', 'A097', 'A103', 'A109', 'A115']
+    assert novel_classes(120, 6).tolist() == [*range(0, 120, 6)], 'A001, A007, …, A115'
     assert (without_novel(LABEL, 4, 2) == [*range(50, 80), *range(97, 100)]).all()
     assert (without_novel(LABEL, 4, 0) == np.arange(100)).all()
-    assert len(without_novel(LABEL, 4, 1)) == 0
 
 
-def test_semi_supervised_training(tiny, tiny_npz, tmp_path):
-    main_finetune.main([*tiny, '--label_fraction', '0.5', '--seed', '4', '--output_dir', str(tmp_path)])
+def test_semi_supervised_training_also_when_it_resumes(tiny, tiny_npz, tmp_path):
+    options = [*tiny, '--label_fraction', '0.5', '--seed', '4', '--save_steps', '1']
+    train_until(2, 'finetune', options, tmp_path)
     label = SkeletonDataset(tiny_npz, 'train', 5).label.numpy()
     names = (tmp_path / 'labelled.txt').read_text().split()
     assert names == [f'train_{row}' for row in draw_labelled(label, 0.5, 4)]
+    options += ['--resume', 'auto']
+    refusal(lambda: train('finetune', options, tmp_path, '--label_fraction', '1'), 'label_fraction 0.5')
+    refusal(lambda: train('finetune', options, tmp_path, '--label_draw', 'balanced'), 'label_draw')
+    train('finetune', options, tmp_path)
     result = read_result(tmp_path)
     assert result['labels'] == {'fraction': 0.5, 'clips': 11, 'draw': 'random'}
-    assert result['last']['samples'] == len(SkeletonDataset(tiny_npz, 'test', 5))
+    assert result['last']['samples'] == NUM_TEST
 
 
 def test_training_without_novel_classes(tiny, tiny_npz, tmp_path):
     """Of classes 0, 1, 2 only the middle one is trained and tested on."""
-    main_finetune.main([*tiny, '--novel_every', '2', '--output_dir', str(tmp_path), '--save_scores'])
+    train('finetune', tiny, tmp_path, '--novel_every', '2', '--save_scores')
     test = SkeletonDataset(tiny_npz, 'test', 5).label.numpy()
     result, scores = read_result(tmp_path), np.load(tmp_path / 'scores.npz')
     assert result['labels'] is None and result['last']['samples'] == (test == 1).sum() == len(scores['name'])
@@ -78,27 +67,9 @@ def test_auxiliary_training_where_all_test_classes_are_novel(tiny, tiny_npz, tmp
     for split, labels in (('train', [1]), ('test', [0, 2])):
         members[f'y_{split}'] = one_hot(np.resize(labels, len(members[f'x_{split}'])), 3)
     write_npz(tmp_path / 'oneshot.npz', **members)
-    options = [*tiny, '--data_path', str(tmp_path / 'oneshot.npz'), '--novel_every', '2', '--output_dir']
-    main_finetune.main([*options, str(tmp_path / 'run'), '--save_scores'])
+    options = [*tiny, '--data_path', str(tmp_path / 'oneshot.npz'), '--novel_every', '2']
+    train('finetune', options, tmp_path / 'run', '--save_scores')
     assert read_result(tmp_path / 'run')['last'] is None and not (tmp_path / 'run/scores.npz').exists()
-    members['y_train'][:] = one_hot(np.zeros(len(members['y_train']), dtype=int), 3)
+    members['y_train'] = one_hot(np.zeros(22, dtype=int), 3)
     write_npz(tmp_path / 'oneshot.npz', **members)
-    refusal(lambda: main_finetune.main([*options, str(tmp_path / 'none')]), 'oneshot.npz', 'no training clip')
-
-
-def test_a_run_stopped_in_an_epoch_continues_with_the_same_clips_only(tiny, tmp_path, monkeypatch):
-    options = [*tiny, '--label_fraction', '0.8', '--save_steps', '1', '--output_dir', str(tmp_path)]
-    save = Trainer.save_if_due
-
-    def save_twice(trainer, epoch, step):
-        save(trainer, epoch, step)
-        if step == 1:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, 'save_if_due', save_twice)
-        main_finetune.main(options)
-    resumed = [*options, '--resume', 'auto']
-    refusal(lambda: main_finetune.main([*resumed, '--label_fraction', '1']), 'label_fraction 0.8')
-    refusal(lambda: main_finetune.main([*resumed, '--label_draw', 'balanced']), 'label_draw')
-    main_finetune.main(resumed)
-    assert read_result(tmp_path)['labels']['fraction'] == 0.8
+    refusal(lambda: train('finetune', options, tmp_path / 'none'), 'oneshot.npz', 'no training clip')

@@ -1,28 +1,24 @@
 """Attention kernels against float64, and which one runs where."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model_transformer import SkeletonEncoder
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal, run
 from tools.benchmarking.plain import use_plain_attention
 from util import attention
 
 
-@pytest.mark.parametrize('shape', [(3, 2, 50, 8), (1, 1, 7, 16)])
 @pytest.mark.parametrize('score_bytes', [1, 20_000, 10 ** 9])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
-def test_blocked_attention_against_float64(shape, score_bytes, dtype, tolerance, monkeypatch):
+def test_blocked_attention_against_float64(score_bytes, dtype, tolerance, monkeypatch):
     """Values and all gradients; one head at a time, some, and all of them."""
     monkeypatch.setattr(attention, 'SCORE_BYTES', score_bytes)
     torch.manual_seed(0)
-    b, h, tokens, width = shape
+    b, h, tokens, width = shape = (3, 2, 50, 8)
     qkv = torch.randn(b, tokens, 3, h, width).to(dtype).requires_grad_().permute(2, 0, 3, 1, 4).unbind(0)
     grad = torch.randn(shape).to(dtype)
     q, k, v = (part.detach().double().requires_grad_() for part in qkv)
@@ -32,13 +28,6 @@ def test_blocked_attention_against_float64(shape, score_bytes, dtype, tolerance,
     for result, reference in zip([out, *torch.autograd.grad(out, qkv, grad)],
                                  [expected, *torch.autograd.grad(expected, (q, k, v), grad.double())], strict=True):
         assert result.dtype == dtype and (result - reference).norm() < tolerance * reference.norm()
-
-
-def test_scores_in_work_stay_below_their_limit():
-    q = torch.empty(128, 750, 32, dtype=torch.bfloat16)
-    parts = attention._split_heads(q)
-    assert [i for part in parts for i in range(128)[part]] == list(range(128))
-    assert all(len(q[part]) * 750 ** 2 * 2 <= attention.SCORE_BYTES for part in parts)
 
 
 @pytest.mark.parametrize('bf16, fused, expected', [
@@ -67,15 +56,6 @@ def test_each_precision_has_its_kernel_and_all_agree(bf16, fused, expected, monk
     tolerance = 2e-2 if bf16 else 1e-5
     assert (features - reference).norm() < tolerance * reference.norm()
     assert (grad - reference_grad).norm() < 3 * tolerance * reference_grad.norm()
-
-
-def test_masked_attention_keeps_its_mask():
-    torch.manual_seed(0)
-    layer, x = attention.Attention(16, 2), torch.randn(2, 6, 16)
-    reference = layer(x, is_causal=True)
-    with torch.autocast('cpu', torch.bfloat16):
-        causal, free = layer(x, is_causal=True), layer(x)
-    assert (causal - reference).norm() < .03 * reference.norm() < (free - reference).norm()
 
 
 def test_kernels_are_selected_on_a_gpu_only(monkeypatch):
@@ -114,7 +94,5 @@ assert (out_grad - expected_grad).norm() < 1e-5 * expected_grad.norm()
 def test_triton_attention_against_float64():
     """In Triton's interpreter, which runs the kernels' code on a CPU; tests/util/test_gpu.py runs them compiled."""
     pytest.importorskip('triton')
-    env = os.environ | {'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, '-c', INTERPRETED], cwd=ROOT, env=env, capture_output=True, text=True,
-                          check=False)
+    done = run('-c', INTERPRETED, env={'TRITON_INTERPRET': '1'})
     assert done.returncode == 0, done.stderr

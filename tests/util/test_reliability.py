@@ -3,63 +3,31 @@
 import os
 import random
 import signal
+from unittest import mock
 
 import pytest
 import torch
 
 import main_finetune
-from tests.conftest import (
-    RUN_STAGE,
-    Stopped,
-    check_same_run,
-    on_step,
-    read_place,
-    read_result,
-    train,
-    train_until,
-)
+from tests.conftest import RUN_STAGE, Stopped, check_same_run, on_step, read_place, read_result, train
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
-from util.errors import UserError
 from util.preempt import MARKER, Interrupted, Preempted, catch_stop_signals
 from util.trainer import NonFiniteLoss
 
-STAGES = ('pretrain', 'linprobe', 'finetune')
+STAGES, SIGNALS = ('pretrain', 'linprobe', 'finetune'), (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
-    return Checkpoint({'weight': torch.full((4,), float(10 * epoch + step))}, epoch=epoch, step=step)
+def test_a_kill_between_any_two_renames_leaves_an_intact_checkpoint(tmp_path):
+    def write(epoch):
+        Checkpoint({'weight': torch.ones(4)}, epoch=epoch).write(tmp_path / LAST, PREVIOUS)
 
-
-# ---- damaged checkpoints ---------------------------------------------------------------------------------------------
-
-
-def test_a_kill_between_any_two_renames_leaves_an_intact_checkpoint(tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    rename, epochs = os.replace, []
-    for renames in range(12):
-        folder, left = tmp_path / str(renames), [renames]
-        make_checkpoint(0).write(folder / LAST)
-        make_checkpoint(1).write(folder / LAST, PREVIOUS)
-
-        def replace(source, target, left=left):
-            if not left[0]:
-                raise Killed
-            left[0] -= 1
-            rename(source, target)
-
-        killed = False
-        with monkeypatch.context() as patch:
-            patch.setattr(os, 'replace', replace)
-            try:
-                make_checkpoint(2).write(folder / LAST, PREVIOUS)
-            except Killed:
-                killed = True
-        epochs.append(newest(folder)[1].epoch)
-        if not killed:
-            break
-    assert not killed and epochs == [1, 1, 2]
+    for renames in (0, 1):      # of two
+        write(0)
+        write(1)
+        effects = [mock.DEFAULT] * renames + [Stopped]
+        with mock.patch('os.replace', wraps=os.replace, side_effect=effects), pytest.raises(Stopped):
+            write(2)
+        assert newest(tmp_path)[1].epoch == 1
 
 
 def test_a_kill_between_the_checkpoints_of_an_epoch_loses_none(tiny, tmp_path, monkeypatch):
@@ -94,9 +62,6 @@ def test_a_non_finite_loss_stops_the_run_and_spoils_no_checkpoint(stage, stage_o
     assert saved and all(value.isfinite().all() for checkpoint in saved for value in checkpoint.model.values())
 
 
-# ---- stop signals ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope='module')
 def whole(tiny_pretrain, tmp_path_factory):
     """A pre-training without interruption: two epochs of five steps."""
@@ -118,14 +83,16 @@ def ctrl_c():
     (signal.SIGINT, Interrupted, 130, 3, 'in epoch 0, after step 3')], ids=['SIGTERM', 'SIGUSR1', 'Ctrl-C'])
 def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, step, place, ctrl_c, whole,
                                                           tiny_pretrain, tmp_path):
-    handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    handlers = [*map(signal.getsignal, SIGNALS)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(error, match=f'{place}.*--resume auto') as stopped:
         on_step(step, lambda _: os.kill(os.getpid(), number), patch=patch.setattr)
         train('pretrain', tiny_pretrain, tmp_path)
     assert stopped.value.exit_code == code and not (tmp_path / 'result.json').exists()
     assert (tmp_path / MARKER).exists() == (error is Preempted)     # a scheduler starts the run again
-    assert [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
+    assert [*map(signal.getsignal, SIGNALS)] == handlers
     assert read_place(tmp_path) == ((0, 3) if step == 3 else (1, 0))
+    with open(tmp_path / 'log.jsonl', 'a') as log:
+        log.write('{"epoch": 1, "train_lo')     # a torn line
     train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
     assert not (tmp_path / MARKER).exists()
     check_same_run(tmp_path, whole)
@@ -133,7 +100,7 @@ def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, s
 
 @pytest.mark.parametrize('first, error', [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)])
 def test_a_second_ctrl_c_ends_a_run_at_once(first, error, ctrl_c, tiny_pretrain, tmp_path, monkeypatch):
-    """A Ctrl-C after the signal of a cluster is the first."""
+    """A Ctrl-C after the signal of a cluster is the first; an ignored one stays ignored."""
     def send(_):
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
@@ -141,12 +108,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(first, error, ctrl_c, tiny_pretrain,
     with pytest.raises(error):
         train('pretrain', tiny_pretrain, tmp_path)
     assert (tmp_path / LAST).exists() == (tmp_path / MARKER).exists() == (error is Preempted)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_ctrl_c_stays_ignored(ctrl_c):
-    """As in background jobs of a shell."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # as in background jobs of a shell
     with catch_stop_signals() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.signal is None
@@ -160,20 +122,14 @@ on_step(3, lambda _: os.environ['RANK'] == str(int(os.environ['WORLD_SIZE']) - 1
 """ + RUN_STAGE
 
 
-@pytest.mark.parametrize('processes', [1, 2])
-@pytest.mark.parametrize('number, code, text', [(signal.SIGTERM, 75, 'stopped: on '), (signal.SIGINT, 130,
-                                                                                       'interrupted: in epoch 0')])
-def test_a_signal_to_one_process_ends_all_with_its_exit_code(number, code, text, processes, fork, tiny_pretrain,
-                                                             tmp_path):
-    options = ['pretrain', *tiny_pretrain, '--output_dir', tmp_path]
-    done = fork(SIGNAL_AT_STEP_3, int(number), *options, processes=processes)
-    assert done.codes == [code] * processes, done.text
-    assert done.text.count(text) == processes and 'Traceback' not in done.text
-    assert (tmp_path / MARKER).exists() == (number == signal.SIGTERM)
+@pytest.mark.parametrize('number, code, text', [(signal.SIGTERM, 75, 'stopped: on '),
+                                                (signal.SIGINT, 130, 'interrupted: in epoch 0')])
+def test_a_signal_to_one_process_ends_all_with_its_exit_code(number, code, text, fork, tiny_pretrain, tmp_path):
+    done = fork(SIGNAL_AT_STEP_3, int(number), 'pretrain', *tiny_pretrain, '--output_dir', tmp_path, processes=2)
+    assert done.codes == [code, code], done.text
+    assert done.text.count(text) == 2 and 'Traceback' not in done.text
     train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
 
-
-# ---- kills -----------------------------------------------------------------------------------------------------------
 
 KILL_AT_STEP_9 = """
 import os, signal
@@ -208,13 +164,13 @@ on_step(1, lambda _: threading.Thread(target=kill, daemon=True).start())
 """ + RUN_STAGE
 
 
-@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, kills, fork, stage_options, tmp_path):
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, fork, stage_options, tmp_path):
     """Each process is killed at a random moment of its share of the training, on average in the middle of it."""
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    options = [stage, *stage_options[stage], '--epochs', str(8 if kills == 1 else 4 * kills), '--num_workers', '1',
-               '--accum_iter', '2', '--save_steps', '2', '--output_dir']
+    whole, killed, kills = tmp_path / 'whole', tmp_path / 'killed', 20
+    options = [stage, *stage_options[stage], '--epochs', str(4 * kills), '--num_workers', '1', '--accum_iter', '2',
+               '--save_steps', '2', '--output_dir']
     assert fork(RUN_STAGE, *options, whole).codes == [0]
     seconds, draw, places = read_result(whole)['wall_seconds'], random.Random(kills), [(0, 0)]
     for _ in range(kills):
@@ -222,9 +178,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, kills, 
         assert done.codes == [-signal.SIGKILL], done.text
         places.append(read_place(killed))
     assert fork(RUN_STAGE, *options, killed, '--resume', 'auto').codes == [0]
-    print(f'{stage}: {kills} kills in {seconds:.1f} s of training; continued at {places}')      # pytest -rP shows it
-    if kills > 1:
-        assert places == sorted(places) and any(step for _, step in places) and len(set(places)) > kills / 2
+    assert places == sorted(places) and any(step for _, step in places) and len(set(places)) > kills / 2
     check_same_run(killed, whole)
 
 
@@ -241,18 +195,3 @@ def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path, 
     assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
     train('finetune', options, tmp_path, '--resume', 'auto')
     assert (tmp_path / 'result.json').exists() and (tmp_path / 'scores.npz').exists()
-
-
-def test_a_torn_line_of_the_log_is_replaced_on_resume(tiny_pretrain, whole, tmp_path):
-    train_until(8, 'pretrain', tiny_pretrain, tmp_path)
-    with open(tmp_path / 'log.jsonl', 'a') as log:
-        log.write('{"epoch": 1, "train_lo')
-    train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
-    check_same_run(tmp_path, whole)
-
-
-def test_an_earlier_run_is_not_overwritten(tiny_pretrain, whole):
-    before = (whole / LAST).read_bytes()
-    with pytest.raises(UserError, match='--resume auto'):
-        train('pretrain', tiny_pretrain, whole)
-    assert (whole / LAST).read_bytes() == before
