@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import tools.predict
-import tools.retrieval
 from data import prepare_ntu, prepare_nwucla, synthesize
 from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
@@ -34,7 +33,7 @@ from util.predictions import read_features
 SIZES = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 4., 'num_frames': 16, 't_patch_size': 4}
 
 
-def save_model(path, num_joints, num_classes=None, benchmark='mine', stream='joint', **content):
+def save_model(path, num_joints, num_classes=None, benchmark='mine', **content):
     """Write a checkpoint of a random classifier, or, without classes, of a pre-trained model."""
     torch.manual_seed(3)
     sizes = SIZES | {'num_joints': num_joints}
@@ -45,19 +44,20 @@ def save_model(path, num_joints, num_classes=None, benchmark='mine', stream='joi
             weight.add_(torch.randn(weight.shape) * 0.2)
         if num_classes:
             model.head.fc2.weight.mul_(0.05)
-    settings = sizes | {'stream': stream, 'benchmark': benchmark, 'num_classes': num_classes}
+    settings = sizes | {'stream': 'joint', 'benchmark': benchmark, 'num_classes': num_classes}
     Checkpoint(model.state_dict(), settings, method='MAMP', code_version='test', **content).write(path)
     return path
 
 
-def evaluate(path, npz, num_joints, num_classes, split='test'):
+def evaluate(path, npz, split='test'):
     """{name: probabilities} of the clips of a dataset file, one at a time through dataset, view and model."""
     checkpoint = Checkpoint.read(path)
-    model = ActionTransformer(num_classes, 'finetune', **SIZES, num_joints=num_joints)
+    joints, classes = checkpoint.args['num_joints'], checkpoint.args['num_classes']
+    model = ActionTransformer(classes, 'finetune', **SIZES, num_joints=joints).eval()
     model.load_state_dict(checkpoint.model)
-    dataset, clip_maker = SkeletonDataset(npz, split, num_joints), ClipMaker(16, checkpoint.args['stream'], 0)
+    dataset, clip_maker = SkeletonDataset(npz, split, joints), ClipMaker(16, 'joint', 0)
     with torch.inference_mode():
-        return {name: model.eval()(clip_maker.eval_view(dataset[[(row, 0)]]))[0].softmax(0).numpy()
+        return {name: model(clip_maker.eval_view(dataset[[(row, 0)]]))[0].softmax(0).numpy()
                 for row, name in enumerate(dataset.names.tolist())}
 
 
@@ -77,54 +77,35 @@ def assert_close(made, expected):
     np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5)
 
 
-def test_npz_equals_saved_scores(tiny, tiny_npz, tmp_path, capsys):
-    train('finetune', [*tiny, '--save_scores'], tmp_path)
+def test_npz_equals_saved_scores_and_features(tiny, tiny_npz, tmp_path, capsys):
+    train('finetune', [*tiny, '--save_scores', '--save_features'], tmp_path)
     options = ['--checkpoint', tmp_path / 'checkpoint-last.pth', tiny_npz, '--batch_size', 4]
-    recordings, saved = predict(capsys, *options)['recordings'], np.load(tmp_path / 'scores.npz')
+    recordings = predict(capsys, *options, '--features', tmp_path / 'f.npz')['recordings']
+    saved = np.load(tmp_path / 'scores.npz')
     assert_close([probabilities(entry) for entry in recordings], saved['scores'])
     assert np.ptp(saved['scores'], axis=0).max() > 1e-3, 'clips that differ'
     assert [entry['recording'] for entry in recordings] == [f'{tiny_npz}:{name}' for name in saved['name']]
     assert [entry['label'] for entry in recordings] == saved['label'].tolist()
+    (made, facts), (expected, _) = (read_features(tmp_path / name, ('test',)) for name in ('f.npz', 'features.npz'))
+    assert_close(made['test'].features, expected['test'].features)
+    assert all((made['test'][i] == expected['test'][i]).all() for i in (1, 2)), 'names and labels'
+    assert facts['method'] == 'scratch' and facts['stream'] == 'joint'
     recordings = predict(capsys, *options, '--split', 'train')['recordings']
     assert len(recordings) == 22 and recordings[0]['recording'].endswith(':train_0')
 
 
-def test_features_equal_those_of_retrieval(tiny, tiny_npz, tiny_pretrain, tmp_path, capsys):
-    train('pretrain', tiny_pretrain, tmp_path / 'p', '--epochs', '1')
-    path = tmp_path / 'p/checkpoint-last.pth'
-    size = [word for pair in zip(tiny[::2], tiny[1::2], strict=True) for word in pair
-            if pair[0] not in ('--effective_batch_size', '--lr', '--epochs')]
-    tools.retrieval.main([*size, '--finetune', str(path), '--output_dir', str(tmp_path / 'r')])
-    assert tools.predict.main(['--checkpoint', str(path), str(tiny_npz), '--device', 'cpu', '--features',
-                              str(tmp_path / 'f.npz')]) == 0
-    assert capsys.readouterr().out == ''
-    (predicted, facts), (retrieved, _) = (read_features(tmp_path / file, ('test',))
-                                          for file in ('f.npz', 'r/features.npz'))
-    assert_close(predicted['test'].features, retrieved['test'].features)
-    for field in ('name', 'label'):
-        np.testing.assert_array_equal(getattr(predicted['test'], field), getattr(retrieved['test'], field))
-    assert facts['method'] == 'MAMP' and facts['stream'] == 'joint'
-
-
-def test_raw_ntu_text_equals_saved_scores(tmp_path, capsys):
+def test_raw_ntu_text_equals_saved_scores(tiny, tmp_path, capsys):
     synthesize.main(['--out', str(tmp_path / 'raw'), '--clips_per_class', '4', '--classes', '2', '--workers', '1'])
     prepare_ntu.main(['--dataset', 'synth', '--raw', str(tmp_path / 'raw'), '--out', str(tmp_path), '--protocol',
                       'xsub', '--workers', '1'])
-    sizes = [word for name, value in SIZES.items() for word in (f'--{name}', str(value))]
-    train('finetune', ['--data_path', str(tmp_path / 'SYNTH_XSub.npz'), *sizes, '--effective_batch_size', '2',
-                       '--epochs', '1', '--lr', '1e-3', '--device', 'cpu', '--num_workers', '0', '--stream', 'bone',
-                       '--save_scores', '--save_features'], tmp_path / 'run')
-    saved, features = np.load(tmp_path / 'run/scores.npz'), np.load(tmp_path / 'run/features.npz')
-    content = predict(capsys, '--checkpoint', tmp_path / 'run/checkpoint-last.pth', tmp_path / 'raw', '--features',
-                      tmp_path / 'f.npz', '--batch_size', 3)
+    train('finetune', [*tiny, '--data_path', str(tmp_path / 'SYNTH_XSub.npz'), '--num_joints', '25', '--epochs', '1',
+                       '--effective_batch_size', '2', '--stream', 'bone', '--save_scores'], tmp_path / 'run')
+    saved = np.load(tmp_path / 'run/scores.npz')
+    content = predict(capsys, '--checkpoint', tmp_path / 'run/checkpoint-last.pth', tmp_path / 'raw', '--batch_size', 3)
     entries = {Path(entry['recording']).stem: entry for entry in content['recordings']}
-    written = np.load(tmp_path / 'f.npz')
-    rows = dict(zip(written['name_test'].tolist(), written['features_test'], strict=True))
     assert len(entries) == 8 and list(entries) == sorted(entries) and len(saved['name']) >= 2
-    for name, label, scores, feature in zip(saved['name'].tolist(), saved['label'], saved['scores'],
-                                            features['features_test'], strict=True):
+    for name, label, scores in zip(saved['name'].tolist(), saved['label'], saved['scores'], strict=True):
         assert_close(probabilities(entries[name]), scores)
-        assert_close(rows[name], feature)
         assert entries[name]['label'] == label
     assert {top['class'] for top in entries[name]['top']} <= set(find_class_names('SYNTH_XSub', 12))
 
@@ -139,7 +120,7 @@ def test_second_bodies_are_those_of_the_data_set(dataset, classes, tmp_path):
     expected = {}
     for split in ('train', 'test'):
         if len(np.load(npz)[f'x_{split}']):
-            expected |= evaluate(path, npz, 25, classes, split)
+            expected |= evaluate(path, npz, split)
     recogniser = Recogniser(path, 'cpu')
     predictions = list(predict_clips(recogniser, read_clips(sorted(raw.iterdir()), recogniser), 2))
     for prediction in predictions:
@@ -156,7 +137,7 @@ def test_nwucla_json_equals_its_npz(tmp_path):
             tar.extract(member, folder, filter='data')
     prepare_nwucla.main(['--raw', str(folder), '--out', str(tmp_path), '--protocol', 'xview'])
     path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
-    expected = evaluate(path, tmp_path / 'NWUCLA_XView.npz', 20, 10)
+    expected = evaluate(path, tmp_path / 'NWUCLA_XView.npz')
     recogniser = Recogniser(path, 'cpu')
     clips = read_clips(sorted(folder.iterdir()), recogniser)
     scores = {prediction.recording.name: prediction.scores[0] for prediction in predict_clips(recogniser, clips, 16)}
@@ -177,7 +158,7 @@ def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     x[0], x[1, :24] = rows, rows[start:start + 24]
     write_npz(tmp_path / 'v.npz', x_train=x, y_train=one_hot([0, 0], 51), x_test=x, y_test=one_hot([0, 0], 51))
     path = save_model(tmp_path / 'c.pth', 25, 51, 'pkuv1_xsub')
-    whole, sample = evaluate(path, tmp_path / 'v.npz', 25, 51).values()
+    whole, sample = evaluate(path, tmp_path / 'v.npz').values()
     assert abs(whole - sample).max() > 1e-3
     for file in (raw, tmp_path / 'v.npz'):
         assert_close(probabilities(predict(capsys, '--checkpoint', path, file)['recordings'][0]), whole)
@@ -195,12 +176,10 @@ def test_each_frame_belongs_to_the_nearest_window(frames, window, hop):
     places = sliding_windows(frames, window, hop)
     starts = [place.start for place in places]
     assert all(place.end - place.start == window for place in places) and starts == sorted(set(starts))
-    assert starts[0] == 0 and places[-1].end == frames and max(np.diff(starts), default=0) <= (hop or window // 2)
+    assert starts[0] == 0 and places[-1].end == frames and max(np.diff(starts)) <= (hop or window // 2)
     owner = np.concatenate([np.full(place.stop - place.begin, row) for row, place in enumerate(places)])
-    assert len(owner) == frames
-    centres = np.array(starts) + window / 2
-    for frame, row in enumerate(owner):
-        assert abs(centres - frame - 0.5).min() == abs(centres[row] - frame - 0.5)
+    distance = abs(np.array(starts) + window / 2 - np.arange(frames)[:, None] - 0.5)
+    assert (distance[np.arange(frames), owner] == distance.min(axis=1)).all()
 
 
 def test_neighbouring_windows_with_the_same_label_are_merged():
@@ -277,8 +256,8 @@ def test_preparation(preparation, benchmark, classes, centre, scale, repeats, tm
 
 def test_invalid_arrays(classifier):
     recogniser, valid = Recogniser(classifier, 'cpu'), np.ones((4, 5, 3))
-    for frames, part in ((np.ones((4, 7, 3)), '(4, 7, 3)'), (np.ones((4, 5)), '(T, 5, 3)'), (0 * valid, 'zero'),
-                         (np.nan * valid, 'frame 0'), ([valid, valid[:0]], 'recording 1'), ([], 'empty')):
+    for frames, part in ((np.ones((4, 7, 3)), '(4, 7, 3)'), (0 * valid, 'zero'), ([], 'empty'),
+                         ([valid, np.nan * valid], 'recording 1')):
         refusal(lambda frames=frames: recogniser.probabilities(frames), part)
 
 
