@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import main_finetune
-import main_linprobe
-import main_pretrain
 import tools.export
 from data import prepare_nwucla
 from data.dataset_file import write_npz
@@ -20,10 +17,11 @@ from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
 from model_transformer import ActionTransformer, SkeletonEncoder
-from tests.conftest import NUM_TEST, ROOT, refusal
+from tests.conftest import NUM_TEST, refusal, train
 from tests.data.test_prepare_nwucla import TAR
 from tools import export_formats as export
 from tools.export_formats import ExportError
+from util.checkpoint import LAST
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -33,14 +31,11 @@ UCLA = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'num_frames': 24, 'num_joint
 
 @pytest.fixture(scope='module')
 def runs(tiny, tiny_pretrain, tmp_path_factory) -> dict[str, str]:
-    """A trained checkpoint of each stage on the tiny set."""
+    """A pre-trained model and a classifier on the tiny set."""
     folder = tmp_path_factory.mktemp('runs')
-    made = {stage: str(folder / stage / 'checkpoint-last.pth') for stage in ('pretrain', 'linprobe', 'finetune')}
-    out = {stage: ['--output_dir', str(folder / stage)] for stage in made}
-    main_pretrain.main([*tiny_pretrain, *out['pretrain']])
-    main_linprobe.main([*tiny, '--finetune', made['pretrain'], '--lr', '0.1', *out['linprobe']])
-    main_finetune.main([*tiny, '--lr', '1e-2', '--epochs', '4', *out['finetune']])
-    return made
+    train('pretrain', tiny_pretrain, folder / 'pretrain')
+    train('finetune', [*tiny, '--lr', '1e-2', '--epochs', '4'], folder / 'finetune')
+    return {stage: str(folder / stage / LAST) for stage in ('pretrain', 'finetune')}
 
 
 @pytest.fixture(scope='module')
@@ -50,20 +45,6 @@ def exported(runs, tmp_path_factory) -> Path:
     tools.export.main(['--checkpoint', runs['finetune'], '--onnx', str(folder / 'ft.onnx'), '--pt2',
                       str(folder / 'ft.pt2')])
     return folder
-
-
-@pytest.fixture(scope='module')
-def ucla(tmp_path_factory) -> Path:
-    """Every fourth clip of Northwestern-UCLA across views, from the checkout's file or one prepared here."""
-    folder, path = tmp_path_factory.mktemp('nwucla'), ROOT / 'data/nwucla/NWUCLA_XView.npz'
-    if not path.exists():
-        if not TAR.exists():
-            pytest.skip('neither data/nwucla/NWUCLA_XView.npz nor data/nw_ucla.tar.xz in MAMP_SHARED')
-        path = folder / path.name
-        prepare_nwucla.main(['--raw', str(TAR), '--out', str(folder)])
-    with np.load(path) as whole:
-        write_npz(folder / 'PART.npz', **{name: np.ascontiguousarray(whole[name][::4]) for name in whole.files})
-    return folder / 'PART.npz'
 
 
 def clips_of(path, num_joints, frames, rows) -> torch.Tensor:
@@ -82,16 +63,14 @@ def pytorch(model, path, clips, features=False) -> np.ndarray:
     return out.numpy()
 
 
-def run_onnx(path, clips) -> np.ndarray:
+def in_batches(run, clips) -> np.ndarray:
     """Batches of 1, 5, 3 and the rest."""
+    return np.concatenate([run(part) for part in clips.split([1, 5, 3, len(clips) - 9])])
+
+
+def run_onnx(path, clips) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return np.concatenate([session.run(None, {'clips': part.numpy()})[0]
-                           for part in clips.split([1, 5, 3, len(clips) - 9])])
-
-
-def run_pt2(path, clips) -> np.ndarray:
-    program = torch.export.load(path).module()
-    return torch.cat([program(part) for part in clips.split([1, 5, 3, len(clips) - 9])]).detach().numpy()
+    return in_batches(lambda part: session.run(None, {'clips': part.numpy()})[0], clips)
 
 
 def assert_same(made, right, classifies=True):
@@ -108,7 +87,8 @@ def test_a_trained_classifier_gives_the_same_logits(runs, exported, tiny_npz):
     clips = torch.cat([clips, clips[:1] * 0])                                               # and none
     right = pytorch(ActionTransformer(3, 'finetune', **SIZE), runs['finetune'], clips)
     assert_same(run_onnx(exported / 'ft.onnx', clips), right)
-    assert_same(run_pt2(exported / 'ft.pt2', clips), right)
+    program = torch.export.load(exported / 'ft.pt2').module()
+    assert_same(in_batches(lambda part: program(part).detach().numpy(), clips), right)
 
 
 def test_a_file_says_what_it_is(runs, exported):
@@ -128,7 +108,7 @@ def test_a_file_says_what_it_is(runs, exported):
     held = json.loads(in_pt2[export.METADATA])
     assert {name: value if isinstance(value, str) else json.dumps(value) for name, value in held.items()} == facts
     assert held['classes'] == [f'class {i}' for i in range(3)] and held['centred'] == 'yes'
-    assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2']            # weights inside, nothing beside
+    assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2'], 'weights inside, nothing beside'
 
 
 def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, tiny_npz, tmp_path, capsys):
@@ -141,25 +121,22 @@ def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, tiny_npz, 
     assert_same(run_onnx(tmp_path / 'e.onnx', clips), right, classifies=False)
 
 
-def test_real_clips_of_a_trained_classifier(ucla, tmp_path, capsys):
-    options = {**UCLA, 'effective_batch_size': 32, 'epochs': 4, 'lr': 3e-3, 'num_workers': 0, 'device': 'cpu',
-               'benchmark': 'nwucla_xview', 'data_path': ucla, 'output_dir': tmp_path / 'run'}
-    main_finetune.main([str(word) for name, value in options.items() for word in (f'--{name}', value)])
-    path = str(tmp_path / 'run/checkpoint-last.pth')
-    tools.export.main(['--checkpoint', path, '--onnx', str(tmp_path / 'm.onnx'), '--data_path', str(ucla)])
+@pytest.mark.skipif(not TAR.exists(), reason='no data/nw_ucla.tar.xz in MAMP_SHARED')
+def test_real_clips_of_a_trained_classifier(tiny, tmp_path, capsys):
+    """Every fourth clip of Northwestern-UCLA across views."""
+    prepare_nwucla.main(['--raw', str(TAR), '--out', str(tmp_path)])
+    data, path = tmp_path / 'PART.npz', str(tmp_path / LAST)
+    with np.load(tmp_path / 'NWUCLA_XView.npz') as whole:
+        write_npz(data, **{name: np.ascontiguousarray(whole[name][::4]) for name in whole.files})
+    sizes = [str(word) for name, value in UCLA.items() for word in (f'--{name}', value)]
+    train('finetune', [*tiny, *sizes, '--effective_batch_size', '32', '--epochs', '4', '--lr', '3e-3', '--benchmark',
+                       'nwucla_xview', '--data_path', str(data)], tmp_path)
+    tools.export.main(['--checkpoint', path, '--onnx', str(tmp_path / 'm.onnx'), '--data_path', str(data)])
     assert '(batch, 3, 24, 20, 1) -> logits (batch, 10)' in capsys.readouterr().out
-    clips = clips_of(ucla, 20, 24, range(116))
+    clips = clips_of(data, 20, 24, range(116))
     assert_same(run_onnx(tmp_path / 'm.onnx', clips), pytorch(ActionTransformer(10, 'finetune', **UCLA), path, clips))
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / 'm.onnx').metadata_props}
     assert json.loads(facts['classes']) == find_class_names('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
-
-
-def refused(call, folder, *parts):
-    before = sorted(os.listdir(folder))
-    with pytest.raises(ExportError) as error:
-        call()
-    assert error.value.exit_code == 1 and all(part in str(error.value) for part in parts), str(error.value)
-    assert sorted(os.listdir(folder)) == before
 
 
 def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkeypatch):
@@ -167,14 +144,14 @@ def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkey
     (tmp_path / 'm.pt2').write_bytes(b'old')
     monkeypatch.setattr(export.Deployed, 'forward', lambda self, clips: self.model(
         torch.cat([clips[..., :1], clips[..., :1] * 0], dim=4)) + (0 if torch.compiler.is_exporting() else 1))
-    refused(lambda: tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')]), tmp_path,
-            'differs from PyTorch')
-    assert (tmp_path / 'm.pt2').read_bytes() == b'old'
+    with pytest.raises(ExportError, match='differs from PyTorch') as error:
+        tools.export.main(['--checkpoint', runs['finetune'], '--pt2', str(tmp_path / 'm.pt2')])
+    assert error.value.exit_code == 1
+    assert (tmp_path / 'm.pt2').read_bytes() == b'old' and os.listdir(tmp_path) == ['m.pt2']
 
 
 @pytest.mark.parametrize('made, what, part', [
-    ([[1., 2.], [3., 4.001]], 'encoder', 'differs'), ([[1., 2.], [3., np.nan]], 'encoder', 'finite'),
-    ([[1., 2., 0.], [3., 4., 0.]], 'encoder', 'not finite or differs'),
+    ([[1., 2.], [3., 4.001]], 'encoder', 'differs'), ([[1., 2.], [3., np.nan]], 'encoder', 'not finite'),
     ([[1., 2.], [4.00001, 4.]], 'classifier', 'different class')])
 def test_verification_reports_the_difference(made, what, part):
     """A clip whose top-1 depends on the sixth digit, too."""
@@ -193,18 +170,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monk
     (tmp_path / 'out').mkdir()
     out, tuned, pretrained = tmp_path / 'out/m.onnx', runs['finetune'], runs['pretrain']
     refuse(['--checkpoint', pretrained, '--onnx', out, '--what', 'classifier'], pretrained, '--what encoder')
-    refuse(['--checkpoint', tmp_path / 'none.pth', '--onnx', out], 'no such checkpoint')
-    refuse(['--checkpoint', tuned], '--onnx')
     refuse(['--checkpoint', tuned, '--onnx', out, '--out', out], '--out')
     refuse(['--checkpoint', tuned, '--onnx', out, '--ony', 'x'], 'unrecognized', 'did you mean')
-    refuse(['--checkpoint', tuned, '--authors', tuned, '--onnx', out], 'not allowed')
-    refuse(['--checkpoint', tuned, '--onnx', tmp_path / 'out'], 'is a folder')
     refuse(['--checkpoint', tuned, '--onnx', tuned], 'is also an input')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
-    refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tmp_path / 'none.npz'], 'none.npz')
     for spoil, part in (({'args': {}}, 'has no settings'), ({'bodies': 'two'}, "'bodies'"),
-                        ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple'),
-                        ({'args': {'num_heads': 2, 'stream': 'smell'}}, 'stream')):
+                        ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple')):
         torch.save(torch.load(tuned, weights_only=True) | spoil, tmp_path / 'spoilt.pth')
         refuse(['--checkpoint', tmp_path / 'spoilt.pth', '--pt2', out], 'spoilt.pth', part)
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
