@@ -11,14 +11,12 @@ import pytest
 import torch
 
 import tools.export
-from data import prepare_nwucla
-from data.dataset_file import write_npz
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
 from model_transformer import ActionTransformer, SkeletonEncoder
 from tests.conftest import NUM_TEST, refusal, train
-from tests.data.test_prepare_nwucla import TAR
+from tests.tools.test_predict import save_model
 from tools import export_formats as export
 from tools.export_formats import ExportError
 from util.checkpoint import LAST
@@ -26,7 +24,6 @@ from util.checkpoint import LAST
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 SIZE = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 16, 'num_joints': 5}
-UCLA = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'num_frames': 24, 'num_joints': 20, 't_patch_size': 8}
 
 
 @pytest.fixture(scope='module')
@@ -121,22 +118,14 @@ def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, tiny_npz, 
     assert_same(run_onnx(tmp_path / 'e.onnx', clips), right, classifies=False)
 
 
-@pytest.mark.skipif(not TAR.exists(), reason='no data/nw_ucla.tar.xz in MAMP_SHARED')
-def test_real_clips_of_a_trained_classifier(tiny, tmp_path, capsys):
-    """Every fourth clip of Northwestern-UCLA across views."""
-    prepare_nwucla.main(['--raw', str(TAR), '--out', str(tmp_path)])
-    data, path = tmp_path / 'PART.npz', str(tmp_path / LAST)
-    with np.load(tmp_path / 'NWUCLA_XView.npz') as whole:
-        write_npz(data, **{name: np.ascontiguousarray(whole[name][::4]) for name in whole.files})
-    sizes = [str(word) for name, value in UCLA.items() for word in (f'--{name}', value)]
-    train('finetune', [*tiny, *sizes, '--effective_batch_size', '32', '--epochs', '4', '--lr', '3e-3', '--benchmark',
-                       'nwucla_xview', '--data_path', str(data)], tmp_path)
-    tools.export.main(['--checkpoint', path, '--onnx', str(tmp_path / 'm.onnx'), '--data_path', str(data)])
-    assert '(batch, 3, 24, 20, 1) -> logits (batch, 10)' in capsys.readouterr().out
-    clips = clips_of(data, 20, 24, range(116))
-    assert_same(run_onnx(tmp_path / 'm.onnx', clips), pytorch(ActionTransformer(10, 'finetune', **UCLA), path, clips))
-    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / 'm.onnx').metadata_props}
-    assert json.loads(facts['classes']) == find_class_names('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
+def test_metadata_of_a_known_layout(tmp_path, capsys):
+    path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
+    tools.export.main(['--checkpoint', str(path), '--pt2', str(tmp_path / 'm.pt2')])
+    assert '(batch, 3, 16, 20, 1) -> logits (batch, 10)' in capsys.readouterr().out
+    files = {export.METADATA: ''}
+    torch.export.load(tmp_path / 'm.pt2', extra_files=files)
+    facts = json.loads(files[export.METADATA])
+    assert facts['classes'] == find_class_names('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
 
 
 def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkeypatch):

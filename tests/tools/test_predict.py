@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tools.predict
-from data import prepare_ntu, prepare_nwucla, synthesize
+from data import prepare_ntu, prepare_nwucla
 from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
 from feeder.augment import ClipMaker
@@ -33,7 +33,7 @@ from util.predictions import read_features
 SIZES = {'dim_feat': 16, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 4., 'num_frames': 16, 't_patch_size': 4}
 
 
-def save_model(path, num_joints, num_classes=None, benchmark='mine', **content):
+def save_model(path, num_joints, num_classes=None, benchmark='mine', stream='joint', **content):
     """Write a checkpoint of a random classifier, or, without classes, of a pre-trained model."""
     torch.manual_seed(3)
     sizes = SIZES | {'num_joints': num_joints}
@@ -44,7 +44,7 @@ def save_model(path, num_joints, num_classes=None, benchmark='mine', **content):
             weight.add_(torch.randn(weight.shape) * 0.2)
         if num_classes:
             model.head.fc2.weight.mul_(0.05)
-    settings = sizes | {'stream': 'joint', 'benchmark': benchmark, 'num_classes': num_classes}
+    settings = sizes | {'stream': stream, 'benchmark': benchmark, 'num_classes': num_classes}
     Checkpoint(model.state_dict(), settings, method='MAMP', code_version='test', **content).write(path)
     return path
 
@@ -55,7 +55,7 @@ def evaluate(path, npz, split='test'):
     joints, classes = checkpoint.args['num_joints'], checkpoint.args['num_classes']
     model = ActionTransformer(classes, 'finetune', **SIZES, num_joints=joints).eval()
     model.load_state_dict(checkpoint.model)
-    dataset, clip_maker = SkeletonDataset(npz, split, joints), ClipMaker(16, 'joint', 0)
+    dataset, clip_maker = SkeletonDataset(npz, split, joints), ClipMaker(16, checkpoint.args['stream'], 0)
     with torch.inference_mode():
         return {name: model(clip_maker.eval_view(dataset[[(row, 0)]]))[0].softmax(0).numpy()
                 for row, name in enumerate(dataset.names.tolist())}
@@ -94,38 +94,25 @@ def test_npz_equals_saved_scores_and_features(tiny, tiny_npz, tmp_path, capsys):
     assert len(recordings) == 22 and recordings[0]['recording'].endswith(':train_0')
 
 
-def test_raw_ntu_text_equals_saved_scores(tiny, tmp_path, capsys):
-    synthesize.main(['--out', str(tmp_path / 'raw'), '--clips_per_class', '4', '--classes', '2', '--workers', '1'])
-    prepare_ntu.main(['--dataset', 'synth', '--raw', str(tmp_path / 'raw'), '--out', str(tmp_path), '--protocol',
-                      'xsub', '--workers', '1'])
-    train('finetune', [*tiny, '--data_path', str(tmp_path / 'SYNTH_XSub.npz'), '--num_joints', '25', '--epochs', '1',
-                       '--effective_batch_size', '2', '--stream', 'bone', '--save_scores'], tmp_path / 'run')
-    saved = np.load(tmp_path / 'run/scores.npz')
-    content = predict(capsys, '--checkpoint', tmp_path / 'run/checkpoint-last.pth', tmp_path / 'raw', '--batch_size', 3)
-    entries = {Path(entry['recording']).stem: entry for entry in content['recordings']}
-    assert len(entries) == 8 and list(entries) == sorted(entries) and len(saved['name']) >= 2
-    for name, label, scores in zip(saved['name'].tolist(), saved['label'], saved['scores'], strict=True):
-        assert_close(probabilities(entries[name]), scores)
-        assert entries[name]['label'] == label
-    assert {top['class'] for top in entries[name]['top']} <= set(find_class_names('SYNTH_XSub', 12))
-
-
-@pytest.mark.parametrize('dataset, classes', [('ntu60', 60), ('ntu120', 120)])
-def test_second_bodies_are_those_of_the_data_set(dataset, classes, tmp_path):
-    """Zeros, or a copy of the first body; known from the benchmark, as older checkpoints do not record it."""
+@pytest.mark.parametrize('dataset, classes, stream', [('ntu60', 60, 'bone'), ('ntu120', 120, 'joint')])
+def test_raw_ntu_text_equals_its_npz(dataset, classes, stream, tmp_path):
+    """Whether second bodies are zeros or copies follows from the benchmark, as older checkpoints do not record it."""
     raw = unpack('ntu_excerpt_raw.tar.xz', tmp_path) / dataset
     prepare_ntu.main(['--dataset', dataset, '--raw', str(raw), '--out', str(tmp_path), '--protocol', 'xsub',
                       '--workers', '1'])
-    npz, path = tmp_path / f'{dataset.upper()}_XSub.npz', save_model(tmp_path / 'c.pth', 25, classes, dataset + '_xsub')
+    npz = tmp_path / f'{dataset.upper()}_XSub.npz'
+    path = save_model(tmp_path / 'c.pth', 25, classes, f'{dataset}_xsub', stream)
     expected = {}
     for split in ('train', 'test'):
         if len(np.load(npz)[f'x_{split}']):
             expected |= evaluate(path, npz, split)
     recogniser = Recogniser(path, 'cpu')
     predictions = list(predict_clips(recogniser, read_clips(sorted(raw.iterdir()), recogniser), 2))
-    for prediction in predictions:
-        assert_close(prediction.scores[0], expected[prediction.recording.name])
+    for recording, _, _, scores in predictions:
+        assert_close(scores[0], expected[recording.name])
+        assert recording.label == int(recording.name[-3:]) - 1
     assert 1 in [prediction.recording.frames.shape[1] for prediction in predictions], 'a recording of a single actor'
+    assert recogniser.class_names == find_class_names(f'{dataset}_xsub', classes)
 
 
 @pytest.mark.skipif(not TAR.exists(), reason='no data/nw_ucla.tar.xz in MAMP_SHARED')
@@ -335,7 +322,7 @@ def test_csv_equals_json(folder, classifier, tmp_path, capsys):
 def test_the_other_clips_of_a_dataset_file_are_predicted(classifier, tmp_path, capsys):
     x = np.random.default_rng(0).normal(size=(4, 8, 30)).astype(np.float32)
     x[1, 2, 3], x[2] = np.nan, 0
-    write_npz(tmp_path / 'a.npz', x_train=x, y_train=one_hot([0] * 4, 3), x_test=x, y_test=one_hot([0, 1, 2, 0], 3))
+    write_npz(tmp_path / 'a.npz', x_test=x, y_test=one_hot([0, 1, 2, 0], 3))
     content = predict(capsys, '--checkpoint', classifier, tmp_path / 'a.npz', code=2)
     assert [entry['recording'][-6:] for entry in content['recordings']] == ['test_0', 'test_3']
     damaged, empty = (entry['reason'] for entry in content['unreadable'])
@@ -351,7 +338,6 @@ def test_layouts(tmp_path, capsys):
                             (['a.npy', '--layout', tmp_path / 'other.yaml'], '25 joints (other)')):
         failure, = predict(capsys, '--checkpoint', model, tmp_path / options[0], *options[1:], code=2)['unreadable']
         assert f'bodies have {joints}, but the model expects 25 joints (kinect-v2)' in failure['reason']
-    assert predict(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
     assert tools.predict.main(['--checkpoint', str(model), str(tmp_path / 'a.npy'), '--device', 'cpu']) == 0
     assert 'files without joint names are read as kinect-v2' in capsys.readouterr().err
 

@@ -5,16 +5,10 @@ import pytest
 import torch
 
 import tools.retrieval
-from engine_finetune import predict
-from feeder.augment import ClipMaker
-from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.loader import BatchLoader
-from model_transformer import ActionTransformer
+from feeder.dataset import SkeletonDataset
 from tests.conftest import read_result, refusal, train
 from tools.retrieval import knn, one_shot, select_exemplars
 from util.checkpoint import LAST
-from util.dist import World
-from util.precision import Precision
 from util.predictions import Features, read_features, write_features
 from util.results import Result, group_runs
 
@@ -137,18 +131,3 @@ def test_scores_are_those_that_were_evaluated(tiny, pretrained, tmp_path):
     (tmp_path / 'scores.npz').unlink()
     train('linprobe', tiny, tmp_path, '--eval', '--resume', 'auto', '--save_scores')
     np.testing.assert_allclose(np.load(tmp_path / 'scores.npz')['scores'], scores['scores'], atol=1e-6)
-
-
-def test_predictions_of_several_processes_come_together(tiny_npz):
-    """Each of two fills in its rows; what `World.sum` adds up is what one process finds."""
-    torch.manual_seed(0)
-    model = ActionTransformer(3, 'linprobe', dim_feat=16, depth=1, num_heads=2, num_frames=16, num_joints=5)
-    dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
-
-    def extract(rank, size):
-        loader = BatchLoader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), CPU, 0)
-        return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
-    one, parts = extract(0, 1), [extract(rank, 2) for rank in (0, 1)]
-    for name in ('features', 'scores'):
-        np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
-        assert (one[name] != 0).any(axis=1).all()
