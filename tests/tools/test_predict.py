@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tarfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,15 +118,15 @@ def test_raw_ntu_text_equals_its_npz(dataset, classes, stream, tmp_path):
 def test_nwucla_json_equals_its_npz(tmp_path):
     folder = tmp_path / 'all_sqe'
     with tarfile.open(TAR) as tar:
-        for _, member in zip(range(40), (entry for entry in tar if entry.name.endswith('.json')), strict=False):
+        for member in [entry for entry in tar if entry.name.endswith('.json')][:40]:
             member.name = os.path.basename(member.name)
             tar.extract(member, folder, filter='data')
     prepare_nwucla.main(['--raw', str(folder), '--out', str(tmp_path), '--protocol', 'xview'])
     path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
     expected = evaluate(path, tmp_path / 'NWUCLA_XView.npz')
     recogniser = Recogniser(path, 'cpu')
-    clips = read_clips(sorted(folder.iterdir()), recogniser)
-    scores = {prediction.recording.name: prediction.scores[0] for prediction in predict_clips(recogniser, clips, 16)}
+    scores = {prediction.recording.name: prediction.scores[0] for prediction in predict_clips(
+        recogniser, read_clips(sorted(folder.iterdir()), recogniser), 16)}
     assert recogniser.num_bodies == 1 and len(scores) == 40 and len(expected) > 5
     for name, row in expected.items():
         assert_close(scores[name], row)
@@ -153,8 +152,7 @@ def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     window = next(window for window in entry['windows'] if window['start'] == start)
     assert_close(probabilities(window), sample)
     assert window['end'] == start + 24 and entry['frames'] == len(rows)
-    # For a model of a centred data set the video is centred.
-    centred, = read_clips([raw], Recogniser(save_model(tmp_path / 'o.pth', 25, 60, 'ntu60_xsub'), 'cpu'))
+    centred, = read_clips([raw], Recogniser(path, 'cpu', centre=True))
     np.testing.assert_allclose(centred.frames[start, 0, 1], 0, atol=1e-6)
 
 
@@ -213,9 +211,8 @@ def test_arrays_of_all_shapes(classifier):
     single, pair = rng.normal(size=(40, 5, 3)), rng.normal(size=(9, 2, 5, 3))
     rows = recogniser.probabilities([single, pair, single[:1]], batch_size=2)
     assert rows.shape == (3, 3) and rows.dtype == np.float32 and recogniser.features([single]).shape == (1, 16)
+    assert_close(rows, [recogniser.probabilities(frames) for frames in (single, pair, single[:1])])
     assert_close(rows.sum(axis=1), 1)
-    for row, frames in zip(rows, (single, pair, single[:1]), strict=True):
-        assert_close(recogniser.probabilities(frames), row)
     for frames in (single[:, None], np.stack([single, 0 * single], 1), single + 3, single.tolist(),
                    np.insert(single, 7, 0, axis=0), clean(single[:, None], None)):
         assert_close(recogniser.probabilities(np.asarray(frames)), rows[0])
@@ -249,12 +246,10 @@ def test_invalid_arrays(classifier):
 
 
 def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz, tmp_path):
-    data = tmp_path / 'mine.npz'
+    data, names = tmp_path / 'mine.npz', [f'act {i}' for i in range(NUM_CLASSES)]
     data.symlink_to(tiny_npz)
-    names = [f'act {i}' for i in range(NUM_CLASSES)]
     (tmp_path / 'mine_about.json').write_text(json.dumps({'classes': names, 'centre': False, 'scale': 0.5}))
     train('finetune', [*tiny, '--data_path', str(data), '--epochs', '1'], tmp_path / 'run')
-    data.unlink()
     recogniser = Recogniser(tmp_path / 'run/checkpoint-last.pth', 'cpu')
     assert recogniser.class_names == names and recogniser.num_bodies == 2 and recogniser.num_joints == NUM_JOINTS
     assert not recogniser.centre and recogniser.scale == 0.5
@@ -311,12 +306,11 @@ def test_csv_equals_json(folder, classifier, tmp_path, capsys):
         for entry in json.loads((tmp_path / 'j.json').read_text())['recordings']
         for rank, top in enumerate(entry['top'], 1)]
     assert len(rows) == 6 and {row['class'] for row in rows} == {'sit', 'stand', 'wave "hi", '}
-    assert tools.predict.main([*options, '--csv', str(tmp_path / 'w.csv'), '--window', '6']) == 0
+    assert tools.predict.main([*options[:3], '--csv', str(tmp_path / 'w.csv'), '--window', '6']) == 0
     assert ' to 40 ' in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / 'w.csv').read_text().splitlines()))
-    assert rows[0]['start'] == '0' and {row['rank'] for row in rows} == {'1'} and len(rows) > 2
-    for row, following in pairwise(rows):
-        assert following['start'] == (row['end'] if row['recording'] == following['recording'] else '0')
+    assert {row['rank'] for row in rows} == {'1'} and len(rows) > 2
+    assert [row['start'] for row in rows] == ['0', *(row['end'] for row in rows[:-1])] and rows[-1]['end'] == '40'
 
 
 def test_the_other_clips_of_a_dataset_file_are_predicted(classifier, tmp_path, capsys):
