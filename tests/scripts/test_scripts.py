@@ -286,19 +286,16 @@ def submit(bench: Bench, *args: str, **env: str) -> subprocess.Popen:
                             stderr=subprocess.PIPE, start_new_session=True)
 
 
-def slurm_calls(bench: Bench) -> list[str]:
-    return Path(f'{bench.record}.slurm').read_text().splitlines()
-
-
 def test_slurm_starts_torchrun_on_every_node_and_passes_on_a_failure(bench):
     job = submit(bench, 'pretrain', 'ntu60_xsub', '--benchmark', 'a b', SLURM_GPUS_ON_NODE='8', STUB_EXIT='3')
     job.communicate(timeout=60)
-    assert job.returncode == 3 and slurm_calls(bench) == ['scontrol show hostnames localhost,other']
-    torchrun = ['-m', 'torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d', '--rdzv_id', '4321',
-                '--rdzv_endpoint', 'localhost:29821', '--nproc_per_node', '8']
-    run = command('pretrain', 'ntu60_xsub', 'pretrain', '--benchmark', 'a b')
-    run[run.index('--output_dir') + 1] = f'{bench.out}/pretrain'
-    assert bench.calls() == [torchrun + run] * 2
+    assert job.returncode == 3
+    assert bench.record.with_suffix('.slurm').read_text() == 'scontrol show hostnames localhost,other\n'
+    assert bench.calls() == 2 * [[
+        '-m', 'torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d', '--rdzv_id', '4321',
+        '--rdzv_endpoint', 'localhost:29821', '--nproc_per_node', '8', 'main_pretrain.py', '--config',
+        'config/pretrain.yaml', 'config/ntu60_xsub.yaml', '--output_dir', f'{bench.out}/pretrain', '--resume', 'auto',
+        '--benchmark', 'a b']]
 
 
 @pytest.mark.parametrize('number, send', [(signal.SIGUSR1, os.kill), (signal.SIGTERM, os.killpg)])
@@ -313,8 +310,8 @@ def test_slurm_passes_signals_to_the_processes_and_requeues(bench, number, send)
     send(job.pid, number)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 0, errors
-    assert slurm_calls(bench)[1:] == [f'scancel --signal={number.name.removeprefix("SIG")} 4321',
-                                      'scontrol requeue 4321']
+    assert bench.record.with_suffix('.slurm').read_text().splitlines()[1:] == [
+        f'scancel --signal={number.name.removeprefix("SIG")} 4321', 'scontrol requeue 4321']
 
 
 # ---- real runs -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import pearsonr
 from sklearn.metrics import r2_score
-from torch.nn import functional as F
 
 import tools.visualize
 from data.dataset_file import one_hot, write_npz
@@ -38,8 +37,10 @@ def a_clip(bodies: int = 1) -> analysis.Clip:
     return analysis.Clip(joints, joints, 'a clip', None, default_layout(20))
 
 
-def clip_of(settings: dict, row: int) -> analysis.Clip:
-    return analysis.load_clip(settings['data_path'], 'test', row, settings, default_layout(20))
+def analyse(checkpoint: Path, row: int) -> analysis.ClipAnalysis:
+    model, loaded = rebuild_model(checkpoint)
+    clip = analysis.load_clip(loaded.args['data_path'], 'test', row, loaded.args, default_layout(20))
+    return analysis.analyse_clip(model, loaded.args, clip)
 
 
 def a_model(**changes) -> MAMP:
@@ -84,18 +85,14 @@ def test_the_figures_of_a_clip_are_the_models_loss_and_other_libraries_scores():
 
 
 def test_attention_is_what_the_block_computes_with():
-    """The second block's own output, put together from the weights; and the weights by loops in float64."""
+    """Against loops in float64 over queries and keys of the second block."""
     model, bodies = a_model(), a_clip(2).stream[0].permute(3, 1, 2, 0)
     with torch.no_grad():
-        weights, before = model.attention(bodies, 1), model.blocks[0](model.embed(bodies))      # (2, H, L, L)
-        own = model.blocks[1]
-        qkv = F.linear(own.norm1(before), own.attn.qkv.weight, own.attn.qkv.bias)
-        q, k, v = (part.reshape(2, 40, 2, 8).transpose(1, 2) for part in qkv.split(16, dim=2))   # (2, H, L, E)
-        x = before + own.attn.proj((weights @ v).transpose(1, 2).reshape(2, 40, 16))
-        torch.testing.assert_close(x + own.mlp(own.norm2(x)), own(before), atol=2e-5, rtol=1e-4)
-    q, k = q[1, 1].double().numpy(), k[1, 1].double().numpy()
+        weights, own = model.attention(bodies, 1), model.blocks[1]                          # (2, H, L, L)
+        q, k, _ = own.attn.qkv(own.norm1(model.blocks[0](model.embed(bodies))))[1].double().numpy().reshape(
+            40, 3, 2, 8).transpose(1, 2, 0, 3)                                              # (3, H, L, E) of body 1
     for i in (0, 17, 39):
-        scores = [math.exp(sum(a * b for a, b in zip(q[i], k[j], strict=True)) / math.sqrt(8)) for j in range(40)]
+        scores = [math.exp(sum(a * b for a, b in zip(q[1, i], key, strict=True)) / math.sqrt(8)) for key in k[1]]
         np.testing.assert_allclose(weights[1, 1, i], np.array(scores) / sum(scores), rtol=1e-4)
 
 
@@ -188,9 +185,7 @@ def test_the_page_holds_everything_itself(page):
 
 
 def test_the_page_tells_the_clips_figures(runs, page):
-    model, checkpoint = rebuild_model(str(runs / 'pretrain' / LAST))
-    numbers = analysis.analyse_clip(model, checkpoint.args, clip_of(checkpoint.args, 0)).prediction.metrics
-    text = text_of(page)
+    numbers, text = analyse(runs / 'pretrain' / LAST, 0).prediction.metrics, text_of(page)
     assert all(f'{numbers[name]:.4f}' in text for name in ('loss', 'loss_zero', 'loss_mean'))
     assert f'{numbers["r2"]:.3f}' in text and f'{numbers["r"]:.3f}' in text and '50.0 % of 40' in text
     assert matplotlib.image.imread(runs / 'c.png')[..., :3].std() > 0.05
@@ -202,8 +197,7 @@ def test_a_classifier_names_the_action_and_refuses_to_animate(runs, capsys):
     checkpoint = str(runs / 'finetune' / LAST)
     assert tools.visualize.main(['--checkpoint', checkpoint, '--clip', '1', '--html', str(runs / 'f.html')]) == 0
     assert capsys.readouterr().out.strip() == str(runs / 'f.html')
-    model, loaded = rebuild_model(checkpoint)
-    looked = analysis.analyse_clip(model, loaded.args, clip_of(loaded.args, 1))
+    looked = analyse(checkpoint, 1)
     assert links_of(runs / 'f.html') == 5 * ['data:image/png;base64'] and looked.prediction is None
     best, text = looked.classes.argmax(), text_of(runs / 'f.html').replace('\n', '')
     assert f'predicted classclass {best} ({100 * looked.classes[best]:.1f} %)' in text and 'true classclass 1' in text
