@@ -24,21 +24,14 @@ EIGHT = ['--effective_batch_size', '8']     # two clips for each of four process
 
 
 @pytest.fixture(scope='module')
-def few_npz(tiny_npz, tmp_path_factory):
-    """The tiny dataset with three test clips: one of four processes has none."""
-    path = tmp_path_factory.mktemp('few') / 'FEW.npz'
-    with np.load(tiny_npz) as file:
-        write_npz(path, **{name: file[name][:3] if name.endswith('_test') else file[name] for name in file})
-    return path
-
-
-@pytest.fixture(scope='module')
-def alone(tiny, tiny_pretrain, tmp_path_factory):
-    """Pre-training, linear probe and fine-tuning in one process, three epochs each."""
+def alone(tiny, tiny_npz, tiny_pretrain, tmp_path_factory):
+    """Pre-training, linear probe and fine-tuning in one process, three epochs each; and the data with 3 test clips."""
     root = tmp_path_factory.mktemp('alone')
     train('pretrain', [*tiny_pretrain, *EIGHT, '--epochs', '3'], root / 'pretrain')
     for stage in ('linprobe', 'finetune'):
         train(stage, [*tiny, *EIGHT, '--finetune', str(root / 'pretrain' / LAST), '--epochs', '3'], root / stage)
+    with np.load(tiny_npz) as file:
+        write_npz(root / 'FEW.npz', **{name: file[name][:3] if name.endswith('_test') else file[name] for name in file})
     return root
 
 
@@ -46,8 +39,6 @@ def check_losses(folder, expected) -> None:
     losses, alone = ([line['train_loss'] for line in read_lines(path)] for path in (folder, expected))
     assert losses == pytest.approx(alone, rel=1e-6)
 
-
-# ---- one process and several -----------------------------------------------------------------------------------------
 
 # All stages, one after the other, by the same processes.
 RUN_JOBS = """
@@ -65,11 +56,11 @@ run_main(main)
 """
 
 
-def evaluations(tiny, alone, few_npz, folder) -> list[tuple[str, list[str]]]:
-    """Stages and options: evaluation of the checkpoints in `alone` with 13 test clips and with three."""
+def evaluations(tiny, alone, folder) -> list[tuple[str, list[str]]]:
+    """Evaluation of the checkpoints in `alone` with 13 test clips and with three: one of four processes has none."""
     jobs, data_only = [], [word for option, value in zip(tiny[::2], tiny[1::2], strict=True)
                            if option not in ('--lr', '--epochs', '--effective_batch_size') for word in (option, value)]
-    for name, data in (('many', []), ('few', ['--data_path', str(few_npz)])):
+    for name, data in (('many', []), ('few', ['--data_path', str(alone / 'FEW.npz')])):
         jobs += [(stage, [*tiny, *EIGHT, *data, '--eval', '--save_scores', '--save_features', '--resume',
                           str(alone / stage / LAST), '--output_dir', str(folder / f'{name}_{stage}')])
                  for stage in ('linprobe', 'finetune')]
@@ -79,21 +70,20 @@ def evaluations(tiny, alone, few_npz, folder) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope='module')
-def evaluated(tiny, alone, few_npz, tmp_path_factory):
+def evaluated(tiny, alone, tmp_path_factory):
     folder = tmp_path_factory.mktemp('evaluated')
-    for stage, options in evaluations(tiny, alone, few_npz, folder):
+    for stage, options in evaluations(tiny, alone, folder):
         STAGES[stage](parse_args(stage, options), World(0, 1, torch.device('cpu')))
     return folder
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_several_processes_compute_what_one_computes(processes, tiny, tiny_pretrain, alone, few_npz, evaluated, fork,
-                                                     tmp_path):
+def test_several_processes_compute_what_one_computes(processes, tiny, tiny_pretrain, alone, evaluated, fork, tmp_path):
     start = ['--finetune', str(alone / 'pretrain' / LAST)]
     jobs = [('pretrain', [*tiny_pretrain, '--epochs', '3']), ('linprobe', [*tiny, *start]),
             ('finetune', [*tiny, *start])]
     jobs = [(stage, [*options, *EIGHT, '--output_dir', str(tmp_path / stage)]) for stage, options in jobs]
-    jobs += evaluations(tiny, alone, few_npz, tmp_path)
+    jobs += evaluations(tiny, alone, tmp_path)
     (tmp_path / 'jobs.json').write_text(json.dumps(jobs))
     done = fork(RUN_JOBS, tmp_path / 'jobs.json', processes=processes)
     assert done.codes == [0] * processes, done.text
@@ -163,8 +153,6 @@ def test_all_processes_draw_the_same_labelled_clips(tiny, tiny_npz, fork, tmp_pa
     assert (tmp_path / 'run' / 'labelled.txt').read_text().split() == [f'train_{row}' for row in drawn]
     assert [(tmp_path / rank).read_text().split() for rank in '01'] == [drawn, drawn]
 
-
-# ---- failures --------------------------------------------------------------------------------------------------------
 
 # After step `argv[1]` the last process fails.
 FAIL = """

@@ -1,11 +1,9 @@
 """Predictions equal those of evaluation, whatever file the recordings come from."""
 
 import csv
-import doctest
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 import tools.predict
-from data import prepare_ntu, prepare_nwucla
+from data import prepare_ntu
 from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
 from feeder.augment import ClipMaker
@@ -23,7 +21,6 @@ from model_mamp import MAMP
 from model_transformer import ActionTransformer
 from tests.conftest import NUM_CLASSES, NUM_JOINTS, refusal, train
 from tests.data.test_formats import unpack
-from tests.data.test_prepare_nwucla import TAR
 from tools.recognition import Recogniser
 from tools.recordings import Segment, predict_clips, read_clips, sliding_windows, timeline
 from util.checkpoint import Checkpoint
@@ -114,24 +111,6 @@ def test_raw_ntu_text_equals_its_npz(dataset, classes, stream, tmp_path):
     assert recogniser.class_names == find_class_names(f'{dataset}_xsub', classes)
 
 
-@pytest.mark.skipif(not TAR.exists(), reason='no data/nw_ucla.tar.xz in MAMP_SHARED')
-def test_nwucla_json_equals_its_npz(tmp_path):
-    folder = tmp_path / 'all_sqe'
-    with tarfile.open(TAR) as tar:
-        for member in [entry for entry in tar if entry.name.endswith('.json')][:40]:
-            member.name = os.path.basename(member.name)
-            tar.extract(member, folder, filter='data')
-    prepare_nwucla.main(['--raw', str(folder), '--out', str(tmp_path), '--protocol', 'xview'])
-    path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
-    expected = evaluate(path, tmp_path / 'NWUCLA_XView.npz')
-    recogniser = Recogniser(path, 'cpu')
-    scores = {prediction.recording.name: prediction.scores[0] for prediction in predict_clips(
-        recogniser, read_clips(sorted(folder.iterdir()), recogniser), 16)}
-    assert recogniser.num_bodies == 1 and len(scores) == 40 and len(expected) > 5
-    for name, row in expected.items():
-        assert_close(scores[name], row)
-
-
 def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):
     """Neither is centred for a model of PKU-MMD; a window over a labelled interval is the training clip."""
     raw = unpack('pku_excerpt_raw.tar.xz', tmp_path) / 'pku_v1/skeleton/0003-M.txt'
@@ -201,11 +180,6 @@ def classifier(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp('mine') / 'c.pth', 5, 3, bodies=2, class_names=names)
 
 
-def test_the_example_in_the_documentation(classifier):
-    result = doctest.testmod(tools.recognition, extraglobs={'checkpoint': str(classifier), 'np': np})
-    assert result.attempted >= 6 and not result.failed
-
-
 def test_arrays_of_all_shapes(classifier):
     recogniser, rng = Recogniser(classifier, 'cpu'), np.random.default_rng(1)
     single, pair = rng.normal(size=(40, 5, 3)), rng.normal(size=(9, 2, 5, 3))
@@ -256,13 +230,15 @@ def test_training_writes_class_names_and_bodies_into_checkpoints(tiny, tiny_npz,
 
 
 def test_a_pretrained_model_has_features_and_no_labels(tmp_path):
-    path, json_file, valid = save_model(tmp_path / 'c.pth', 5), tmp_path / 'j.json', np.ones((3, 5, 3))
+    path, json_file = save_model(tmp_path / 'c.pth', 5), tmp_path / 'j.json'
+    valid = np.random.default_rng(0).normal(size=(9, 5, 3))
     np.save(tmp_path / 'a.npy', valid)
-    refusal(lambda: tools.predict.main(['--checkpoint', str(path), str(tmp_path / 'a.npy'), '--json', str(json_file)]),
-            path, 'pre-training', '--features')
+    command = ['--checkpoint', str(path), str(tmp_path / 'a.npy'), '--device', 'cpu']
+    refusal(lambda: tools.predict.main([*command, '--json', str(json_file)]), path, 'pre-training', '--features')
     assert not json_file.exists()
+    assert tools.predict.main([*command, '--features', str(tmp_path / 'f.npz')]) == 0
     recogniser = Recogniser(path, 'cpu')
-    assert recogniser.class_names is None and recogniser.features(valid).shape == (16,)
+    assert_close(np.load(tmp_path / 'f.npz')['features_test'], recogniser.features([valid]))
     refusal(lambda: recogniser.probabilities(valid), 'has no classes')
 
 
@@ -332,6 +308,7 @@ def test_layouts(tmp_path, capsys):
                             (['a.npy', '--layout', tmp_path / 'other.yaml'], '25 joints (other)')):
         failure, = predict(capsys, '--checkpoint', model, tmp_path / options[0], *options[1:], code=2)['unreadable']
         assert f'bodies have {joints}, but the model expects 25 joints (kinect-v2)' in failure['reason']
+    assert predict(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
     assert tools.predict.main(['--checkpoint', str(model), str(tmp_path / 'a.npy'), '--device', 'cpu']) == 0
     assert 'files without joint names are read as kinect-v2' in capsys.readouterr().err
 

@@ -66,12 +66,9 @@ def test_the_published_exemplars_are_taken_where_they_are():
     refusal(lambda: select_exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
 
 
-@pytest.mark.parametrize('split, field, value', [
-    ('train', 'label', np.zeros(39, int)), ('test', 'features', np.full((25, 6), np.nan, np.float32)),
-    ('test', 'features', np.zeros((25, 5), np.float32))])
-def test_features_that_do_not_fit_are_refused(split, field, value, tmp_path):
+def test_features_of_different_widths_are_refused(tmp_path):
     splits = made(2)
-    splits[split] = splits[split]._replace(**{field: value})
+    splits['test'] = splits['test']._replace(features=splits['test'].features[:, :5])
     write_features(tmp_path / 'f.npz', splits)
     refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'features')
 

@@ -104,7 +104,6 @@ def test_the_chosen_query_head_and_block_are_looked_at():
     np.testing.assert_allclose(looked.weight.ravel(), weights[1][1 * 20 + 7] * 40, rtol=1e-5)
     mean = analysis.analyse_clip(model, SETTINGS, clip, body=1, block=0).attention
     np.testing.assert_allclose(mean.weight.ravel(), weights.mean((0, 1)) * 40, rtol=1e-5)
-    assert mean.weight.mean() == pytest.approx(1)
     assert analysis.analyse_clip(model, SETTINGS, clip).attention.block == 1, 'the last one'
 
 
@@ -128,8 +127,9 @@ def test_the_map_frames_just_the_joint_segments_that_were_shown():
     assert [label.get_text() for label in axis.get_yticklabels()] == list(default_layout(20).joints)
 
 
-def test_the_animation_shows_each_frame_and_what_is_hidden():
-    content = animate(analysis.analyse_clip(a_model(), SETTINGS, a_clip()), most=4)
+@pytest.mark.parametrize('target', ['motion', 'joint'])
+def test_the_animation_shows_each_frame_and_what_is_hidden(target):
+    content = animate(analysis.analyse_clip(a_model(target=target), SETTINGS, a_clip()), most=4)
     film = Image.open(io.BytesIO(content))
     assert film.format == 'GIF' and film.n_frames == 4 and len(content) < 200_000, 'every other of 8 frames'
     images = []
@@ -232,7 +232,6 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch, ca
     refusal(lambda: tools.visualize.main([*options, str(runs / 'walk.npy'), '--clip', '1']), '--clip 1', '0 to 0')
     np.save(runs / 'odd.npy', rows[:, :5])
     refusal(lambda: tools.visualize.main([*options, str(runs / 'odd.npy')]), 'odd.npy', '5 joints')
-    refusal(lambda: tools.visualize.main([*options, str(runs / 'none.npy')]), 'none.npy', 'no such file')
 
 
 def test_several_clips_get_a_picture_each(runs, capsys, monkeypatch):
