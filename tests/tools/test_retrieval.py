@@ -101,8 +101,7 @@ def test_retrieval_from_checkpoint_to_result(size, tiny_npz, pretrained, tmp_pat
 
     tools.retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
     again = read_result(tmp_path / 'b')
-    for name in ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining'):
-        assert again[name] == result[name]
+    assert all(again[name] == result[name] for name in ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining'))
     assert result['pretraining']['mask_ratio'] == 0.5 and again['seed'] == 3
     assert len(group_runs([Result.from_dict(run, None) for run in (again, result)])) == 1, 'the same recipe'
 
