@@ -158,8 +158,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monk
     refuse(['--checkpoint', tuned, '--onnx', out, '--ony', 'x'], 'unrecognized', 'did you mean')
     refuse(['--checkpoint', tuned, '--onnx', tuned], 'is also an input')
     refuse(['--checkpoint', tuned, '--pt2', out, '--data_path', tiny_npz, '--num_bodies', '1'], 'have 2')
-    for spoil, part in (({'args': {}}, 'has no settings'), ({'bodies': 'two'}, "'bodies'"),
-                        ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple')):
+    for spoil, part in (({'bodies': 'two'}, "'bodies'"), ({'args': {'num_heads': 3, 'stream': 'joint'}}, 'multiple'),
+                        ({'args': {}}, 'has no settings'), ({'args': {'num_heads': 2}}, 'unknown stream')):
         torch.save(torch.load(tuned, weights_only=True) | spoil, tmp_path / 'spoilt.pth')
         refuse(['--checkpoint', tmp_path / 'spoilt.pth', '--pt2', out], 'spoilt.pth', part)
     monkeypatch.setitem(sys.modules, 'onnxscript', None)

@@ -317,7 +317,7 @@ def test_layouts(tmp_path, capsys):
     (['nowhere.npy'], 'nowhere.npy'), (['empty'], '.skeleton'), (['README'], 'suffix'), (['--hop', '3'], '--window'),
     (['--layout', 'nowhere'], 'nowhere'), (['--json', '-', '--csv', '-'], 'stdout'),
     (['--json', 'x', '--csv', './x'], 'the file of --json'), (['--json', 'a.npy'], 'also an input'),
-    (['--csv', 'c.pth'], 'also an input')], ids=' '.join)
+    (['--json', 'empty'], 'is a folder'), (['--csv', '/dev/null'], 'not a regular file')], ids=' '.join)
 def test_invalid_options_are_refused_first(options, part, classifier, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(classifier, 'c.pth')
