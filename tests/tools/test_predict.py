@@ -215,7 +215,7 @@ def test_preparation(preparation, benchmark, classes, centre, scale, repeats, tm
 def test_invalid_arrays(classifier):
     recogniser, valid = Recogniser(classifier, 'cpu'), np.ones((4, 5, 3))
     for frames, part in ((np.ones((4, 7, 3)), '(4, 7, 3)'), (0 * valid, 'zero'), ([], 'empty'),
-                         ([valid, np.nan * valid], 'recording 1')):
+                         ([valid, np.nan * valid], 'recording 1'), (valid[:0], 'expected numbers')):
         refusal(lambda frames=frames: recogniser.probabilities(frames), part)
 
 
