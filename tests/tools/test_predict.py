@@ -1,6 +1,7 @@
 """Predictions equal those of evaluation, whatever file the recordings come from."""
 
 import csv
+import doctest
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import tools.predict
+import tools.recognition
 from data import prepare_ntu
 from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
@@ -178,6 +180,11 @@ def classifier(tmp_path_factory):
     """A classifier of two bodies of five joints with class names."""
     names = ['sit', 'stand', 'wave "hi", ']
     return save_model(tmp_path_factory.mktemp('mine') / 'c.pth', 5, 3, bodies=2, class_names=names)
+
+
+def test_example_in_the_documentation(classifier):
+    result = doctest.testmod(tools.recognition, extraglobs={'checkpoint': str(classifier), 'np': np})
+    assert result.attempted >= 6 and not result.failed
 
 
 def test_arrays_of_all_shapes(classifier):
