@@ -64,7 +64,7 @@ def split_lines(text: bytes) -> list[str]:
         number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
                             if line.translate(None, PLAIN))
         raise UserError(f'line {number}: {line!r:.60} is not plain text')
-    lines = text.decode('ascii').split('\n')
+    lines = [line.rstrip('\r') for line in text.decode('ascii').split('\n')]
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
     return lines

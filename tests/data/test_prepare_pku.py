@@ -283,7 +283,7 @@ def parse_plainly(text):
     """The frames of a text, float by float; None if it is damaged."""
     frames = []
     for line in text.rstrip(b' \t\r\n').split(b'\n'):
-        tokens = re.split(rb'[ \t]+', line.removesuffix(b'\r').strip(b' \t'))
+        tokens = re.split(rb'[ \t]+', line.rstrip(b'\r').strip(b' \t'))
         if len(tokens) != 150 or not all(map(NUMBER.fullmatch, tokens)):
             return None
         frames.append([float(token) for token in tokens])

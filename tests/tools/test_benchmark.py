@@ -11,16 +11,15 @@ import torch
 import tools.benchmark
 from tests.conftest import refusal
 from tools.benchmarking import preparation
-from tools.benchmarking.measure import TimedLoader, clip_flops, matmul_peak, table, write_clips
+from tools.benchmarking.measure import TimedLoader, clip_flops
 
 CPU = torch.device('cpu')
-SIZES = '{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, ' \
-        'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}'
 
 
 def test_every_stage_and_mode(tmp_path, capsys):
     config, path = tmp_path / 'small.yaml', tmp_path / 'rows.json'
-    config.write_text(SIZES)
+    config.write_text('{num_frames: 8, num_joints: 5, dim_feat: 16, depth: 1, num_heads: 2, '
+                      'pretrain: {decoder_dim_feat: 16, decoder_depth: 1, mask_ratio: 0.5}}')
     stages, modes = ['pretrain', 'finetune', 'linprobe', 'evaluate', 'data'], ['plain', 'fp32', 'bf16', 'nonempty']
     assert tools.benchmark.main(['--config', str(config), '--batch_size', '4', '--steps', '2', '--repeats', '1',
                                  '--device', 'cpu', '--stages', ','.join(stages), '--modes', ','.join(modes),
@@ -37,13 +36,11 @@ def test_every_stage_and_mode(tmp_path, capsys):
     assert (tmp_path / 'profile.txt').read_text().count('Self CPU time total') == len(rows)
 
 
-def test_settings_that_cannot_be_measured_are_refused(tmp_path):
-    command = ['--device', 'cpu', '--stages', 'finetune']
-    refusal(lambda: tools.benchmark.main([*command, '--modes', 'tf32']), '--modes tf32', 'GPU')
-    refusal(lambda: tools.benchmark.main([*command, '--modes', 'nonempty']), '--modes nonempty')
-    refusal(lambda: tools.benchmark.main([*command, '--json', str(tmp_path)]), '--json', str(tmp_path))
-    refusal(lambda: tools.benchmark.main([*command, '--batch_size', '1']), '--batch_size 1')
-    refusal(lambda: tools.benchmark.main(['--modes', 'slow']), '--modes', 'slow')
+@pytest.mark.parametrize('options, parts', [
+    (['--modes', 'tf32'], ['--modes tf32', 'GPU']), (['--modes', 'nonempty'], ['--modes nonempty']),
+    (['--modes', 'slow'], ['--modes', 'slow']), (['--batch_size', '1'], ['--batch_size 1'])], ids=' '.join)
+def test_settings_that_cannot_be_measured_are_refused(options, parts):
+    refusal(lambda: tools.benchmark.main(['--device', 'cpu', '--stages', 'finetune', *options]), *parts)
 
 
 def test_a_loader_is_timed_after_its_warm_up():
@@ -69,22 +66,6 @@ def test_operations_against_a_count_by_hand():
     pretraining = 2 * (embed + 2 * block(visible, 32) + decoder)
     assert [clip_flops(stage, args) for stage in ('evaluate', 'linprobe', 'finetune', 'pretrain', 'data')] == [
         encoder, encoder, 3 * encoder, 3 * pretraining, 0]
-
-
-def test_synthetic_clips_resemble_ntu(tmp_path):
-    write_clips(tmp_path / 'clips.npz', 400, 25, 60)
-    with np.load(tmp_path / 'clips.npz') as npz:
-        x, y = npz['x_train'].reshape(400, 300, 2, 75), npz['y_train']
-    lengths = (x.sum(axis=(2, 3)) != 0).sum(axis=1)
-    assert 65 < np.median(lengths) < 85 and lengths.min() >= 30 and lengths.max() > 150
-    assert .35 < (~x.any(axis=(1, 3))).mean() < .47         # empty bodies, as in NTU RGB+D 60
-    assert (y.sum(axis=1) == 1).all() and y.shape == (400, 60)
-
-
-def test_table_and_peak():
-    assert table([{'a': 1.234, 'b_c': None}, {'a': 2, 'b_c': 3}], {'a': '.1f', 'b_c': 'd'}) == (
-        '| a | b c |\n|---|---|\n| 1.2 | – |\n| 2.0 | 3 |')
-    assert matmul_peak(CPU, 'fp32', repeats=1) > 1e8
 
 
 def test_preparation_is_compared_with_the_usual_way(tmp_path):

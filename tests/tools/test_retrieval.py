@@ -1,23 +1,14 @@
 """Nearest neighbours and one-shot recognition against brute force, and what is kept of a run."""
 
-
 import numpy as np
 import pytest
 import torch
 
-import main_finetune
-import main_linprobe
-import main_pretrain
 import tools.retrieval
-from engine_finetune import predict
-from feeder.augment import ClipMaker
-from feeder.dataset import EvalBatches, SkeletonDataset
-from feeder.loader import BatchLoader
-from model_transformer import ActionTransformer
-from tests.conftest import read_result, refusal
+from feeder.dataset import SkeletonDataset
+from tests.conftest import read_result, refusal, train
 from tools.retrieval import knn, one_shot, select_exemplars
-from util.dist import World
-from util.precision import Precision
+from util.checkpoint import LAST
 from util.predictions import Features, read_features, write_features
 from util.results import Result, group_runs
 
@@ -38,8 +29,7 @@ def distances(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
     return np.linalg.norm(a[:, None] - b[None], axis=2, ord={'euclidean': 2, 'manhattan': 1}[metric])
 
 
-@pytest.mark.parametrize('k', [1, 3, 8, 40])
-@pytest.mark.parametrize('metric', ['cosine', 'euclidean', 'manhattan'])
+@pytest.mark.parametrize('k, metric', [(1, 'cosine'), (3, 'euclidean'), (8, 'manhattan'), (40, 'cosine')])
 def test_neighbours_vote(k, metric):
     splits = made(k)
     far = distances(splits['test'].features, splits['train'].features, metric)
@@ -48,15 +38,14 @@ def test_neighbours_vote(k, metric):
     assert (knn(splits['train'], splits['test'], k, metric) == expected).all()
 
 
-@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
-def test_one_shot_is_the_nearest_exemplar(metric):
+def test_one_shot_is_the_nearest_exemplar():
     splits = made(7, 60, 80, classes=9)
-    labels, asked = one_shot(splits, 9, 3, metric)
+    labels, asked = one_shot(splits, 9, 3, 'cosine')
     train, test = splits['train'], splits['test']
     exemplars = {label: min((name, i) for i, name in enumerate(train.name) if train.label[i] == label)[1]
                  for label in (0, 3, 6)}
     queries = [i for i in range(80) if test.label[i] in (0, 3, 6)]
-    far = distances(test.features[queries], train.features[list(exemplars.values())], metric)
+    far = distances(test.features[queries], train.features[list(exemplars.values())], 'cosine')
     assert (labels == np.array([0, 3, 6])[far.argmin(axis=1)]).all()
     assert (asked.name == test.name[queries]).all() and (asked.label == test.label[queries]).all()
 
@@ -77,30 +66,9 @@ def test_the_published_exemplars_are_taken_where_they_are():
     refusal(lambda: select_exemplars(splits, np.array([0, 18]), True), '18', '--novel_every')
 
 
-def test_features_come_back(tmp_path):
-    splits = made(1)
-    write_features(tmp_path / 'f.npz', splits, benchmark='b', stream='joint', method='MAMP')
-    back, record = read_features(tmp_path / 'f.npz')
-    assert record == {'benchmark': 'b', 'stream': 'joint', 'method': 'MAMP'}
-    assert all((one == other).all() for split in splits for one, other in zip(splits[split], back[split], strict=True))
-
-
-RUN = {'seed': 2, 'pretraining': {'benchmark': 'b', 'seed': 1, 'mask_ratio': 0.9, 'target': 'motion', 'path': None},
-       'config': {'depth': 4, 'mlp_ratio': 2.5}}
-
-
-def kept(path, run: dict = RUN, **facts: str):
-    write_features(path, made(1), run, **{'benchmark': 'b', 'stream': 'bone', 'method': 'MAMP'} | facts)
-    return path
-
-
-@pytest.mark.parametrize('split, field, value', [
-    ('train', 'label', np.zeros(39, int)), ('test', 'features', np.full((25, 6), np.nan, np.float32)),
-    ('test', 'features', np.zeros((25, 5), np.float32)), ('train', 'features', np.zeros((40, 6), int)),
-    ('test', 'name', np.array(['a'])), ('train', 'label', np.zeros(40))])
-def test_features_that_do_not_fit_are_refused(split, field, value, tmp_path):
+def test_features_of_different_widths_are_refused(tmp_path):
     splits = made(2)
-    splits[split] = splits[split]._replace(**{field: value})
+    splits['test'] = splits['test']._replace(features=splits['test'].features[:, :5])
     write_features(tmp_path / 'f.npz', splits)
     refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'features')
 
@@ -108,21 +76,21 @@ def test_features_that_do_not_fit_are_refused(split, field, value, tmp_path):
 @pytest.fixture(scope='module')
 def pretrained(tiny_pretrain, tmp_path_factory):
     folder = tmp_path_factory.mktemp('pretrained')
-    main_pretrain.main([*tiny_pretrain, '--output_dir', str(folder)])
-    return folder / 'checkpoint-last.pth'
+    train('pretrain', tiny_pretrain, folder)
+    return str(folder / LAST)
 
 
-def size_of(tiny: list[str]) -> list[str]:
+@pytest.fixture
+def size(tiny) -> list[str]:
     """Of a training's options those that retrieval has."""
-    pairs = zip(tiny[::2], tiny[1::2], strict=True)
     left = ('--effective_batch_size', '--lr', '--epochs')
-    return [word for name, value in pairs if name not in left for word in (name, value)]
+    return [word for name, value in zip(tiny[::2], tiny[1::2], strict=True) if name not in left
+            for word in (name, value)]
 
 
-def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_path):
-    options = [*size_of(tiny), '--finetune', str(pretrained), '--batch_size', '4', '--stream', 'velocity',
-               '--seed', '3']
-    tools.retrieval.main([*options, '--output_dir', str(tmp_path / 'a')])
+def test_retrieval_from_checkpoint_to_result(size, tiny_npz, pretrained, tmp_path):
+    tools.retrieval.main([*size, '--finetune', pretrained, '--batch_size', '4', '--stream', 'velocity', '--seed', '3',
+                          '--output_dir', str(tmp_path / 'a')])
     result, (splits, _) = read_result(tmp_path / 'a'), read_features(tmp_path / 'a' / 'features.npz')
     assert result['method'] == 'MAMP' and result['protocol'] == 'retrieval' and result['stream'] == 'velocity'
     test = SkeletonDataset(tiny_npz, 'test', 5)
@@ -133,31 +101,23 @@ def test_retrieval_from_checkpoint_to_result(tiny, tiny_npz, pretrained, tmp_pat
 
     tools.retrieval.main(['--features', str(tmp_path / 'a' / 'features.npz'), '--output_dir', str(tmp_path / 'b')])
     again = read_result(tmp_path / 'b')
-    names = ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining')
-    assert [again[key] for key in names] == [result[key] for key in names]
-    assert result['pretraining']['mask_ratio'] == 0.5
-    assert again['seed'] == 3
+    assert all(again[name] == result[name] for name in ('last', 'benchmark', 'method', 'stream', 'seed', 'pretraining'))
+    assert result['pretraining']['mask_ratio'] == 0.5 and again['seed'] == 3
     assert len(group_runs([Result.from_dict(run, None) for run in (again, result)])) == 1, 'the same recipe'
-    assert not (tmp_path / 'b' / 'features.npz').exists()
 
 
-def test_one_shot_before_and_after_supervised_training(tiny, pretrained, tmp_path):
-    size, shot = size_of(tiny), ['--protocol', 'oneshot', '--novel_every', '2', '--batch_size', '4']
-    main_finetune.main([*tiny, '--finetune', str(pretrained), '--novel_every', '2', '--output_dir',
-                        str(tmp_path / 'ft')])
-    methods = []
-    for source in (pretrained, tmp_path / 'ft' / 'checkpoint-last.pth'):
-        tools.retrieval.main([*size, *shot, '--finetune', str(source), '--output_dir', str(tmp_path / 'out')])
+def test_one_shot_before_and_after_supervised_training(tiny, size, pretrained, tmp_path):
+    train('finetune', [*tiny, '--finetune', pretrained, '--novel_every', '2'], tmp_path / 'ft')
+    for source, method in ((pretrained, 'MAMP'), (str(tmp_path / 'ft' / LAST), 'MAMP + supervised')):
+        tools.retrieval.main([*size, '--protocol', 'oneshot', '--novel_every', '2', '--finetune', source,
+                              '--output_dir', str(tmp_path / 'out')])
         result = read_result(tmp_path / 'out')
         assert result['protocol'] == 'oneshot' and 0 <= result['last']['top1'] <= 100
-        assert result['pretraining']['target'] == 'motion'
-        methods.append(result['method'])
-    assert methods == ['MAMP', 'MAMP + supervised']
+        assert result['pretraining']['target'] == 'motion' and result['method'] == method
 
 
-def test_scores_are_those_that_were_evaluated(tiny, tiny_npz, pretrained, tmp_path):
-    options = [*tiny, '--finetune', str(pretrained), '--save_scores', '--save_features', '--output_dir', str(tmp_path)]
-    main_linprobe.main(options)
+def test_scores_are_those_that_were_evaluated(tiny, pretrained, tmp_path):
+    train('linprobe', [*tiny, '--finetune', pretrained, '--save_scores', '--save_features'], tmp_path)
     result, scores, kept = read_result(tmp_path), np.load(tmp_path / 'scores.npz'), np.load(tmp_path / 'features.npz')
     assert 100 * (scores['scores'].argmax(axis=1) == scores['label']).mean() == pytest.approx(result['last']['top1'])
     loss = -np.log(scores['scores'][np.arange(len(scores['label'])), scores['label']]).mean()
@@ -165,20 +125,5 @@ def test_scores_are_those_that_were_evaluated(tiny, tiny_npz, pretrained, tmp_pa
     np.testing.assert_allclose(scores['scores'].sum(axis=1), 1, rtol=1e-5)
     assert str(scores['stream']) == 'joint' and kept['features_test'].shape == (len(scores['label']), 16)
     (tmp_path / 'scores.npz').unlink()
-    main_linprobe.main([*tiny, '--eval', '--resume', 'auto', '--save_scores', '--output_dir', str(tmp_path)])
+    train('linprobe', tiny, tmp_path, '--eval', '--resume', 'auto', '--save_scores')
     np.testing.assert_allclose(np.load(tmp_path / 'scores.npz')['scores'], scores['scores'], atol=1e-6)
-
-
-def test_predictions_of_several_processes_come_together(tiny_npz):
-    """Each of two fills in its rows; what `World.sum` adds up is what one process finds."""
-    torch.manual_seed(0)
-    model = ActionTransformer(3, 'linprobe', dim_feat=16, depth=1, num_heads=2, num_frames=16, num_joints=5)
-    dataset, clips_of = SkeletonDataset(tiny_npz, 'test', 5), ClipMaker(16, 'joint', 0)
-
-    def extract(rank, size):
-        loader = BatchLoader(dataset, EvalBatches(range(len(dataset)), 4, rank, size), CPU, 0)
-        return predict(model, loader, clips_of, Precision('fp32', CPU), World(0, 1, CPU), len(dataset))
-    one, parts = extract(0, 1), [extract(rank, 2) for rank in (0, 1)]
-    for name in ('features', 'scores'):
-        np.testing.assert_allclose(parts[0][name] + parts[1][name], one[name], atol=1e-6)
-        assert (one[name] != 0).any(axis=1).all()
