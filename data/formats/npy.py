@@ -22,7 +22,7 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
     if frames.nbytes > MAX_BYTES:
         raise UserError(f'is {frames.nbytes / 1e6:,.0f} MB, too large for one recording; split it into several files')
     frames, notes = frames[:, None] if frames.ndim == 3 else frames, ()                     # (T, M, V, 3)
-    if frames.shape[1] > len(frames):
+    if frames.shape[1] > len(frames) > 0:
         frames = frames.swapaxes(0, 1)
         notes = ('read as (bodies, frames, joints, 3), as there would otherwise be more bodies than frames',)
     if frames.shape[1] > MAX_BODIES:

@@ -51,7 +51,7 @@ def test_the_files(raw, tmp_path, capsys):
     assert prepare(folder, table, out) == 0
     output = capsys.readouterr().out
     assert '12 samples of 3 classes' in output and f'{out}/custom.npz: 9 train, 3 test' in output
-    assert 'are read as coco-17' in output
+    assert '12 read with the joints coco-17 (--layout), in units of 1 m (--scale)' in output
     assert sorted(read_folder(out)) == ['custom.npz', 'custom.yaml', 'custom_about.json']
     content = read_npz(out / 'custom.npz')
     assert [(name, array.shape, str(array.dtype)) for name, array in content.items() if name[0] != 'n'] == [
@@ -210,7 +210,7 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
     words[1], words[-1] = str(ROOT / words[1]), str(tmp_path / 'pre/checkpoint-last.pth')
     train('finetune', [*words, *small, '--epochs', '1', '--warmup_epochs', '0', '--save_scores', '--stream', 'bone'],
           tmp_path / 'fine')
-    assert 'from the layout kinect-v2 to coco-17: 13 of 17 joints' in capsys.readouterr().err
+    assert 'from the layout kinect-v2 to coco-17: 17 of 17 joints' in capsys.readouterr().err
     scores = read_scores(tmp_path / 'fine/scores.npz')
     assert scores.classes.tolist() == CLASSES and scores.benchmark == 'custom'
     assert scores.name.tolist() == [row['file'] for row in rows if row['split'] == 'test']

@@ -99,12 +99,35 @@ def test_kinect_v1_to_v2_and_to_coco_and_back(caplog):
     assert all(joint == name for joint, name in own.items())
     assert line.startswith('some.pth: from the layout kinect-v1 to kinect-v2: 20 of 25 joints matched by name')
     taken, line = load_from(V2, COCO, caplog)
-    assert taken == [3, *[None] * 4, 4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]
-    assert line.endswith('13 of 17 joints matched by name; newly initialised: left eye, right eye, left ear, right ear')
+    assert taken == [3] * 5 + [4, 8, 5, 9, 6, 10, 12, 16, 13, 17, 14, 18]       # eyes and ears take the head
+    assert line.endswith('17 of 17 joints matched by name; newly initialised: none')
     back, _ = load_from(COCO, V2, caplog)
-    assert {i: j for j, i in enumerate(back) if i is not None} == {j: i for j, i in enumerate(taken) if i is not None}
+    assert [back[joint] for joint in taken] == [0] * 5 + list(range(5, 17)) and back.count(None) == 12
     foreign = layouts.make_layout('foreign', {'a': None, 'b': 'a'}, 'x')
     refusal(lambda: layouts.match_joints(V2, foreign, 'some.pth'), 'some.pth', 'spine base', 'of foreign (a, b')
+
+
+def test_every_layout_is_a_tree_that_shares_most_joints_with_kinect_v2():
+    matched = {}
+    for layout in layouts.known_layouts():
+        assert layouts.make_layout(layout.name, layout.as_map(), 'x') == layout     # checks the tree
+        for joint, parent in layout.as_map().items():
+            assert not {'left', 'right'} <= set(f'{joint} {parent}'.split())
+        matched[layout.name] = sum(match is not None for match in layouts.match_joints(V2, layout, 'x'))
+    assert matched == {'kinect-v2': 25, 'kinect-v1': 20, 'coco-17': 17, 'mediapipe-33': 31, 'openpose-18': 18,
+                       'openpose-25': 21, 'h36m-17': 17, 'smpl-24': 21, 'azure-kinect-32': 25}
+
+
+@pytest.mark.parametrize('prefix', ['', 'mixamorig:'])
+def test_joints_of_bvh_files_are_named_after_bones(prefix):
+    names = {'Hips': 'spine base', 'Spine': 'spine', 'Spine1': None, 'Neck': 'neck', 'Head': 'head'}
+    for side in ('Left', 'Right'):
+        parts = {'UpLeg': 'hip', 'Leg': 'knee', 'Foot': 'ankle', 'ToeBase': 'foot', 'Shoulder': None, 'Arm': 'shoulder',
+                 'ForeArm': 'elbow', 'Hand': 'wrist', 'HandThumb1': None}
+        names |= {side + part: name and f'{side.lower()} {name}' for part, name in parts.items()}
+    bvh = layouts.make_layout('bvh', {prefix + name: None if name == 'Hips' else 0 for name in names}, 'x')
+    matches = layouts.match_joints(V2, bvh, 'x')
+    assert [None if match is None else V2.joints[match] for match in matches] == list(names.values())
 
 
 def test_the_layout_of_a_checkpoint(stick):

@@ -269,9 +269,11 @@ def test_a_folder_with_damaged_files(folder, classifier, tmp_path, capsys):
                                '--top', '2', '--json', str(out)]) == 2
     printed, content = capsys.readouterr(), json.loads(out.read_text())
     assert [os.path.basename(entry['recording']) for entry in content['recordings']] == ['one.npy', 'two.npy']
-    timing, note, arm, cut = printed.err.splitlines()
+    timing, assumed, bodies, note, arm, cut = printed.err.splitlines()
+    assert assumed == 'note: 2 of 2 recordings were read with the joints unknown (--layout), in units of 1 m (--scale)'
+    assert bodies == 'note: 1 of 2 recordings were reduced to the 2 bodies that move most'
     assert timing.startswith('2 clips in ') and '1 of 2 recordings have bodies that are not of human size' in note
-    assert f'error: {folder}/arm.npy: bodies have 20 joints (kinect-v1), but the model expects 5 joints;' in arm
+    assert f'error: {folder}/arm.npy: bodies have 20 joints, but the model expects 5;' in arm
     assert 'line 2' in cut and cut.count('cut.skeleton') == 1
     assert [os.path.basename(entry['file']) for entry in content['unreadable']] == ['arm.npy', 'cut.skeleton']
     lines, best = printed.out.splitlines(), content['recordings'][0]['top']
@@ -311,13 +313,13 @@ def test_layouts(tmp_path, capsys):
     write_npz(tmp_path / 'a.npz', x_test=np.ones((2, 8, 60), np.float32), y_test=one_hot([0, 1], 10))
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(9, 25, 3)))
     (tmp_path / 'other.yaml').write_text('joints: {j0: , ' + ', '.join(f'j{i}: 0' for i in range(1, 25)) + '}')
-    for options, joints in ((['a.npz'], '20 joints (kinect-v1)'),
-                            (['a.npy', '--layout', tmp_path / 'other.yaml'], '25 joints (other)')):
+    for options, part in ((['a.npz'], 'bodies have 20 joints, but the model expects 25'),
+                          (['a.npy', '--layout', tmp_path / 'other.yaml'], 'other, but the model expects kinect-v2')):
         failure, = predict(capsys, '--checkpoint', model, tmp_path / options[0], *options[1:], code=2)['unreadable']
-        assert f'bodies have {joints}, but the model expects 25 joints (kinect-v2)' in failure['reason']
+        assert part in failure['reason']
     assert predict(capsys, '--checkpoint', model, tmp_path / 'a.npy', '--layout', 'kinect-v2')['recordings']
     assert tools.predict.main(['--checkpoint', str(model), str(tmp_path / 'a.npy'), '--device', 'cpu']) == 0
-    assert 'files without joint names are read as kinect-v2' in capsys.readouterr().err
+    assert 'read with the joints kinect-v2 (--layout)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('options, part', [
