@@ -109,6 +109,7 @@ class SkeletonDataset:
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(axis=1))
         self.rows = np.arange(len(self.x))
+        self.state = self.path.stat()
         self.num_valid = np.zeros(len(self.x), dtype=np.int64)              # (N,) 0: not scanned yet
         self.kind = np.zeros((len(self.x), self.num_bodies), dtype=np.int8)
 
@@ -143,6 +144,7 @@ class SkeletonDataset:
 
     def pack(self, index: np.ndarray) -> torch.Tensor:
         """Return the valid frames of clips (B,), one clip after the other, (F, M, V, C); raises as `scan`."""
+        self.check_unchanged()
         self.scan(index)
         x = np.asarray(self.x)
         clips = [x[i, :n] for i, n in zip(index, self.num_valid[index], strict=True)]
@@ -164,6 +166,13 @@ class SkeletonDataset:
             num_valid = max(np.count_nonzero(sums), 1)
             self.kind[i] = compare_bodies(x[i, :num_valid].reshape(num_valid, self.num_bodies, -1))
             self.num_valid[i] = num_valid       # set last: it marks the clip as scanned for other threads
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file was overwritten in place; a file that was replaced or removed stays readable."""
+        with suppress(FileNotFoundError):
+            now, then = self.path.stat(), self.state
+            if now.st_ino == then.st_ino and (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+                raise UserError(f'{self.path}: was changed while in use; start again, or continue with --resume auto')
 
     def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
         """Scan this process's part of the clips in use, so that a damaged one is reported before training begins."""

@@ -1,11 +1,13 @@
 """Batches on the device: either read and packed in advance by threads, or taken from a split in the device's memory."""
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from itertools import islice
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -17,6 +19,11 @@ log = logging.getLogger(__name__)
 
 DEPTH = 4                   # number of batches that are read ahead
 BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
+PATIENCE = 1.               # seconds between checks for a stop request, while no batch arrives
+
+
+class StoppedWaiting(Exception):
+    """A stop was requested while the next batch was not available."""
 
 
 class BatchLoader:
@@ -25,7 +32,12 @@ class BatchLoader:
     `num_threads` threads read and pack batches in advance, which NumPy does without holding the GIL; with 0, the
     calling thread reads a batch when it is needed. `on_device` packs the whole split into the device's memory once,
     after which nothing is read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
+
+    If reading blocks, for example on a network disk, `stop` is called every second; StoppedWaiting is raised if it
+    returns True. Threads are daemons, so that a blocked one does not keep the process alive.
     """
+
+    stop: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, dataset: SkeletonDataset, batches: TrainBatches | EvalBatches, device: torch.device,
                  num_threads: int = 1, on_device: bool = False):
@@ -61,15 +73,45 @@ class BatchLoader:
         if not self.num_threads:
             yield from map(self._load, self.batches)
             return
-        batches, pool = iter(self.batches), ThreadPoolExecutor(self.num_threads, 'reader')
+        batches, tasks, ahead = iter(self.batches), SimpleQueue(), deque()
+
+        def submit(count: int) -> None:
+            for pairs in islice(batches, count):
+                ahead.append(Future())
+                tasks.put((ahead[-1], pairs))
+
+        def work() -> None:
+            while (task := tasks.get()) is not None:
+                future, pairs = task
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self._load(pairs))
+                    except BaseException as error:      # raised again where the batch is used
+                        future.set_exception(error)
+
+        for _ in range(self.num_threads):
+            threading.Thread(target=work, name='reader', daemon=True).start()
         try:
-            ahead = deque(pool.submit(self._load, pairs) for pairs in islice(batches, DEPTH + self.num_threads))
+            submit(DEPTH + self.num_threads)
             while ahead:
-                batch = ahead.popleft().result()
-                ahead.extend(pool.submit(self._load, pairs) for pairs in islice(batches, 1))
+                batch = self._wait(ahead.popleft())
+                submit(1)
                 yield batch
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in ahead:
+                future.cancel()
+            for _ in range(self.num_threads):
+                tasks.put(None)
+
+    def _wait(self, future: Future) -> Batch:
+        while True:
+            try:
+                return future.result(PATIENCE)
+            except TimeoutError:
+                if future.done():       # the error of the thread itself
+                    raise
+                if self.stop():
+                    raise StoppedWaiting from None
 
     def _load(self, pairs: np.ndarray) -> Batch:
         batch = self.dataset[pairs]

@@ -4,8 +4,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from util.errors import UserError
+from util.files import write_text
 
 MARKER = 'preempted'        # file in the output folder for the Slurm script, as torchrun hides exit codes
 
@@ -22,6 +24,18 @@ class Interrupted(UserError):
 
     exit_code = 130
     label = 'interrupted'
+
+
+def stopped(signal: str | None, where: str, folder: Path | None) -> UserError:
+    """Return the error that ends a run on `signal` (None: to another process).
+
+    Leaves MARKER in the `folder` of the run, unless it is None (in processes that do not write) or on Ctrl-C.
+    """
+    if signal == 'SIGINT':
+        return Interrupted(f'{where}, continue with --resume auto')
+    if folder:
+        write_text(folder / MARKER, f'{where}\n')
+    return Preempted(f'on {signal or "a signal to another process"}, {where}, continue with --resume auto')
 
 
 @dataclass

@@ -16,18 +16,18 @@ from tqdm import tqdm
 from feeder.augment import ClipMaker
 from feeder.classes import read_class_names, read_metadata
 from feeder.dataset import SkeletonDataset, TrainBatches
-from feeder.loader import BatchLoader
+from feeder.loader import BatchLoader, StoppedWaiting
 from util.attention import select_attention
 from util.capture import GraphRecorder, make_capturable
 from util.card import write_model_card
 from util.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from util.dist import World, init_world
 from util.errors import UserError, one_line
-from util.files import check_writable, write_text
+from util.files import check_writable
 from util.log import NoLog, RunLog, code_version, command_line, describe_machine, set_up_console
 from util.options import has_role
 from util.precision import Precision, compile_model, deterministic
-from util.preempt import MARKER, Interrupted, Preempted, StopRequest, catch_stop_signals
+from util.preempt import MARKER, StopRequest, catch_stop_signals, stopped
 from util.results import Result
 from util.rng import derive_seed
 
@@ -76,8 +76,10 @@ class Trainer:
         self.clips = ClipMaker.from_args(args)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = BatchLoader(dataset, self.batches, world.device, args.num_workers, args.data_on_device)
+        self.loader.stop = lambda: self.stop_request.signal is not None
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0        # where training starts
+        self.position = None        # (epoch, step) at which a checkpoint could continue while a batch is awaited
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)       # over the steps of the epoch
         self.progress = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None,
                          'last_loss': None, 'data': dataset.digest}
@@ -111,6 +113,10 @@ class Trainer:
         try:
             with catch_stop_signals() as self.stop_request:
                 yield
+        except StoppedWaiting:
+            if self.position and self.world.size == 1 and self.args.accum_iter == 1:
+                self.save(*self.position, [LAST])
+            raise stopped(self.stop_request.signal, 'while waiting for data', self.output_dir) from None
         finally:
             self.log.close()
 
@@ -124,6 +130,7 @@ class Trainer:
                         leave=False)
         for step in self.bar:
             torch.manual_seed(derive_seed(self.args.seed, epoch, step, self.world.rank))
+            self.position = (epoch, step) if step > self.first_step else None
             yield step, itertools.islice(batches, self.args.accum_iter)
 
     def is_log_step(self, step: int) -> bool:
@@ -165,13 +172,10 @@ class Trainer:
         else:
             return
         signal = self.stop_request.signal
-        if not self.world.any(signal not in (None, 'SIGINT')):
-            raise Interrupted(f'{where}; everything is saved, continue with --resume auto')
-        if self.world.is_main:
-            write_text(self.output_dir / MARKER, f'{where}\n')
+        signal = signal if self.world.any(signal not in (None, 'SIGINT')) else 'SIGINT'
+        error = stopped(signal, f'{where}; everything is saved', self.output_dir if self.world.is_main else None)
         self.world.any(False)       # wait until the main process has written
-        raise Preempted(f'on {signal or "a signal to another process"}, {where}; everything is saved, continue with '
-                        '--resume auto')
+        raise error
 
     def finish_epoch(self, epoch: int, stats: dict[str, float], scores: dict[str, float] | None = None) -> None:
         """Log the averages of an epoch and its test scores, and save. Raises NonFiniteLoss."""
@@ -199,6 +203,7 @@ class Trainer:
     def epoch_means(self, epoch: int) -> dict[str, float]:
         """Return mean training loss, learning rate and throughput of the epoch that has just been trained."""
         self.stop_if_non_finite(epoch, self.steps_per_epoch)        # synchronizes, so that the time is correct
+        self.position = None
         seconds = time.perf_counter() - self.epoch_start
         clips = (self.steps_per_epoch - self.first_step) * self.args.effective_batch_size
         self.progress['train_seconds'] += seconds
@@ -230,12 +235,9 @@ class Trainer:
 
     def save(self, epoch: int, step: int, names: list[str]) -> None:
         """Write a checkpoint that continues at `step` of `epoch` under each of the names; never non-finite weights."""
-        if step:    # time and clips of an unfinished epoch are added when the run resumes
-            seconds = time.perf_counter() - self.epoch_start
-            extra = {'seconds': seconds, 'train_seconds': seconds,
-                     'clips': (step - self.first_step) * self.args.effective_batch_size}
-        else:
-            extra = {}
+        seconds = time.perf_counter() - self.epoch_start
+        extra = {'seconds': seconds, 'train_seconds': seconds,      # of an unfinished epoch
+                 'clips': (step - self.first_step) * self.args.effective_batch_size} if step else {}
         finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
         self.loss_sum += torch.where(finite, 0., math.nan)
         self.stop_if_non_finite(epoch, step)

@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import os
+import shutil
 import threading
 import time
 from types import SimpleNamespace
@@ -154,3 +156,15 @@ def test_splits_that_do_not_fit_the_memory_cannot_be_packed(monkeypatch, dataset
     monkeypatch.setattr(torch, 'empty', out_of_memory)
     refusal(lambda: BatchLoader(dataset, EVAL_BATCHES, CPU, on_device=True), dataset.path, 'x_train', 'cpu',
             '--data_on_device')
+
+
+def test_a_file_that_was_overwritten_is_not_read(tmp_path):
+    """Reading beyond the end of a truncated map would end the process with SIGBUS."""
+    path = write_clips(tmp_path / 'a.npz')
+    replaced = SkeletonDataset(path, 'train', V)
+    shutil.copy(path, tmp_path / 'b.npz')
+    os.replace(tmp_path / 'b.npz', path)
+    replaced[[(0, 0)]]
+    overwritten = SkeletonDataset(path, 'train', V)
+    os.truncate(path, 100)
+    refusal(lambda: overwritten[[(0, 0)]], path, 'changed while in use')

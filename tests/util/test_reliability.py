@@ -3,12 +3,15 @@
 import os
 import random
 import signal
+import threading
+import time
 from unittest import mock
 
 import pytest
 import torch
 
 import main_finetune
+from feeder.dataset import SkeletonDataset
 from tests.conftest import RUN_STAGE, Stopped, check_same_run, on_step, read_place, read_result, train
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.preempt import MARKER, Interrupted, Preempted, catch_stop_signals
@@ -95,6 +98,30 @@ def test_a_signal_stops_a_run_which_continues_bit_for_bit(number, error, code, s
         log.write('{"epoch": 1, "train_lo')     # a torn line
     train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
     assert not (tmp_path / MARKER).exists()
+    check_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize('number, error', [(signal.SIGTERM, Preempted), (signal.SIGINT, Interrupted)])
+def test_a_signal_stops_a_run_that_waits_for_data(number, error, ctrl_c, whole, tiny_pretrain, tmp_path, monkeypatch):
+    """A reader that blocks, as on a network disk; the last whole step is saved."""
+    waits, released, read = threading.Event(), threading.Event(), SkeletonDataset.__getitem__
+
+    def read_or_block(dataset, pairs):
+        if len(read_rows) == 3:     # the first two have been used, the third one waits for this one
+            waits.wait()
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+            released.wait()
+        read_rows.append(pairs)
+        return read(dataset, pairs)
+    read_rows = []
+    with monkeypatch.context() as patch, pytest.raises(error, match='waiting for data.*--resume auto'):
+        patch.setattr(SkeletonDataset, '__getitem__', read_or_block)
+        on_step(2, lambda _: waits.set(), patch=patch.setattr)
+        train('pretrain', tiny_pretrain, tmp_path, '--num_workers', '1')
+    released.set()
+    assert read_place(tmp_path) == (0, 2) and (tmp_path / MARKER).exists() == (error is Preempted)
+    train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
     check_same_run(tmp_path, whole)
 
 
