@@ -79,7 +79,6 @@ class Trainer:
         self.loader.stop = lambda: self.stop_request.signal is not None
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0        # where training starts
-        self.position = None        # (epoch, step) at which a checkpoint could continue while a batch is awaited
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)       # over the steps of the epoch
         self.progress = {'loss_sum': 0., 'train_seconds': 0., 'seconds': 0., 'clips': 0, 'last': None, 'best': None,
                          'last_loss': None, 'data': dataset.digest}
@@ -88,7 +87,7 @@ class Trainer:
         metadata = read_metadata(args.data_path)
         self.preparation = {name: metadata[name] for name in ('centre', 'scale') if name in metadata} or None
         self.code_version = code_version()      # read now, as commits may follow during the run
-        self.resumed, self.log, self.stop_request = False, NoLog(), StopRequest()
+        self.resumed, self.position, self.log, self.stop_request = False, None, NoLog(), StopRequest()
         self.saved_at = self.epoch_start = self.last_read = time.perf_counter()
 
     # ---- called from the loops of main and engine ------------------------------------------------------------------
@@ -130,7 +129,7 @@ class Trainer:
                         leave=False)
         for step in self.bar:
             torch.manual_seed(derive_seed(self.args.seed, epoch, step, self.world.rank))
-            self.position = (epoch, step) if step > self.first_step else None
+            self.position = (epoch, step) if step > self.first_step else None       # to save if a batch never arrives
             yield step, itertools.islice(batches, self.args.accum_iter)
 
     def is_log_step(self, step: int) -> bool:
