@@ -110,7 +110,7 @@ def evaluate_checkpoint(args: argparse.Namespace, world: World, model: ActionTra
                         'a different --output_dir')
     checkpoint = Checkpoint.read(path)
     load_checkpoint(model, checkpoint, path)
-    if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames')):
+    if difference := setting_differences(checkpoint.args, args, ('num_heads', 'stream', 'num_frames', 'keypoints')):
         raise UserError(f'{path}: trained with {difference}; use the settings of the checkpoint')
     clip_maker, precision = ClipMaker.from_args(args), Precision(args.precision, world.device)
     select_attention(model, args.attention, world.device)

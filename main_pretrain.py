@@ -40,6 +40,7 @@ def pretrain(args: argparse.Namespace, world: World) -> Result:
     """Build data, model and optimiser, train, and return the result."""
     resolve_batch(args, world.size)
     dataset = SkeletonDataset(args.data_path, 'train', args.num_joints)
+    args.keypoints = dataset.keypoints
 
     torch.manual_seed(args.seed)
     model = create_model(MAMP, vars(args)).to(world.device)

@@ -58,12 +58,14 @@ class MAMP(SkeletonEncoder):
 
     `target` is 'motion' (temporal difference) or 'joint' (the coordinates; with motion_aware_tau 0 this is the
     SkeletonMAE-style baseline). Raises ValueError if `target` is unknown, num_frames is not a multiple of t_patch_size,
-    or a width is not a multiple of num_heads.
+    or a width is not a multiple of num_heads. With `keypoints` '2d', coordinates are x, y and a score, which mask and
+    target ignore.
     """
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, decoder_dim_feat: int = 256, depth: int = 8,
                  decoder_depth: int = 5, num_heads: int = 8, mlp_ratio: float = 4, num_frames: int = 120,
-                 num_joints: int = 25, t_patch_size: int = 4, norm_skes_loss: bool = True, target: str = 'motion'):
+                 num_joints: int = 25, t_patch_size: int = 4, norm_skes_loss: bool = True, target: str = 'motion',
+                 keypoints: str = '3d'):
         super().__init__(dim_in, dim_feat, depth, num_heads, mlp_ratio, num_frames, num_joints, t_patch_size)
         if target not in ('motion', 'joint'):
             raise ValueError(f"target must be 'motion' or 'joint', not {target!r}")
@@ -71,6 +73,7 @@ class MAMP(SkeletonEncoder):
             raise ValueError(f'decoder_dim_feat {decoder_dim_feat} is not a multiple of num_heads {num_heads}')
         self.norm_skes_loss = norm_skes_loss
         self.target = target
+        self.target_dim = 2 if keypoints == '2d' else dim_in        # C'
 
         self.decoder_embed = nn.Linear(dim_feat, decoder_dim_feat)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim_feat))
@@ -78,7 +81,7 @@ class MAMP(SkeletonEncoder):
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1, num_joints, decoder_dim_feat))
         self.decoder_blocks = make_blocks(decoder_dim_feat, decoder_depth, num_heads, mlp_ratio)
         self.decoder_norm = LayerNorm(decoder_dim_feat)
-        self.decoder_pred = nn.Linear(decoder_dim_feat, t_patch_size * dim_in)
+        self.decoder_pred = nn.Linear(decoder_dim_feat, t_patch_size * self.target_dim)
 
         for embedding in (self.mask_token, self.decoder_temp_embed, self.decoder_pos_embed):
             nn.init.trunc_normal_(embedding, std=0.02)
@@ -113,7 +116,7 @@ class MAMP(SkeletonEncoder):
         if uniform is None:
             uniform = torch.rand(len(bodies), num_tokens, device=bodies.device)
         with torch.autocast(bodies.device.type, enabled=False):
-            intensity = motion_intensity(patchify(bodies.float(), self.t_patch_size))
+            intensity = motion_intensity(patchify(bodies[..., :self.target_dim].float(), self.t_patch_size))
             order = masking_order(intensity, tau, uniform)                                      # (B, L)
         ids_keep = order[:, :num_keep]                                                          # (B, K)
         mask = torch.ones(order.shape, device=order.device).scatter_(1, ids_keep, 0.)
@@ -137,6 +140,7 @@ class MAMP(SkeletonEncoder):
 
     def prediction_target(self, bodies: torch.Tensor, motion_stride: int) -> torch.Tensor:
         """Compute the target of the decoder, bodies (B, T, V, C) -> (B, L, u·C), normalised if `norm_skes_loss`."""
+        bodies = bodies[..., :self.target_dim]
         signal = motion(bodies, motion_stride) if self.target == 'motion' else bodies
         target = patchify(signal, self.t_patch_size).flatten(1, 2)
         return normalise(target) if self.norm_skes_loss else target

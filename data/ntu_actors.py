@@ -40,7 +40,7 @@ def to_rows(recording: Recording) -> np.ndarray:
 
 def motion_energy(joints: np.ndarray) -> float:
     """Return how much joints (n, 25, 3) move: the sum of the variances of x, y and z, in float32."""
-    return joints.reshape(-1, 3).var(axis=0).sum()
+    return joints.reshape(-1, joints.shape[-1]).var(axis=0).sum()
 
 
 def remove_noise(bodies: dict[str, Body]) -> list[Body]:

@@ -159,11 +159,12 @@ def settle_damaged(damaged: Sequence[str], skip: bool, path: Path,
 
 
 def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequence[int], classes: int, frames: int,
-                   width: int, second_body: str = 'zeros') -> None:
+                   width: int, second_body: str = 'zeros', planar: bool = False) -> None:
     """Write a dataset file of the samples with the indices `train` and `test`, in that order.
 
     Samples are padded with zeros to `frames` rows of `width` numbers; with `second_body` 'copy', samples of half the
-    width get a copy of themselves as second half. Raises UserError if the file cannot be written.
+    width get a copy of themselves as second half. A file of 2D keypoints (`planar`) is marked by its member keypoints.
+    Raises UserError if the file cannot be written.
     """
     padding = np.zeros((frames, width), dtype=np.float32)
 
@@ -185,6 +186,8 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
         for part, indices in (('train', train), ('test', test)):
             names = np.array([spool.names[index] for index in indices], dtype=np.str_)
             add(f'name_{part}', names.shape, names.dtype, [names])
+        if planar:
+            add('keypoints', (), np.dtype('<U2'), [np.array('2d')])
     print(f'{path}: {len(train):,} train, {len(test):,} test')
     if not train or not test:
         print(f'note: {path.stem} has no {"test" if train else "training"} sample')

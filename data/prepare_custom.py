@@ -35,6 +35,7 @@ if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.formats import format_from_suffix, read_recording
+from data.formats.keypoints import is_keypoint_folder
 from data.formats.recording import Recording, bodies_note, body_size, select_bodies, size_note
 from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
 from data.sources import Source
@@ -129,7 +130,7 @@ def _check_row(source: str, values: dict[str, str], split_column: str, test: Seq
     if split_column == 'split' and (split := split.lower()) not in ('train', 'test'):
         raise UserError(f'split {values["split"]!r:.40} is neither train nor test')
     path = raw / values['file'].replace('\\', '/')
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and not is_keypoint_folder(path):
         raise UserError(f'{path}: no such file')
     format_from_suffix(path)
     return Row(source, values['file'], path, values['label'], split not in test)
@@ -150,34 +151,37 @@ def class_names(rows: Sequence[Row]) -> list[str]:
 # ---- the clips -------------------------------------------------------------------------------------------------------
 
 
-def read_row(row: Row, layout: Layout | None, scale: float, centre: bool) -> Recording:
+def read_row(row: Row, layout: Layout | None, scale: float, centre: bool, planar: bool) -> Recording:
     """Read the recording of a row; raises UserError without the path, which `str(row)` contains."""
     try:
-        return read_recording(row.path, layout, scale=scale, centre=centre)
+        return read_recording(row.path, layout, scale=scale, centre=centre, planar=planar)
     except UserError as error:
         raise UserError(str(error).removeprefix(f'{row.path}: ')) from error
 
 
 def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
-          centre: bool, most_bodies: int) -> Parsed:
+          centre: bool, planar: bool, most_bodies: int) -> Parsed:
     """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
-    recording = read_row(row, requested, scale, centre)
+    recording = read_row(row, requested, scale, centre, planar)
+    if recording.planar != planar:
+        raise UserError('has 2D keypoints; set --planar, and omit files of 3D joints' if recording.planar else
+                        'has 3D joints, but --planar is set; omit this file or the option')
     if recording.layout is None or recording.layout.joints != layout.joints:
         raise UserError(f'its {recording.num_joints} joints differ from the {len(layout.joints)} joints of the other '
                         f'files ({layout.name}); omit this file, or set --layout if only the names differ')
-    frames = select_bodies(recording.frames, most_bodies, layout, centre)                   # (T, M, V, 3)
+    frames = select_bodies(recording.frames, most_bodies, layout, centre, planar)           # (T, M, V, 3)
     bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1        # without empty bodies at the end
     sample = Sample(row.name, labels[row.label], frames[:, :bodies].reshape(len(frames), -1))
     notes = recording.notes + bodies_note(recording.frames, most_bodies)
     return Parsed([sample], row.path.stat().st_size, Counter(notes))
 
 
-def first_layout(rows: Sequence[Row]) -> Layout:
+def first_layout(rows: Sequence[Row], planar: bool) -> Layout:
     """Return the layout of the first readable file; raises UserError if it is unknown, or no file is readable."""
     message = 'there is no file'
     for row in rows:
         try:
-            recording = read_row(row, None, 1., True)
+            recording = read_row(row, None, 1., True, planar)
         except UserError as error:
             message = f'{row}: {error}'
             continue
@@ -221,7 +225,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
         raise UserError(f'{args.labels}: {len(train)} training and {len(test)} test clips; at least 2 training clips '
                         'and 1 test clip are needed')
     path, metadata, config, layout_path = output_files(args)
-    write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths))
+    write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths), planar=args.planar)
     content = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
     write_text(metadata, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
     if layout not in known_layouts():
@@ -256,6 +260,7 @@ def build_parser() -> Parser:
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
                         help='move the bodies in npy, BVH, PYSKL and PKU files to the origin')
+    parser.add_argument('--planar', action='store_true', help='read 2D keypoints: x, y in pixels, and perhaps a score')
     parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those '
                         'that move most are kept')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
@@ -278,12 +283,12 @@ def main(argv: list[str] | None = None) -> int:
     damaged, remedy = args.out / f'{args.name}_damaged.txt', 'correct the table or the files'
     if not rows:
         settle_damaged(errors, False, damaged, remedy)
-    layout = requested or first_layout(rows)
+    layout = requested or first_layout(rows, args.planar)
     if not requested and layout not in known_layouts():     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
     reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre,
-                     most_bodies=args.bodies)
+                     planar=args.planar, most_bodies=args.bodies)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
     sizes = {name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))

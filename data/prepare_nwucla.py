@@ -41,8 +41,7 @@ from util.files import write_text
 DATASET = DATASETS['nwucla']
 CENTRE = 1      # joint 2, the spine
 LARGEST = 1e38  # largest coordinate, just within float32
-OTHER_JSON = {'people': 'OpenPose', 'keypoints': 'COCO or AlphaPose', 'data': 'Kinetics-Skeleton',
-              'frames': 'Azure Kinect'}     # by a key that they contain
+OTHER_JSON = {'data': 'Kinetics-Skeleton', 'frames': 'Azure Kinect'}        # by a key that they contain
 CHUNK = 8       # files that a process parses at once
 NAME = re.compile(r'a([0-9]{2})_s([0-9]{2})_e([0-9]{2})_v(0[123])')
 
@@ -76,11 +75,10 @@ def parse_clip(text: str | bytes, name: str) -> tuple[np.ndarray, int]:
     except (ValueError, OverflowError, RecursionError) as error:
         raise UserError(f'damaged JSON ({one_line(error)})') from error
     except (KeyError, TypeError) as error:
-        entry = clip[0] if isinstance(clip, list) and clip else clip
-        origins = [name for key, name in OTHER_JSON.items() if isinstance(entry, dict) and key in entry]
+        origins = [name for key, name in OTHER_JSON.items() if isinstance(clip, dict) and key in clip]
         raise UserError('does not have the keys file_name, skeletons and label of an NW-UCLA clip'
                         + ''.join(f' but looks like a file of {origin}' for origin in origins[:1])
-                        + '; save 3D joints as an .npy array (frames, bodies, joints, 3)') from error
+                        + '; save the joints as an .npy array (frames, bodies, joints, 3)') from error
     if stored != name:
         raise UserError(f'the file_name stored inside is {stored!r:.40}, which differs from the name of the file; '
                         'rename the file')

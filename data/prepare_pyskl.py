@@ -1,6 +1,7 @@
-"""Prepare PYSKL annotation files (pickles) with 3D joints: one dataset file for each training and test split.
+"""Prepare PYSKL annotation files (pickles): one dataset file for each training and test split.
 
     python data/prepare_pyskl.py ntu60_3danno.pkl       # to data/ntu_pyskl/NTU60_XSub.npz and NTU60_XView.npz
+    python data/prepare_pyskl.py ntu60_hrnet.pkl        # 2D keypoints, to data/ntu_pyskl/NTU60_XSub_2D.npz, …
     python data/prepare_pyskl.py my_train.pkl my_test.pkl --out data/mine       # lists of annotations without splits
 
 A file contains `annotations` and `split`, which lists the names of the clips of each split (xsub_train, xsub_val,
@@ -22,7 +23,7 @@ if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.datasets import find_dataset
-from data.formats.pyskl import check_annotation, clip_name, read_pickle
+from data.formats.pyskl import check_annotation, clip_name, is_planar, read_pickle
 from data.formats.recording import Options, bodies_note, make_recording, select_bodies
 from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
 from data.spool import Sample
@@ -82,28 +83,30 @@ def pair_splits(splits: dict[str, list[str]]) -> dict[str, tuple[list[str], list
 def parse(entry: Entry, options: Options, num_joints: int, most_bodies: int) -> Parsed:
     """Prepare the clip of an annotation, and free the memory of its joints; raises UserError if they are invalid."""
     name, keypoint, label = check_annotation(entry.annotation)
+    if is_planar(entry.annotation) != options.planar:
+        raise UserError(f'has {"2D" if options.planar is False else "3D"} joints, unlike the first valid annotation')
     del entry.annotation['keypoint']
     if keypoint.shape[2] != num_joints:
         raise UserError(f'has {keypoint.shape[2]} joints, but the first valid annotation has {num_joints}')
     recording = make_recording(Path(name), keypoint.swapaxes(0, 1), options)                # (T, M, V, 3)
-    frames = select_bodies(recording.frames, most_bodies, recording.layout, options.centre)
+    frames = select_bodies(recording.frames, most_bodies, recording.layout, options.centre, options.planar)
     notes = recording.notes + bodies_note(recording.frames, most_bodies)
     return Parsed([Sample(name, label, frames.reshape(len(frames), -1))], keypoint.nbytes, Counter(notes))
 
 
-def count_joints(annotations: list) -> int:
-    """Return the number of joints in the first valid annotation; raises UserError if none is valid."""
+def first_valid(annotations: list) -> tuple[int, bool]:
+    """Return the number of joints of the first valid annotation, and if they are 2D; raises UserError without one."""
     error = UserError('there are no annotations')
     for annotation in annotations:
         try:
-            return check_annotation(annotation)[1].shape[2]
+            return check_annotation(annotation)[1].shape[2], is_planar(annotation)
         except UserError as reason:
             error = reason
     raise UserError(f'no annotation is valid; the last error is: {error}')
 
 
 def build_parser() -> Parser:
-    parser = Parser(description='Convert PYSKL annotation files with 3D joints to dataset files.')
+    parser = Parser(description='Convert PYSKL annotation files to dataset files.')
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE.pkl',
                         help='one file with splits, or a training and a test file without')
     parser.add_argument('--out', type=Path, help='folder of the output; default: data/ntu_pyskl for NTU RGB+D, else '
@@ -118,12 +121,13 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    stem = re.sub(r'_?(3danno|train)$', '', args.files[0].stem)
-    dataset, options = find_dataset(stem), Options(read_layout(args.layout) if args.layout else None, args.scale)
+    stem = re.sub(r'_?(3danno|hrnet|train)$', '', args.files[0].stem)
+    dataset = find_dataset(stem)
     out = args.out or HERE / ('ntu_pyskl' if dataset else stem)
 
     annotations, splits = read_files(args.files)
-    pairs, num_joints, tally = pair_splits(splits), count_joints(annotations), Tally('annotations')
+    pairs, (num_joints, planar), tally = pair_splits(splits), first_valid(annotations), Tally('annotations')
+    options = Options(read_layout(args.layout) if args.layout else None, args.scale, planar=planar)
     known = set(map(clip_name, annotations))
     tally.damaged += [f'split {protocol}: there is no annotation {name!r:.80}' for protocol, pair in pairs.items()
                       for names in pair for name in names if name not in known]
@@ -137,9 +141,10 @@ def main(argv: list[str] | None = None) -> int:
         train, test = ([index[name] for name in names if name in index] for names in pair)
         file = dataset.protocols[protocol].file if dataset and protocol in dataset.protocols else \
             '_'.join(filter(None, (stem, protocol)))
+        file += '_2D' * planar
         bodies = dataset.bodies if dataset else args.bodies
         write_protocol(out / f'{file}.npz', spool, train, test, dataset.classes if dataset else 1 + max(spool.labels),
-                       max(spool.lengths), 3 * num_joints * bodies, dataset.second_body if dataset else 'zeros')
+                       max(spool.lengths), 3 * num_joints * bodies, dataset.second_body if dataset else 'zeros', planar)
     tally.print(spool)
     return 0
 

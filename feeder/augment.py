@@ -28,6 +28,7 @@ class ClipMaker:
     max_turn: float | None = None           # rad, about the second axis (vertical in Kinect data); None: max_angle
     eval_crop: float = 0.95                 # length of the evaluation crop, as a fraction of the clip
     layout: Layout | None = None            # None: chosen by the number of joints in the clips
+    keypoints: str = '3d'                   # 2d: the third coordinate is a score, which is not rotated
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ClipMaker':
@@ -35,11 +36,13 @@ class ClipMaker:
         augmentation = {name: getattr(args, name) for name in ('p_interval', 'max_angle', 'max_turn')
                         if hasattr(args, name)}
         return cls(args.num_frames, args.stream, args.seed, **augmentation,
-                   layout=find_layout(args.layout, args.num_joints))
+                   layout=find_layout(args.layout, args.num_joints), keypoints=getattr(args, 'keypoints', '3d'))
 
     @property
     def max_angles(self) -> tuple[float, float, float]:
-        """Largest angles (rad) of the training rotation about x, y and z."""
+        """Largest angles (rad) of the training rotation about x, y and z; 2D keypoints are rotated in the image."""
+        if self.keypoints == '2d':
+            return 0., 0., self.max_angle
         return self.max_angle, self.max_angle if self.max_turn is None else self.max_turn, self.max_angle
 
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
@@ -59,11 +62,13 @@ class ClipMaker:
 
     def derive_stream(self, clips: torch.Tensor) -> torch.Tensor:
         """Derive the stream from joint clips (B, C, W, V, M); raises UserError for bones of an unknown layout."""
+        if self.stream == 'joint':
+            return clips
         if self.stream == 'bone':
-            return transforms.bone(clips, (self.layout or default_layout(clips.shape[3])).parents)
-        if self.stream == 'velocity':
-            return transforms.velocity(clips)
-        return clips
+            stream = transforms.bone(clips, (self.layout or default_layout(clips.shape[3])).parents)
+        else:
+            stream = transforms.velocity(clips)
+        return torch.cat([stream[:, :2], clips[:, 2:]], dim=1) if self.keypoints == '2d' else stream
 
     def mask_uniform(self, batch: Batch, epoch: int, step: int, num_tokens: int) -> torch.Tensor:
         """Return the random numbers (B·M, L) from which the mask is drawn, in the order of the model's bodies."""

@@ -24,11 +24,11 @@ def find_class_names(benchmark: str | None, num_classes: int | None) -> list[str
     """Return the class names of a benchmark, label 0 first, or None if they are not known.
 
     The dataset is identified by the beginning of the benchmark's name, in lower or upper case ('ntu60_xsub',
-    'PKUv1_XSub'), or else by the number of classes. The result is also None if `num_classes` differs from the
-    dataset's, because labels may have been renumbered; `num_classes` None skips this check.
+    'PKUv1_XSub'), or without a benchmark by the number of classes. The result is also None if `num_classes` differs
+    from the dataset's, because labels may have been renumbered; `num_classes` None skips this check.
     """
     prefix = next((prefix for prefix in DATASETS if (benchmark or '').lower().startswith(prefix)), None)
-    name, count = DATASETS.get(prefix or BY_NUMBER.get(num_classes), (None, None))
+    name, count = DATASETS.get(prefix if benchmark else BY_NUMBER.get(num_classes), (None, None))
     if name is None or num_classes not in (None, count):
         return None
     return _read_lists()[name][:count]

@@ -106,6 +106,7 @@ class SkeletonDataset:
         if 0 in self.x.shape:
             raise UserError(f'{path}: split {split} is empty; regenerate the file')
         self.num_classes = y.shape[1]
+        self.keypoints = '2d' if has_member(path, 'keypoints') else '3d'    # x, y, score or x, y, z
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(axis=1))
         self.rows = np.arange(len(self.x))

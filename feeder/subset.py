@@ -42,10 +42,11 @@ def without_novel(label: np.ndarray, num_classes: int, every: int) -> np.ndarray
 
 
 def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonDataset]:
-    """Open the training and test splits, reduced by --novel_every and --label_fraction; sets --num_classes if missing.
+    """Open the training and test splits, reduced by --novel_every and --label_fraction.
 
-    Raises UserError if the splits contradict the settings or each other, or if no training clip is left. The test split
-    may become empty, as for the one-shot file of NTU RGB+D 120, whose test split has novel classes only.
+    Sets `num_classes`, if it is missing, and `keypoints` in `args`. Raises UserError if the splits contradict the
+    settings or each other, or if no training clip is left. The test split may become empty, as for the one-shot file of
+    NTU RGB+D 120, whose test split has novel classes only.
     """
     train, test = (SkeletonDataset(args.data_path, split, args.num_joints) for split in ('train', 'test'))
     if train.num_classes != test.num_classes or train.num_classes < 2:
@@ -54,7 +55,7 @@ def open_splits(args: argparse.Namespace) -> tuple[SkeletonDataset, SkeletonData
     if train.num_bodies != test.num_bodies:
         raise UserError(f'{train.path}: x_train has {train.num_bodies} bodies, but x_test has {test.num_bodies}; '
                         'regenerate the file')
-    args.num_classes = args.num_classes or train.num_classes
+    args.num_classes, args.keypoints = args.num_classes or train.num_classes, train.keypoints
     if args.num_classes != train.num_classes:
         raise UserError(f'{train.path}: has {train.num_classes} classes, but --num_classes is {args.num_classes}; '
                         'omit --num_classes or choose another --data_path')

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.datasets import find_dataset
-from data.formats.recording import clean, select_bodies
+from data.formats.recording import Options, make_recording, select_bodies
 from engine_finetune import predict
 from feeder.augment import ClipMaker
 from feeder.classes import find_class_names
@@ -96,12 +96,14 @@ class Recogniser:
         self.num_joints, self.width, self.num_frames = (settings[name] for name in
                                                         ('num_joints', 'dim_feat', 'num_frames'))
         self.stream, self.benchmark = settings['stream'], settings.get('benchmark') or ''
+        self.planar = settings.get('keypoints') == '2d'
         self.method = self.checkpoint.method
         self.class_names, self.layout, self.scale = spec.class_names, spec.layout, spec.scale
         self.num_bodies, self.repeats_body = spec.bodies, spec.repeats_body
         self.centre = spec.centre if centre is None else centre
         self._precision = Precision(precision, self.device)
-        self._clip_maker = ClipMaker(self.num_frames, self.stream, seed=0, layout=self.layout)
+        self._clip_maker = ClipMaker(self.num_frames, self.stream, seed=0, layout=self.layout,
+                                     keypoints=settings.get('keypoints', '3d'))
 
     def probabilities(self, frames: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
         """Return class probabilities (C,) float32 of a recording, or (N, C) of a list of recordings of any lengths.
@@ -135,11 +137,13 @@ class Recogniser:
     def prepare(self, frames: np.ndarray, name: str = 'the recording') -> np.ndarray:
         """Prepare a recording, as accepted by `probabilities`, as a clip (T', M, V, 3) float32 for `predict`."""
         frames = np.asarray(frames)
+        numbers = 'x y score, x y in pixels' if self.planar else 'x y z in metres'
         if frames.ndim not in (3, 4) or frames.shape[-2:] != (self.num_joints, 3):
             raise UserError(f'{name} has shape {frames.shape}, expected (T, {self.num_joints}, 3) or (T, M, '
-                            f'{self.num_joints}, 3): frames, bodies, joints, x y z in metres')
+                            f'{self.num_joints}, 3): frames, bodies, joints, {numbers}')
         try:
-            return clean(frames[:, None] if frames.ndim == 3 else frames, self.layout, centre=self.centre)
+            options = Options(self.layout, centre=self.centre, planar=self.planar)
+            return make_recording(self.path, frames[:, None] if frames.ndim == 3 else frames, options).frames
         except UserError as error:
             raise UserError(f'{name}: {error}') from error
 
@@ -155,7 +159,7 @@ class Recogniser:
         If there are too many bodies, those with the most motion are kept, as in the preparation of NTU RGB+D; frames in
         which none of them appears are dropped, and the clip is centred again.
         """
-        frames = select_bodies(frames, self.num_bodies, self.layout, self.centre)
+        frames = select_bodies(frames, self.num_bodies, self.layout, self.centre, self.planar)
         missing = self.num_bodies - frames.shape[1]
         if self.repeats_body and frames.shape[1] == 1:
             return frames.repeat(self.num_bodies, axis=1)

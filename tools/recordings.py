@@ -13,6 +13,7 @@ import numpy as np
 
 from data.datasets import find_dataset
 from data.formats import format_from_suffix, read_recordings, suffixes
+from data.formats.keypoints import is_keypoint_folder
 from data.formats.npz import REMEDY
 from data.formats.recording import Recording, bodies_note, centre_bodies, valid_frames
 from feeder.layouts import Layout, read_layout
@@ -31,9 +32,14 @@ def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
     """
     endings, files = suffixes(format_name), []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(Path(root) / file for root, _, names in os.walk(path, followlinks=True)
-                            for file in names if file.lower().endswith(endings) and not file.startswith('.'))
+        if path.is_dir() and not is_keypoint_folder(path):
+            inside = []
+            for folder, subfolders, names in os.walk(path, followlinks=True):
+                inside += [Path(folder) / name for name in subfolders if is_keypoint_folder(Path(folder) / name)]
+                subfolders[:] = [name for name in subfolders if not is_keypoint_folder(Path(folder) / name)]
+                inside += [Path(folder) / name for name in names
+                           if name.lower().endswith(endings) and not name.startswith('.')]
+            inside.sort()
             if not inside:
                 raise UserError(f'{path}: contains no recording ({", ".join(endings)}); choose another folder')
             files += inside
@@ -67,7 +73,7 @@ def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | N
     scale = recogniser.scale if scale is None else scale
     has_labels = _has_same_labels(path, name, recogniser, split)
     for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints,
-                                     recogniser.layout):
+                                     recogniser.layout, recogniser.planar):
         if isinstance(recording, Recording):
             _check_joints(recording, recogniser)
             notes = recording.notes + bodies_note(recording.frames, recogniser.num_bodies)
@@ -86,6 +92,10 @@ def _has_same_labels(path: Path, name: str, recogniser: Recogniser, split: str) 
 def _check_joints(recording: Recording, recogniser: Recogniser) -> None:
     """Raise UserError if the joints of a recording differ from those of the model."""
     layout, expected = recording.layout, recogniser.layout
+    if recording.planar != recogniser.planar:
+        kinds = ('2D keypoints', '3D joints') if recording.planar else ('3D joints', '2D keypoints')
+        raise UserError(f'{recording.path}: has {kinds[0]}, but the model was trained on {kinds[1]}; use another '
+                        'checkpoint')
     if recording.num_joints != recogniser.num_joints:
         raise UserError(f'{recording.path}: bodies have {recording.num_joints} joints, but the model expects '
                         f'{recogniser.num_joints}; use a checkpoint and recordings with the same joints, or train on '
@@ -177,4 +187,5 @@ def _cut(recording: Recording, place: Window, recogniser: Recogniser, is_window:
     frames = recording.frames[place.start:place.end]
     if is_window and not frames.any():
         return None
-    return valid_frames(centre_bodies(frames, recogniser.layout) if is_window and recogniser.centre else frames)
+    centre = is_window and (recogniser.centre or recogniser.planar)
+    return valid_frames(centre_bodies(frames, recogniser.layout, recogniser.planar) if centre else frames)

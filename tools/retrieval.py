@@ -48,6 +48,7 @@ def extract_features(args: argparse.Namespace, world: World) -> tuple[dict[str, 
         raise UserError(f'{args.data_path}: y_train has {classes["train"]} classes, but y_test has {classes["test"]}; '
                         'regenerate the file')
     check_protocol(args, len(datasets['train']), classes['train'])
+    args.keypoints = datasets['train'].keypoints
     names = {split: dataset.names for split, dataset in datasets.items()}
     torch.manual_seed(args.seed)
     model = create_model(SkeletonEncoder, vars(args)).to(world.device)

@@ -177,7 +177,9 @@ class Result:
         """Return the default of a setting, for runs made before the option existed."""
         option = name.removeprefix('pre-training ')
         stage = 'pretrain' if option != name else {'oneshot': 'retrieval'}.get(self.protocol, self.protocol)
-        return str(defaults_of(stage).get(option, 'unknown')) if stage != 'ensemble' else 'unknown'
+        if stage == 'ensemble':
+            return 'unknown'
+        return str((defaults_of(stage) | {'keypoints': '3d'}).get(option, 'unknown'))     # from the data file, not an option
 
     def seeds(self) -> tuple[int | None, int | None]:
         """Seed of the run, and seed of the pre-training that it starts from."""

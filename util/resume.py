@@ -32,7 +32,7 @@ def resume(trainer: Trainer) -> None:
         path, checkpoint = latest
     else:
         checkpoint = Checkpoint.read(path)
-    if difference := setting_differences(checkpoint.args, trainer.args, ('num_heads', 'stream')):
+    if difference := setting_differences(checkpoint.args, trainer.args, ('num_heads', 'stream', 'keypoints')):
         raise UserError(f'{path}: was trained with {difference}; use the same settings')
     check_same_joints(checkpoint_layout(checkpoint, path), trainer.clips.layout, path)
     load_checkpoint(trainer.model, checkpoint, path)

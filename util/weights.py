@@ -153,7 +153,7 @@ def load_encoder(model: nn.Module, checkpoint: Checkpoint, args: argparse.Namesp
     load_weights(model, resize_temp_embed(weights, model) | head, path)
     if difference := setting_differences(checkpoint.args, args, ('num_heads',)):
         raise UserError(f'{path}: was pre-trained with {difference}; use the same settings')
-    if difference := setting_differences(checkpoint.args, args, ('stream', 'num_frames')):
+    if difference := setting_differences(checkpoint.args, args, ('stream', 'num_frames', 'keypoints')):
         log.warning('%s: pre-trained with %s', path, difference)
 
 

@@ -5,6 +5,8 @@
 | ntu | .skeleton | NTU RGB+D text | actors selected and centred, as in prepare_ntu.py |
 | pku | .txt | PKU-MMD text, a whole video | centred unless `centre` is False |
 | nwucla | .json | Northwestern-UCLA `all_sqe` | centred, as in prepare_nwucla.py |
+| nwucla | .json | 2D keypoints of OpenPose, AlphaPose, COCO | by `recording.clean_keypoints` |
+| openpose | (folder) | OpenPose's `*_keypoints.json`, one per frame | by `recording.clean_keypoints` |
 | npy | .npy | array (T, V, 3) or (T, M, V, 3) | by `recording.clean` |
 | bvh | .bvh | motion capture | forward kinematics, then `recording.clean` |
 | npz | .npz | dataset file of this project, CTR-GCN or its derivatives | as stored |
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.formats import bvh, npy, npz, ntu, nwucla, pku, pyskl
+from data.formats import bvh, keypoints, npy, npz, ntu, nwucla, pku, pyskl
 from data.formats.recording import Options, Recording
 from feeder.layouts import Layout, read_layout
 from util.errors import UserError
@@ -35,6 +37,7 @@ FORMATS = {
     'ntu': Format(('.skeleton',), ntu.read),
     'pku': Format(('.txt',), pku.read),
     'nwucla': Format(('.json',), nwucla.read),
+    'openpose': Format((), keypoints.read_folder),
     'npy': Format(('.npy',), npy.read),
     'bvh': Format(('.bvh',), bvh.read),
     'npz': Format(('.npz',), npz.read),
@@ -49,6 +52,8 @@ def suffixes(name: str | None = None) -> tuple[str, ...]:
 
 def format_from_suffix(path: Path) -> str:
     """Return the name of a file's format from its suffix; raises UserError for an unknown suffix."""
+    if keypoints.is_keypoint_folder(path):
+        return 'openpose'
     for name, entry in FORMATS.items():
         if path.suffix.lower() in entry.suffixes:
             return name
@@ -58,7 +63,7 @@ def format_from_suffix(path: Path) -> str:
 
 def read_recordings(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
                     centre: bool = True, split: str | None = None, num_joints: int | None = None,
-                    default_layout: Layout | None = None) -> Iterator[Recording | UserError]:
+                    default_layout: Layout | None = None, planar: bool = False) -> Iterator[Recording | UserError]:
     """Yield the recordings in a file; a damaged one in a file of many is replaced by a UserError.
 
     Args:
@@ -70,6 +75,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
         split: 'train' or 'test' in npz files; by default both.
         num_joints: joints per body in npz files, if the layout is not known.
         default_layout: layout of npy and pyskl files with as many joints, if `layout` is None.
+        planar: three numbers per joint in npy files are x, y in pixels and a score, not x, y, z.
 
     Raises:
         UserError: the file cannot be read, is damaged or has another format, or its joints do not fit the layout.
@@ -81,7 +87,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
-        options = Options(layout, scale, centre, split, num_joints, default_layout)
+        options = Options(layout, scale, centre, split, num_joints, default_layout, planar)
         for recording in FORMATS[name].read(path, options):
             yield _locate(recording, path) if isinstance(recording, UserError) else recording
         if recording is None:
@@ -97,9 +103,9 @@ def _locate(error: UserError, path: Path) -> UserError:
 
 
 def read_recording(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
-                   centre: bool = True) -> Recording:
+                   centre: bool = True, planar: bool = False) -> Recording:
     """Read a file with one recording; arguments and errors as for `read_recordings`."""
-    recordings = read_recordings(path, layout, name, scale, centre)
+    recordings = read_recordings(path, layout, name, scale, centre, planar=planar)
     recording = next(recordings)
     if isinstance(recording, UserError):
         raise recording

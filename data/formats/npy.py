@@ -1,4 +1,4 @@
-"""NumPy arrays: one recording (frames, joints, 3) or (frames, bodies, joints, 3).
+"""NumPy arrays: one recording (frames, joints, 3) or (frames, bodies, joints, 3); 2 for 2D keypoints without scores.
 
 An array with more bodies than frames is read as (bodies, frames, joints, 3).
 """
@@ -16,7 +16,7 @@ MAX_BODIES = 20
 
 def read(path: Path, options: Options) -> Iterator[Recording]:
     frames = open_npy(path, 'correct the path')
-    if frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+    if frames.ndim not in (3, 4) or frames.shape[-1] not in (2, 3):
         raise UserError(f'has shape {frames.shape}, expected (frames, joints, 3) or (frames, bodies, joints, 3); save '
                         'the array in one of these shapes')
     if frames.nbytes > MAX_BYTES:

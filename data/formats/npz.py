@@ -24,6 +24,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
             raise UserError(f'x_{split} is {x.dtype} {x.shape}, y_{split} {y.dtype} {y.shape}; expected floating-point '
                             'numbers (N, T, M·V·3) and one-hot labels (N, classes); regenerate the file')
         x, labels = np.asarray(x), y.argmax(axis=1)         # slicing a memmap is slow
+        planar = has_member(path, 'keypoints')
         layout, num_joints = _find_joints(x.shape[2], options)
         names = [f'{split}_{row}' for row in range(len(x))]
         if has_member(path, f'name_{split}'):
@@ -41,7 +42,7 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
                                 'regenerate the file')
             else:
                 yield Recording(path, frames.reshape(len(frames), -1, num_joints, 3), layout, int(labels[row]),
-                                str(name))
+                                str(name), planar=planar)
 
 
 def _find_joints(width: int, options: Options) -> tuple[Layout | None, int]:

@@ -80,7 +80,8 @@ def read(path: Path, options: Options) -> Iterator[Recording | UserError]:
     for number, annotation in enumerate(annotations):
         try:
             name, keypoint, label = check_annotation(annotation)
-            yield make_recording(path, keypoint.swapaxes(0, 1), options, label=label, member=name)     # (T, M, V, 3)
+            yield make_recording(path, keypoint.swapaxes(0, 1), options._replace(planar=is_planar(annotation)),
+                                 label=label, member=name)
         except UserError as error:
             yield UserError(f'annotation {number} (numbered from 0; {clip_name(annotation):.80}): {error}')
 
@@ -92,7 +93,10 @@ def clip_name(annotation) -> str:
 
 
 def check_annotation(annotation) -> tuple[str, np.ndarray, int]:
-    """Return name, keypoints (M, T, V, 3) and label of an annotation; raises UserError for invalid entries."""
+    """Return name, joints (M, T, V, 3) and label of an annotation; raises UserError for invalid entries.
+
+    2D keypoints (x, y) are returned with their scores as third number, or 1 without scores.
+    """
     if not isinstance(annotation, dict):
         raise UserError('the annotation must be a dict')
     name, label = annotation.get('frame_dir'), annotation.get('label')
@@ -102,8 +106,17 @@ def check_annotation(annotation) -> tuple[str, np.ndarray, int]:
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise UserError('label must be a non-negative integer')
     if not isinstance(keypoint, np.ndarray) or keypoint.ndim != 4 or 0 in keypoint.shape:
-        raise UserError('keypoint must be an array (bodies, frames, joints, 3)')
+        raise UserError('keypoint must be an array (bodies, frames, joints, 2 or 3)')
+    if keypoint.shape[3] == 2:
+        score = annotation.get('keypoint_score', np.ones(keypoint.shape[:3], np.float32))
+        if not isinstance(score, np.ndarray) or score.shape != keypoint.shape[:3]:
+            raise UserError(f'keypoint_score must be an array {keypoint.shape[:3]}, as keypoint is {keypoint.shape}')
+        keypoint = np.concatenate([keypoint, score[..., None]], axis=3)
     if keypoint.shape[3] != 3:
-        raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected 3 (x, y, z); use annotations of '
-                        '3D skeletons')
+        raise UserError(f'keypoint has {keypoint.shape[3]} numbers per joint, expected x, y, z, or x, y')
     return name, keypoint, label
+
+
+def is_planar(annotation: dict) -> bool:
+    """Return True if a valid annotation has 2D keypoints."""
+    return annotation['keypoint'].shape[3] == 2

@@ -1,5 +1,10 @@
 """The common representation of recordings, and how they are cleaned for training.
 
+2D keypoints have the same shape as 3D joints: x, y upwards, and the score of the detector, which is 0 for a missing
+joint. The unit is half the diagonal of a body's bounding box, about a metre, so that coordinates depend neither on the
+resolution (as in PYSKL) nor on the distance (as in MotionBERT). It is that of the first body in its first frame, not in
+the whole clip, and therefore known during a recording.
+
 Axis letters: T frames, M bodies, V joints.
 """
 
@@ -15,17 +20,19 @@ from feeder.layouts import Layout, known_layout, shared_names
 from util.errors import UserError, printable
 
 MIN_SIZE, MAX_SIZE = 0.2, 5.     # metres; bodies outside this range are reported
+MIN_SCORE = 0.1                  # 2D keypoints with a lower score are missing
 
 
 class Recording(NamedTuple):
     """One recording in a file."""
 
     path: Path
-    frames: np.ndarray              # (T, M, V, 3) float32, metres; zeros where a body is absent
+    frames: np.ndarray              # (T, M, V, 3) float32, metres or 2D keypoints; zeros where a body is absent
     layout: Layout | None           # None: not known
     label: int | None = None        # numbered from 0, if the file or its name contains it
     member: str | None = None       # its name in a file of many; None: the only recording in the file
     notes: tuple[str, ...] = ()     # assumptions made in reading it, with the options that change them
+    planar: bool = False            # 2D keypoints
 
     @property
     def name(self) -> str:
@@ -50,20 +57,27 @@ class Options(NamedTuple):
     split: str | None = None
     num_joints: int | None = None
     default_layout: Layout | None = None    # of files without joint names, if it has their number of joints
+    planar: bool = False            # three numbers per joint are x, y and score
 
 
 def make_recording(path: Path, frames: np.ndarray, options: Options, own: Layout | None = None,
                    label: int | None = None, member: str | None = None, notes: tuple[str, ...] = ()) -> Recording:
     """Make a recording from bodies (T, M, V, 3) of a file that does not specify unit and origin, and perhaps no layout.
 
-    `own` is the layout in the file, if there is one. Raises as `clean` and `choose_layout` do.
+    2D keypoints in pixels, y downwards, have 2 numbers, or 3 if `options.planar`. `own` is the layout in the file, if
+    there is one. Raises as `clean` and `choose_layout` do.
     """
+    planar = options.planar or frames.shape[-1] == 2
+    if frames.shape[-1] == 2:
+        frames = np.concatenate([frames, frames.any(axis=-1, keepdims=True)], axis=-1)
     default = options.default_layout
     layout = choose_layout(frames, options.layout,
                            own or (default if default and len(default.joints) == frames.shape[2] else None))
     name = 'unknown' if layout is None else layout.name
-    note = f'read with the joints {name} (--layout), in units of {options.scale:g} m (--scale)'
-    return Recording(path, clean(frames, layout, options.scale, options.centre), layout, label, member, (*notes, note))
+    unit = 'as x, y and score' if planar else f'in units of {options.scale:g} m (--scale)'
+    frames = clean_keypoints(frames, layout) if planar else clean(frames, layout, options.scale, options.centre)
+    return Recording(path, frames, layout, label, member, (*notes, f'read with the joints {name} (--layout), {unit}'),
+                     planar)
 
 
 def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: bool = True) -> np.ndarray:
@@ -72,26 +86,45 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
     Frames without any body are dropped (in a dataset file they would end the clip), then bodies are centred. Raises
     UserError for numbers that are not finite or too large, and if no frame is left.
     """
-    frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype.kind not in 'iuf':
-        raise UserError(f'has {frames.dtype} {frames.shape}, expected numbers (frames, bodies, joints, 3)')
-    frames = frames.astype(np.float64) * scale
-    with np.errstate(invalid='ignore'):
-        invalid = ~(np.abs(frames) <= FARTHEST).all(axis=(1, 2, 3))
-    if invalid.any():
-        raise UserError(f'frame {invalid.argmax()} (numbered from 0) has coordinates that are not finite or too large; '
-                        'interpolate them, or set the whole body to zero in that frame')
+    frames = _check_frames(np.asarray(frames)) * scale
     frames = frames[frames.any(axis=(1, 2, 3))]
     if not len(frames):
         raise UserError('has no valid frame: all coordinates are zero')
     return (centre_bodies(frames, layout) if centre else frames).astype(np.float32)
 
 
-def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+def clean_keypoints(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
+    """Prepare 2D keypoints (T, M, V, 3) in pixels, y downwards, for training: (T', M, V, 3) float32; raises as `clean`.
+
+    Joints with a score below MIN_SCORE are set to zero.
+    """
+    frames = _check_frames(np.asarray(frames)) * (1, -1, 1)
+    frames[frames[..., 2] < MIN_SCORE] = 0
+    frames = frames[frames.any(axis=(1, 2, 3))]
+    if not len(frames):
+        raise UserError(f'has no valid frame: all scores are below {MIN_SCORE}')
+    return centre_bodies(frames, layout, planar=True).astype(np.float32)
+
+
+def _check_frames(frames: np.ndarray) -> np.ndarray:
+    """Convert frames (T, M, V, 3) to float64; raises UserError for another shape or type, or invalid numbers."""
+    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype.kind not in 'iuf':
+        raise UserError(f'has {frames.dtype} {frames.shape}, expected numbers (frames, bodies, joints, 3)')
+    frames = frames.astype(np.float64)
+    with np.errstate(invalid='ignore'):
+        invalid = ~(np.abs(frames) <= FARTHEST).all(axis=(1, 2, 3))
+    if invalid.any():
+        raise UserError(f'frame {invalid.argmax()} (numbered from 0) has coordinates that are not finite or too large; '
+                        'interpolate them, or set the whole body to zero in that frame')
+    return frames
+
+
+def centre_bodies(frames: np.ndarray, layout: Layout | None, planar: bool = False) -> np.ndarray:
     """Move bodies (T, M, V, 3) so that the first body starts at the origin, as in NTU RGB+D and NW-UCLA.
 
-    The origin is joint 'spine' of the first body in its first frame, or else the root of the layout, or joint 0. Absent
-    bodies remain zero.
+    The origin is joint 'spine' of the first body in its first frame, or else the root of the layout, or joint 0; of 2D
+    keypoints, which are also rescaled, it is the mean of the body's joints if that joint is missing. Absent bodies and
+    joints remain zero.
     """
     present = frames.any(axis=(2, 3))                                                       # (T, M)
     body = present.any(axis=0).argmax()
@@ -99,24 +132,33 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     # A joint, not the mean of all joints: with the mean, the first frame would sum to zero, which marks padding.
     names = shared_names(layout) if layout else []
     roots = [joint for joint, parent in enumerate(layout.parents if layout else [0]) if joint == parent]
-    moved = frames - joints[names.index('spine') if 'spine' in names else roots[0]]
+    origin = joints[names.index('spine') if 'spine' in names else roots[0]]
+    if planar:
+        visible = joints[joints[:, 2] > 0, :2]
+        origin = origin[:2] if origin[2] > 0 else visible.mean(axis=0)
+        unit = np.linalg.norm(np.ptp(visible, axis=0)) / 2 or 1.
+        moved = np.concatenate([(frames[..., :2] - origin) / unit, frames[..., 2:]], axis=-1)
+        moved[frames[..., 2] == 0] = 0
+        return moved
+    moved = frames - origin
     moved[~present] = 0
     return moved
 
 
-def select_bodies(frames: np.ndarray, most: int, layout: Layout | None, centre: bool) -> np.ndarray:
+def select_bodies(frames: np.ndarray, most: int, layout: Layout | None, centre: bool,
+                  planar: bool = False) -> np.ndarray:
     """Keep the `most` bodies with the most motion in a clip (T, M, V, 3), as the preparation of NTU RGB+D does.
 
-    Frames in which none of them appears are dropped, and with `centre` the clip is centred again.
+    Frames in which none of them appears are dropped, and with `centre` the clip is centred again, 2D keypoints always.
     """
     if frames.shape[1] <= most:
         return frames
     present = frames.any(axis=(2, 3))                                                       # (T, M)
-    motion = [motion_energy(frames[present[:, body], body]) if present[:, body].any() else -1
+    motion = [motion_energy(frames[present[:, body], body][..., :2 if planar else 3]) if present[:, body].any() else -1
               for body in range(frames.shape[1])]
     frames = frames[:, np.sort(np.argsort(motion)[-most:])]
     frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]
-    return centre_bodies(frames, layout) if centre and frames.any() else frames
+    return centre_bodies(frames, layout, planar) if (centre or planar) and frames.any() else frames
 
 
 def bodies_note(frames: np.ndarray, most: int) -> tuple[str, ...]:

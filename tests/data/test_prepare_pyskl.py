@@ -79,7 +79,7 @@ def test_two_files_without_splits(annotations, tmp_path):
 
 
 @pytest.mark.parametrize('change, part', [
-    ({'keypoint': np.full((1, 4, 25, 3), np.nan)}, 'not finite'), ({'keypoint': np.ones((1, 4, 25, 2))}, '2 numbers'),
+    ({'keypoint': np.full((1, 4, 25, 3), np.nan)}, 'not finite'), ({'keypoint': np.ones((1, 4, 25, 2))}, '2D joints'),
     ({'keypoint': np.ones((1, 4, 17, 3))}, '17 joints'), ({'label': None}, 'label'), ({'keypoint': None}, 'keypoint')])
 def test_damaged_annotations_are_named_and_can_be_omitted(annotations, tmp_path, capsys, change, part):
     names = [entry['frame_dir'] for entry in annotations]

@@ -115,7 +115,7 @@ def test_every_layout_is_a_tree_that_shares_most_joints_with_kinect_v2():
             assert not {'left', 'right'} <= set(f'{joint} {parent}'.split())
         matched[layout.name] = sum(match is not None for match in layouts.match_joints(V2, layout, 'x'))
     assert matched == {'kinect-v2': 25, 'kinect-v1': 20, 'coco-17': 17, 'mediapipe-33': 31, 'openpose-18': 18,
-                       'openpose-25': 21, 'h36m-17': 17, 'smpl-24': 21, 'azure-kinect-32': 25}
+                       'openpose-25': 21, 'h36m-17': 17, 'smpl-24': 21, 'azure-kinect-32': 25, 'halpe-26': 17}
 
 
 @pytest.mark.parametrize('prefix', ['', 'mixamorig:'])

@@ -65,8 +65,8 @@ def test_usual_names_of_bvh_files(path):
 
 
 @pytest.mark.parametrize('name, content, part', [
-    ('a.json', b'{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', 'looks like a file of OpenPose'),
-    ('a.json', b'[{"image_id": "1.jpg", "keypoints": [1, 2, 3]}]', 'looks like a file of COCO or AlphaPose'),
+    ('a.json', b'{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', 'has 2D keypoints, but the model was trained on 3D'),
+    ('a.json', b'{"data": []}', 'looks like a file of Kinetics-Skeleton; save the joints as an .npy array'),
     ('a.npz', {'poses': np.zeros((9, 156))}, 'save the joints of other files as an .npy array')])
 def test_files_of_other_programs_are_refused_with_a_remedy(predict, tmp_path, name, content, part):
     path = tmp_path / name

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from feeder.augment import ClipMaker
@@ -101,8 +102,12 @@ def read_clip(dataset: SkeletonDataset, row: int, settings: dict, layout: Layout
 
 def make_clip(batch: Batch, settings: dict, layout: Layout | None, title: str, label: int | None) -> Clip:
     """Return the only clip of a batch, as a model with these settings receives it in evaluation."""
+    keypoints = settings.get('keypoints', '3d')
     joints = ClipMaker(settings['num_frames'], 'joint', 0).eval_view(batch)
-    stream = ClipMaker(settings['num_frames'], settings['stream'], 0, layout=layout).derive_stream(joints)
+    stream = ClipMaker(settings['num_frames'], settings['stream'], 0, layout=layout,
+                       keypoints=keypoints).derive_stream(joints)
+    if keypoints == '2d':       # drawn in the plane z = 0
+        joints = F.pad(joints[:, :2], (0, 0, 0, 0, 0, 0, 0, 1))
     return Clip(joints, stream, printable(title), label, layout)
 
 
@@ -135,7 +140,8 @@ def analyse_clip(model: Model, settings: dict, clip: Clip, body: int = 0, seed: 
                 or [f'class {i}' for i in range(len(classes))]
         if isinstance(model, MAMP):
             prediction = predict_motion(model, settings, bodies, body, seed)
-        intensity = motion_intensity(patchify(bodies[[body]], u))[0].view(-1, model.num_joints)
+        coordinates = bodies[[body], :, :, :2] if settings.get('keypoints') == '2d' else bodies[[body]]
+        intensity = motion_intensity(patchify(coordinates, u))[0].view(-1, model.num_joints)
         return ClipAnalysis(
             clip, body, u, model.fold_bodies(clip.joints)[body].cpu().numpy(), intensity.cpu().numpy(),
             block_attention(model, bodies[[body]], len(model.blocks) - 1 if block is None else block, head, query),
@@ -159,16 +165,19 @@ def predict_motion(model: MAMP, settings: dict, bodies: torch.Tensor, body: int,
     ids_keep, ids_restore, mask = model.draw_mask(bodies, settings['mask_ratio'], settings['motion_aware_tau'], uniform)
     pred = model.forward_decoder(model.forward_encoder(bodies, ids_keep), ids_restore)[body].float()
     target = model.prediction_target(bodies, settings['motion_stride'])[body]               # (L, u·C)
+    bodies = bodies[..., :model.target_dim]
     signal = motion(bodies, settings['motion_stride']) if model.target == 'motion' else bodies
     true = patchify(signal[[body]], model.t_patch_size).flatten(1, 2)[0]                    # (L, u·C)
     rescaled = pred
     if model.norm_skes_loss:
         rescaled = pred * (true.var(dim=-1, keepdim=True) + 1e-6).sqrt() + true.mean(dim=-1, keepdim=True)
-    rescaled = rescaled.view(model.num_segments, model.num_joints, -1, 3).transpose(1, 2).flatten(0, 1)     # (T, V, 3)
+    rescaled = rescaled.view(model.num_segments, model.num_joints, model.t_patch_size, -1)
+    rescaled = rescaled.transpose(1, 2).flatten(0, 1)                                       # (T, V, 2 or 3)
+    signal, rescaled = (F.pad(values, (0, 3 - model.target_dim)) for values in (signal[body], rescaled))
     masked = mask[body] == 1
     target_values, pred_values = target[masked].cpu().numpy(), pred[masked].cpu().numpy()
     metrics = prediction_metrics(target_values, pred_values) | {'masked': float(masked.float().mean())}
-    return MotionPrediction(masked.view(-1, model.num_joints).cpu().numpy(), signal[body].cpu().numpy(),
+    return MotionPrediction(masked.view(-1, model.num_joints).cpu().numpy(), signal.cpu().numpy(),
                             rescaled.cpu().numpy(), target_values, pred_values, metrics, model.target,
                             model.norm_skes_loss)
 
