@@ -179,7 +179,8 @@ class Result:
         stage = 'pretrain' if option != name else {'oneshot': 'retrieval'}.get(self.protocol, self.protocol)
         if stage == 'ensemble':
             return 'unknown'
-        return str((defaults_of(stage) | {'keypoints': '3d'}).get(option, 'unknown'))     # from the data file, not an option
+        defaults = defaults_of(stage) | {'keypoints': '3d'}      # which comes from the dataset file
+        return str(defaults.get(option, 'unknown'))
 
     def seeds(self) -> tuple[int | None, int | None]:
         """Seed of the run, and seed of the pre-training that it starts from."""
