@@ -115,7 +115,7 @@ BASE = 'pretrain linprobe finetune scratch retrieval pretrain_mae linprobe_mae'
 COLUMNS = {     # folders of the runs of `bash scripts/reproduce.sh NAME`, without the seeds of semi-supervised ones
     'ntu60_xsub': BASE + ''.join(f' semi_{share} semi_mae_{share} semi_scratch_{share}' for share in ('0.01', '0.1')),
     'ntu120_oneshot': 'pretrain oneshot finetune_auxiliary oneshot_supervised',
-    'pku2_xsub': BASE + ''.join(f' pretrain transfer_{source}' for source in ('ntu60_xsub', 'ntu120_xsub', 'pku1_xsub')),
+    'pku2_xsub': f'{BASE} pretrain transfer_ntu60_xsub pretrain transfer_ntu120_xsub pretrain transfer_pku1_xsub',
     'nwucla_xview': BASE}
 
 
