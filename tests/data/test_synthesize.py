@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from data import kinematics, ntu_actors, ntu_text, synthesize
 from data.datasets import NTU60_SUBJECTS
@@ -25,10 +22,6 @@ BONES = [(1, 2), (2, 21), (3, 21), (4, 3), (5, 21), (6, 5), (7, 6), (8, 7), (9, 
          (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19), (22, 23), (23, 8), (24, 25),
          (25, 12)]
 PAIRS = (11, 12)    # actions of two people
-
-
-def action(clip):
-    return int(clip.name[17:])
 
 
 @pytest.fixture(scope='module')
@@ -74,10 +67,9 @@ def test_facts_are_unique_and_balanced():
 def test_people_are_plausible(clips):
     """Bones keep their length up to noise; people are upright, in front of the camera, and move."""
     for clip in clips[::5]:
-        assert 55 <= clip.frames <= 90 and len(clip.people) in ((2,) if action(clip) in PAIRS else (1, 2))
+        assert 55 <= clip.frames <= 90 and len(clip.people) in ((2,) if int(clip.name[17:]) in PAIRS else (1, 2))
         for track in (*clip.people, *clip.tracks):
-            assert track.joints.shape == (len(track.frames), 25, 3) and track.joints.dtype == np.float32
-            assert len(track.frames) and (np.diff(track.frames) > 0).all() and track.frames[-1] < clip.frames
+            assert (np.diff(track.frames) > 0).all() and track.frames[-1] < clip.frames
             assert np.isfinite(track.joints).all() and (track.joints[..., 2] > .5).all()
         for person in clip.people:
             bones = np.stack([person.joints[:, joint - 1] - person.joints[:, parent - 1] for joint, parent in BONES])
@@ -104,18 +96,6 @@ def test_preparation_removes_the_errors(clips):
         checked += 1
         equal += any(rows.shape == each.shape and np.allclose(rows, each, atol=1e-5) for each in expected)
     assert checked > 60 and equal > .9 * checked    # a person with spread arms may look like furniture
-
-
-def test_the_mean_pose_carries_almost_no_information(clips):
-    """A logistic regression on mean poses has at most twice the accuracy of chance."""
-    features = np.zeros((len(clips), 2, 25, 3))
-    for feature, clip in zip(features, clips, strict=True):
-        feature[:len(clip.people)] = [(person.joints - clip.people[0].joints[0, 1]).mean(axis=0)
-                                      for person in clip.people]
-    features, labels = features.reshape(len(clips), -1), np.array([action(clip) for clip in clips])
-    train = np.array([int(clip.name[9:12]) in NTU60_SUBJECTS for clip in clips])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=300)).fit(features[train], labels[train])
-    assert model.score(features[~train], labels[~train]) <= 2 / 12
 
 
 def test_a_clip_does_not_depend_on_the_others(tmp_path):
@@ -156,23 +136,11 @@ def test_pku_videos(tmp_path):
         assert lines[3].split(', ') == [name for name in names if not belongs(name)]
 
 
-def test_bad_options_and_folders(tmp_path):
-    for option in ('--seed=-1', '--classes=13', '--clips_per_class=2', '--workers=0'):
-        refusal(lambda option=option: synthesize.main(['--out', str(tmp_path / 'out'), option]), option.split('=')[0])
+def test_a_folder_with_files_is_refused(tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
     for path in (tmp_path, tmp_path / 'mine.txt'):
         refusal(lambda path=path: synthesize.main(['--out', str(path)]), path, 'not empty', '--out')
     assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
-
-
-def test_a_full_disk(tmp_path, capsys, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(synthesize.Path, 'write_text', fail)
-    assert run_command(synthesize, '--out', tmp_path / 'out', '--clips_per_class', 3, '--workers', 2) == 2
-    error = capsys.readouterr().err
-    assert 'No space left' in error and error.count('\n') == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_killed_run_leaves_no_folder_of_that_name(tmp_path):
