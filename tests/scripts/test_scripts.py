@@ -167,26 +167,20 @@ def test_ablations_vary_one_option(bench, name, value, in_pretraining, in_probe)
 @pytest.mark.parametrize('gpus, available, processes, visible', [('4', '', 4, 'all'), ('', '2', 2, 'all'),
                                                                  ('', '0', 1, '')])
 def test_torchrun_on_several_gpus(bench, gpus, available, processes, visible):
-    done = bench.run('pretrain.sh', 'nwucla_xview', GPUS=gpus, STUB_GPUS=available, CUDA_VISIBLE_DEVICES='all')
-    assert done.returncode == 0, done.stderr
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    assert bench.calls() == [torchrun * (processes > 1) + single('nwucla_xview')['pretrain'][0]]
-    assert bench.record.read_text().rstrip('\n').split('\t')[-1] == visible
-
-
-def test_options_reach_the_program_unchanged(bench):
     options = ['--data_path', 'a file with  spaces.npz', '--benchmark', "it's *", '--device', '']
-    assert bench.run('scratch.sh', 'ntu120_xset', *options).returncode == 0
-    assert bench.calls()[0][-6:] == options
+    env = {'GPUS': gpus, 'STUB_GPUS': available, 'CUDA_VISIBLE_DEVICES': 'all'}
+    assert bench.run('pretrain.sh', 'nwucla_xview', *options, **env).returncode == 0
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    assert bench.calls() == [torchrun * (processes > 1) + single('nwucla_xview')['pretrain'][0] + options]
+    assert bench.record.read_text().rstrip('\n').split('\t')[-1] == visible
 
 
 @pytest.mark.parametrize('script', ['pretrain', 'reproduce'])
 def test_a_failure_or_a_stop_ends_a_script_at_once(bench, script):
     done = bench.run(f'{script}.sh', 'ntu60_xsub', OUT=str(bench.out), STUB_EXIT='3')
     assert done.returncode == 3 and len(bench.calls()) == 1
-    for code in ('0', '1'):
-        done = bench.run(f'{script}.sh', 'ntu60_xsub', OUT=str(bench.out), STUB_MAKES='preempted', STUB_EXIT=code)
-        assert done.returncode == 75 and len(bench.calls()) == 1 and 'continues the run' in done.stderr
+    done = bench.run(f'{script}.sh', 'ntu60_xsub', OUT=str(bench.out), STUB_MAKES='preempted', STUB_EXIT='1')
+    assert done.returncode == 75 and len(bench.calls()) == 1 and 'continues the run' in done.stderr
     done = bench.run(f'{script}.sh', 'ntu60_xsub', OUT=str(bench.out), STUB_MAKES=f'result.json {LAST} scores.npz')
     assert done.returncode == 0, 'an old marker does not count'
 
@@ -344,10 +338,6 @@ def test_other_experiments_for_real(real, bench):
     assert (result['benchmark'], result['pretraining']['benchmark']) == ('pku2_xsub', 'ntu60_xsub')
     real('streams.sh', 'ntu60_xsub')
     assert read_result(out / 'ensemble_linprobe')['stream'] == 'joint + bone + velocity'
-    real('ablations.sh', 'ntu60_xsub', 't_patch_size', VALUES='2')
-    assert read_result(real.folder / 'ntu60_xsub_ablations' / 't_patch_size_2' / 'linprobe')['last']
-    real('pretrain.sh', 'ntu60_xsub', GPUS='2', SEED='1')
-    assert read_result(out / 'pretrain' / 'seed_1')['processes'] == 2
     job = submit(bench, 'pretrain', 'ntu60_xsub', '--config', str(real.folder / 'tiny.yaml'),
                  **CPU | {'PYTHON': sys.executable, 'SLURM_JOB_ID': str(os.getpid())})
     _, errors = job.communicate(timeout=300)
