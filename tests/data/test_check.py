@@ -49,7 +49,7 @@ def inspect(tmp_path, capsys):
 
 def test_a_file_without_problems(members, inspect):
     problems, _, facts = inspect(members)
-    assert problems == [] and facts['notes'] == []
+    assert problems == facts['notes'] == []
     train, test = facts['train'], facts['test']
     assert (train['clips'], test['clips'], train['frames'], train['numbers'], train['classes']) == (6, 4, 12, 150, 3)
     assert (train['bodies'], train['joints'], train['clips_per_class']) == (2, 25, [3, 2, 1])
@@ -192,9 +192,8 @@ def test_several_files_and_exit_codes(members, tmp_path):
     write_npz(good, **members)
     members['x_train'][0] = 0
     write_npz(bad, **members)
-    for files, problems in (((good, good), [False, False]), ((bad, good), [True, False])):
-        assert check.main([*map(str, files), '--json', str(facts)]) == any(problems)
-        assert [bool(report['problems']) for report in json.loads(facts.read_text())] == problems
+    assert check.main([str(bad), str(good), '--json', str(facts)]) == 1
+    assert [bool(report['problems']) for report in json.loads(facts.read_text())] == [True, False]
     before = good.read_bytes()
     refusal(lambda: check.main(['--json', str(good), str(bad)]), good, '.json')
     assert good.read_bytes() == before
