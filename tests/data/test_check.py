@@ -48,8 +48,11 @@ def inspect(tmp_path, capsys):
 
 
 def test_a_file_without_problems(members, inspect):
-    problems, _, facts = inspect(members)
+    members |= {'extra': np.arange(7), 'empty': np.zeros((0, 3)), 'x_test': np.asfortranarray(members['x_test'])}
+    problems, lines, facts = inspect(members)
     assert problems == facts['notes'] == []
+    assert {line.split(' (')[0] for line in lines if line.startswith('sha256 of ')} == {
+        f'sha256 of {member}: {sha256(array.tobytes()).hexdigest()}' for member, array in members.items()}
     train, test = facts['train'], facts['test']
     assert (train['clips'], test['clips'], train['frames'], train['numbers'], train['classes']) == (6, 4, 12, 150, 3)
     assert (train['bodies'], train['joints'], train['clips_per_class']) == (2, 25, [3, 2, 1])
@@ -79,15 +82,6 @@ def test_counts_by_hand(members, inspect):
     assert problems == [] and train['length'] == [min(valid), np.median(valid), max(valid)]
     assert train['gap_frames'] == sum(last) - sum(valid) == 5 and train['clips_with_gaps'] == 4
     assert train['second_body'] == {'empty': 1, 'copy': 1, 'own': 6} and train['absent_classes'] == [1, 2]
-
-
-def test_sha256_of_members(members, tmp_path, capsys):
-    members |= {'extra': np.arange(7), 'empty': np.zeros((0, 3)), 'x_test': np.asfortranarray(members['x_test'])}
-    np.savez_compressed(tmp_path / 'a.npz', **members)
-    assert check.main([str(tmp_path / 'a.npz')]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('sha256 of ')]
-    assert sorted(line.split(' (')[0] for line in lines) == sorted(
-        f'sha256 of {member}: {sha256(array.tobytes()).hexdigest()}' for member, array in members.items())
 
 
 FIRST, SECOND = 'S001C001P001R001A001', 'S001C001P002R001A002'
