@@ -165,8 +165,7 @@ def refused(capsys, raw, out, *parts, more=(), damaged=0):
 def assert_skipped(capsys, raw, out, damaged, samples):
     """Check that --skip_damaged writes these samples, and the list of damage."""
     assert prepare(raw, out, '--skip_damaged') == 0
-    printed = capsys.readouterr()
-    assert printed.err.splitlines() == [f'damaged: {line}' for line in damaged]
+    assert capsys.readouterr().err.splitlines() == [f'damaged: {line}' for line in damaged]
     assert (out / 'PKUv1_damaged.txt').read_text() == ''.join(f'{line}\n' for line in damaged)
     for file in KINDS:
         check_by_reference(raw, out, f'PKUv1_{file}', samples)
