@@ -133,16 +133,6 @@ def test_runs_of_one_seed_count_once(tmp_path, caplog, capsys):
     assert 'seed 0' in warning and f'{tmp_path / "b"}/' in warning
 
 
-def test_published_figures_equal_a_second_copy():
-    """For each benchmark in the order of its file."""
-    assert {name: [figure for values in rows.values() for figure in values.values()]
-            for name, rows in read_published()[1].items()} == {
-        'ntu60_xsub': [84.9, 85.0, 74.8, 93.1, 93.0, 66.0, 54.4, 88.0, 80.6, 62.0],
-        'ntu60_xview': [89.1, 89.0, 77.7, 97.5, 97.5, 68.7, 54.6, 91.5, 83.5, 70.0],
-        'ntu120_xsub': [78.6, 78.1, 72.5, 90.0, 89.8], 'ntu120_xset': [79.1, 79.5, 73.5, 91.3, 91.5],
-        'pku1_xsub': [92.2], 'pku2_xsub': [53.8, 36.1]}
-
-
 def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     write_run(tmp_path / 'a', 85.)
     write_run(tmp_path / 'b', 80., method='authors')
