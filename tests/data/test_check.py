@@ -42,7 +42,6 @@ def inspect(tmp_path, capsys):
         facts = json.loads((tmp_path / 'facts.json').read_text())[0]
         problems = [line.removeprefix('problem: ') for line in lines if line.startswith('problem: ')]
         assert code == bool(problems) and problems == facts['problems']
-        assert lines[-1] == (f'problem: {problems[-1]}' if problems else 'no problems')
         return problems, lines, facts
     return inspect
 
@@ -146,9 +145,8 @@ def test_a_part_under_the_name_of_the_full_dataset(members, inspect, monkeypatch
     assert inspect(members, 'NTU120_XSet')[0] == counts + sizes
     dataset, protocol = find_protocol('NTU120_XSet')
     monkeypatch.setattr(check, 'find_protocol', lambda file: (dataset, replace(protocol, tolerance=1)))
-    problems, lines, facts = inspect(members, 'NTU120_XSet')
+    problems, _, facts = inspect(members, 'NTU120_XSet')
     assert problems == sizes and facts['notes'] == [f'{line}, as reported by later work' for line in counts]
-    assert lines[1].startswith('dataset: NTU RGB+D 120; licence: ')
 
 
 @needs('data/nw_ucla.tar.xz')
@@ -199,6 +197,3 @@ def test_other_files_are_refused(members, tmp_path):
                               ('y_test', np.arange(4), 'y_test is int64 (4,), expected numbers one-hot (N, classes)')):
         write_npz(path, **members | {name: array})
         refusal(lambda: check.main([str(path)]), path, part)
-    del members['x_test']
-    write_npz(path, **members)
-    refusal(lambda: check.main([str(path)]), path, 'no member x_test')
