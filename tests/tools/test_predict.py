@@ -17,7 +17,6 @@ from data import prepare_ntu
 from data.dataset_file import one_hot, write_npz
 from data.formats.recording import Recording, clean
 from feeder.augment import ClipMaker
-from feeder.classes import find_class_names
 from feeder.dataset import SkeletonDataset
 from model_mamp import MAMP
 from model_transformer import ActionTransformer
@@ -81,6 +80,7 @@ def test_npz_equals_saved_scores_and_features(tiny, tiny_npz, tmp_path, capsys):
     recordings = predict(capsys, *options, '--features', tmp_path / 'f.npz')['recordings']
     saved = np.load(tmp_path / 'scores.npz')
     assert_close([probabilities(entry) for entry in recordings], saved['scores'])
+    assert np.ptp(saved['scores'], axis=0).max() > 1e-3, 'clips that differ'
     assert [entry['recording'] for entry in recordings] == [f'{tiny_npz}:{name}' for name in saved['name']]
     assert [entry['label'] for entry in recordings] == saved['label'].tolist()
     (made, _), (expected, _) = (read_features(tmp_path / name, ('test',)) for name in ('f.npz', 'features.npz'))
@@ -107,7 +107,6 @@ def test_raw_ntu_text_equals_its_npz(dataset, classes, stream, tmp_path):
         assert_close(scores[0], expected[recording.name])
         assert recording.label == int(recording.name[-3:]) - 1
     assert 1 in [prediction.recording.frames.shape[1] for prediction in predictions], 'a recording of a single actor'
-    assert recogniser.class_names == find_class_names(f'{dataset}_xsub', classes)
     unnamed, = read_clips([min(raw.iterdir()).rename(tmp_path / 'mine.skeleton')], recogniser)
     assert unnamed.label is None
 
@@ -168,7 +167,6 @@ def test_windows_equal_separate_recordings(tmp_path, capsys):
     for window in entry['windows']:
         assert_close(probabilities(window), recogniser.probabilities(frames[window['start']:window['end']]))
     assert np.load(tmp_path / 'f.npz')['name_test'].tolist() == ['a[0:20]', 'a[15:35]', 'a[30:50]']
-    assert 'label_test' not in np.load(tmp_path / 'f.npz')
     empty = np.concatenate([frames, np.zeros((60, 20, 3)), frames])[:, None].astype(np.float32)
     prediction, = predict_clips(recogniser, [Recording(path, empty, None)], 3, 20, 20)
     assert [place.start for place in prediction.windows] == [0, 20, 40, 100, 120, 140]
