@@ -147,15 +147,6 @@ def runs(tiny, tiny_pretrain, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope='module')
-def page(runs) -> Path:
-    """The page, picture and animation of a pre-trained model."""
-    assert tools.visualize.main(['--checkpoint', str(runs / 'pretrain' / LAST), '--clip', '0', '--out',
-                                str(runs / 'c.png'), '--gif', str(runs / 'c.gif'), '--html', str(runs / 'c.html'),
-                                '--query', 'right hand', '1', '--block', '0', '--head', '1']) == 0
-    return runs / 'c.html'
-
-
 def text_of(page: Path) -> str:
     return html.unescape(re.sub(r'<[^>]+>', '', page.read_text()))
 
@@ -164,7 +155,11 @@ def links_of(page: Path) -> list[str]:
     return re.findall(r'\b(?:src|srcset|href|data)="([^",]*)', page.read_text())
 
 
-def test_the_page_holds_everything_itself(runs, page):
+def test_the_page_holds_everything_itself(runs):
+    page = runs / 'c.html'
+    assert tools.visualize.main(['--checkpoint', str(runs / 'pretrain' / LAST), '--clip', '0', '--out',
+                                str(runs / 'c.png'), '--gif', str(runs / 'c.gif'), '--html', str(page),
+                                '--query', 'right hand', '1', '--block', '0', '--head', '1']) == 0
     for picture in re.findall(r'base64,([^"]*)', page.read_text()):
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
     content = re.sub(r'base64,[^"]*', '', page.read_text())
