@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data.dataset_file import BLOCK, npz_writer, one_hot, write_npz
-from data.pipeline import parse_all, settle_damaged, write_protocol
+from data.pipeline import parse_all, write_protocol
 from data.sources import MAX_BYTES, Source, find_sources
 from data.spool import Sample, Spool
 from feeder.npz import open_member
@@ -42,22 +42,17 @@ def test_sources_are_found_at_any_depth_and_sorted_by_name(tmp_path):
     assert [source.stem for source in sources] == ['a', 'b', 'c', 'l', 'n']
     assert [source.read() for source in sources] == [b'this is x/y/a.txt' * 3, b'this is z/b.txt', b'this is c.txt',
                                                      b'this is l.txt', b'this is x/n.txt' * 3]
-    assert str(sources[0]) == f'{archive}:x/y/a.txt' and str(sources[2]) == f'{folder}/c.txt'
 
 
-def test_missing_and_duplicate_sources(tmp_path):
+def test_missing_duplicate_and_unreadable_sources(tmp_path):
     folder = write_texts(tmp_path / 'a', 'b.txt', 'deeper/b.txt')
     refusal(lambda: find_sources([folder], '.txt'), folder / 'b.txt', folder / 'deeper/b.txt', 'twice')
     full = write_texts(tmp_path / 'd', 'd.txt')
     for path in (write_texts(tmp_path / 'e', 'e.csv'), write_zip(tmp_path / 'f.zip', 'f.csv')):
         refusal(lambda path=path: find_sources([full, path], '.txt'), path, 'no .txt file')
     refusal(lambda: find_sources([full, tmp_path / 'absent'], '.txt'), 'absent', 'does not exist')
-
-
-def test_sources_that_cannot_be_read(tmp_path):
     refusal(Source(tmp_path / 'gone.txt').read, 'cannot be read (No such file')
     refusal(Source(tmp_path).read, 'not a regular file')
-    refusal(Source(tmp_path / 'gone.zip', 'a.txt').read, 'cannot be read')
     with open(tmp_path / 'large', 'wb') as file:
         file.truncate(MAX_BYTES + 1)
     refusal(Source(tmp_path / 'large').read, 'too large')
@@ -116,15 +111,8 @@ def kill_process(number):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def divide(number):
-    return 1 // number
-
-
-def test_killed_workers_and_bugs():
+def test_a_killed_worker_ends_the_run():
     refusal(lambda: list(parse_all(kill_process, range(20), 2, 1)), 'killed', 'reduce --workers')
-    for workers in (1, 2):
-        with pytest.raises(ZeroDivisionError):
-            list(parse_all(divide, [1, 0], workers, 2))
 
 
 @pytest.mark.parametrize('second_body', ['zeros', 'copy'])
@@ -189,7 +177,6 @@ def test_a_member_beyond_4_gib_whose_zeros_take_no_space(tmp_path):
     # a chunk is written whole unless it is zero
     assert path.stat().st_size > 1 << 32 and path.stat().st_blocks * 512 < 2 * zeros.nbytes + 100 * BLOCK
     mapped = open_member(path, 'x_train')
-    assert mapped.shape == (24_000, 300, 150) and isinstance(mapped, np.memmap)
     for clip in (45, 23_945):
         np.testing.assert_array_equal(mapped[clip], rows)
         assert not mapped[clip - 1].any() and not mapped[clip + 1].any()
@@ -216,9 +203,3 @@ def test_scripts_run_from_any_folder(tmp_path):
         done = subprocess.run([sys.executable, ROOT / f'data/{script}.py', '--help'], cwd=tmp_path, check=True,
                               capture_output=True, text=True)
         assert 'usage' in done.stdout and done.stderr == ''
-
-
-def test_long_lists_of_damage_are_cut(tmp_path, capsys):
-    damaged = [f'file{number}: bad' for number in range(25)]
-    refusal(lambda: settle_damaged(damaged, False, tmp_path / 'list.txt'), '25 damaged')
-    assert capsys.readouterr().err.splitlines() == [f'damaged: {line}' for line in damaged[:20]] + ['… and 5 more']

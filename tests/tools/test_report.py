@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
-import re
-import shutil
 from collections import Counter
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib.image
 import numpy as np
@@ -14,9 +11,9 @@ import pytest
 
 import tools.report
 from feeder.classes import find_class_names
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal
 from tools.reporting import figures
-from tools.reporting.tables import read_published, rewrite_tables
+from tools.reporting.tables import read_published
 from util.predictions import read_features
 
 MAMP = {'benchmark': 'ntu60_xsub', 'target': 'motion', 'motion_aware_tau': 0.8, 'mask_ratio': 0.9, 'seed': 0,
@@ -75,23 +72,17 @@ EXPERIMENTS = {     # in the order in which the tables have them
     'linear, MAMP, bone': {'stream': None, 'config': {'stream': 'bone'}},       # a result from before `stream`
     "linear, authors' weights": {'method': 'authors', 'pretraining': {'benchmark': None}},
     'linear, MAE from pku1_xsub': {'method': 'MAE', 'pretraining': OTHER_SET},
-    'linear, random encoder': {'method': 'random encoder', 'pretraining': None},
-    'fine-tune, MAMP': {'protocol': 'finetune'},
     'fine-tune (auxiliary classes, novel_every 3), MAMP': {'protocol': 'finetune', 'config': {'novel_every': 3}},
     'scratch, velocity': {'protocol': 'finetune', 'method': 'scratch', 'pretraining': None, 'stream': 'velocity'},
     'semi 1 %, MAMP': {'protocol': 'finetune', 'labels': {'fraction': 0.01}},
     'semi 10 % (balanced, auxiliary classes), MAMP': {
         'protocol': 'finetune', 'labels': SEMI | {'draw': 'balanced'}, 'config': {'novel_every': 6}},
-    'semi 10 %, scratch': {'protocol': 'finetune', 'labels': SEMI, 'method': 'scratch', 'pretraining': None},
     'transfer from pku1_xsub, MAMP': {'protocol': 'finetune', 'pretraining': OTHER_SET},
     'retrieval, MAMP': {'protocol': 'retrieval', 'last': {'top1': 62., 'samples': 9, 'k': 1, 'metric': 'cosine'}},
     'retrieval (k = 5, euclidean), MAMP': {
         'protocol': 'retrieval', 'last': {'top1': 62., 'samples': 9, 'k': 5, 'metric': 'euclidean'}},
     'one-shot, MAMP + supervised': {'protocol': 'oneshot', 'method': 'MAMP + supervised', 'config': {'novel_every': 6}},
-    'one-shot (novel_every 3), MAMP': {'protocol': 'oneshot', 'config': {'novel_every': 3}},
     'ensemble of joint + bone, linear, MAMP': {'protocol': 'ensemble', 'of': 'linprobe', 'stream': 'joint + bone'},
-    'ensemble of joint + bone, scratch': {
-        'protocol': 'ensemble', 'of': 'finetune', 'stream': 'joint + bone', 'method': 'scratch', 'pretraining': None},
 }
 
 
@@ -109,15 +100,15 @@ def test_lead_of_mamp_over_baselines(tmp_path, capsys):
     scratch = {'protocol': 'finetune', 'method': 'scratch', 'pretraining': None}
     runs = [({}, (60., 61., 62.)), ({'method': 'MAE'}, (56. - 2 ** .5, 56. + 2 ** .5)),
             ({'method': 'random encoder', 'pretraining': None}, (40.,)),      # one run has no deviation
-            ({'stream': 'bone'}, (50., 52.)), ({'protocol': 'finetune'}, (80., 82.)), (scratch, (83., 83.)),
+            ({'stream': 'bone'}, (50., 52.)), (scratch, (83., 83.)), (scratch | {'labels': SEMI}, (20., 20.)),
             ({'protocol': 'finetune', 'pretraining': OTHER_SET}, (85., 87.)),
-            ({'protocol': 'finetune', 'labels': SEMI}, (30., 30.)), (scratch | {'labels': SEMI}, (20., 20.))]
+            ({'protocol': 'finetune', 'labels': SEMI}, (30., 30.))]
     for i, (fields, values) in enumerate(runs):
         for seed, value in enumerate(values):
             write_run(tmp_path / f'{i}_{seed}', value, seed=seed, **fields)
     head, *rows = cells(report(capsys, tmp_path).split('\n\n')[-1])
     assert head[1:] == ['over MAE', 'over random encoder', 'over scratch'] and rows == [
-        ['linear, MAMP', '+5.0 ± 1.5', '–', '–'], ['fine-tune, MAMP', '–', '–', '-2.0 ± 1.0'],
+        ['linear, MAMP', '+5.0 ± 1.5', '–', '–'],
         ['semi 10 %, MAMP', '–', '–', '+10.0 ± 0.0'], ['transfer from pku1_xsub, MAMP', '–', '–', '+3.0 ± 1.0']]
 
 
@@ -135,27 +126,15 @@ def test_runs_of_one_seed_count_once(tmp_path, caplog, capsys):
     for name, top1, fields in (('a', 50., {}), ('b', 70., {}), ('c', 56., {'pretraining': MAMP | {'seed': 1}}),
                                ('d', 59., {'seed': 1}), ('f', 57., {'seed': None}), ('g', 58., {'seed': None})):
         write_run(tmp_path / name, top1, **fields)
-    row, values = rows_of(report(capsys, tmp_path))['linear, MAMP'], [50., 56., 59., 57., 58.]
-    assert row['each seed'] == '50.0, 56.0, 59.0, 57.0, 58.0'
-    assert row[OWN] == f'{mean(values):.1f} ± {stdev(values):.1f} (5)'
+    row = rows_of(report(capsys, tmp_path))['linear, MAMP']
+    assert row['each seed'] == '50.0, 56.0, 59.0, 57.0, 58.0' and row[OWN].endswith(' (5)')
     warning, = caplog.messages
-    assert all(part in warning for part in ('seed 0', 'twice', f'{tmp_path / "a"}/', f'{tmp_path / "b"}/'))
-
-
-def test_published_figures_equal_a_second_copy():
-    """For each benchmark in the order of its file."""
-    assert {name: [figure for values in rows.values() for figure in values.values()]
-            for name, rows in read_published()[1].items()} == {
-        'ntu60_xsub': [84.9, 85.0, 74.8, 93.1, 93.0, 66.0, 54.4, 88.0, 80.6, 62.0],
-        'ntu60_xview': [89.1, 89.0, 77.7, 97.5, 97.5, 68.7, 54.6, 91.5, 83.5, 70.0],
-        'ntu120_xsub': [78.6, 78.1, 72.5, 90.0, 89.8], 'ntu120_xset': [79.1, 79.5, 73.5, 91.3, 91.5],
-        'pku1_xsub': [92.2], 'pku2_xsub': [53.8, 36.1]}
+    assert 'seed 0' in warning and f'{tmp_path / "b"}/' in warning
 
 
 def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     write_run(tmp_path / 'a', 85.)
     write_run(tmp_path / 'b', 80., method='authors')
-    assert list(rows_of(report(capsys, tmp_path))) == ['linear, MAMP', "linear, authors' weights"]
     out = report(capsys, tmp_path, '--all_rows', '--benchmark', 'ntu60_xsub')
     rows = rows_of(out)
     assert list(rows) == ['linear, MAMP', "linear, authors' weights", 'linear, MAE', 'fine-tune, MAMP',
@@ -163,17 +142,15 @@ def test_all_rows_shows_what_is_still_missing(tmp_path, capsys):
     assert list(rows['fine-tune, MAMP'].values())[1:] == ['93.1', '93.0', '–', '–', '–', '–', '–']
     assert rows['linear, MAMP'][OWN] == '85.0 (1)' and rows['linear, MAE']['paper'] == '74.8 ¹'
     assert out.splitlines()[-1].startswith('¹ SkeletonMAE, ') and '. ² MAMP as reported by later work' in out
-    empty = tmp_path / 'empty'
-    empty.mkdir()
-    assert re.findall(r'^\*\*(\w+)', report(capsys, empty, '--all_rows'), re.MULTILINE) == sorted(read_published()[1])
-    refusal(lambda: tools.report.main([str(empty)]), empty, 'no results')
     refusal(lambda: tools.report.main([str(tmp_path), '--benchmark', 'ntu60']), '--benchmark ntu60', 'ntu60_xsub')
+    (tmp_path / 'empty').mkdir()
+    assert report(capsys, tmp_path / 'empty', '--all_rows').count('| experiment |') == len(read_published()[1])
+    refusal(lambda: tools.report.main([str(tmp_path / 'empty')]), 'no results')
 
 
 @pytest.mark.parametrize('content, part', [
     ('{', 'not valid JSON'), ('[]', 'not a result file'), ({'protocol': 'juggling'}, 'unknown protocol'),
-    ({'benchmark': None}, 'benchmark'), ({'last': {'top1': math.nan}}, 'top1'), ({'config': [1]}, 'config'),
-    ({'pretraining': {'benchmark': 3}}, 'pretraining.benchmark')], ids=str)
+    ({'last': {'top1': math.nan}}, 'top1'), ({'config': [1]}, 'config')], ids=str)
 def test_a_damaged_result_is_refused_by_name(tmp_path, content, part):
     path = tmp_path / 'run' / 'result.json'
     write_run(path.parent, **content if isinstance(content, dict) else {})
@@ -183,37 +160,26 @@ def test_a_damaged_result_is_refused_by_name(tmp_path, content, part):
 
 
 @pytest.mark.parametrize('options, part', [
-    ([], 'nothing to report'), (['--all_rows'], 'folder'), (['--confusion', 'c.png'], '--scores'),
-    (['--scores', 'a', '--pairs', '-1'], '--pairs'), (['--scores', 'a', '--confusion', 'a'], 'also an input')],
-    ids=' '.join)
+    ([], 'nothing to report'), (['--confusion', 'c.png'], '--scores'), (['--scores', 'a', '--pairs', '-1'], '--pairs'),
+    (['--scores', 'a', '--confusion', 'a'], 'also an input')], ids=' '.join)
 def test_invalid_options(options, part):
     refusal(lambda: tools.report.main(options), part)
-
-
-def test_tables_of_the_documents_are_up_to_date(tmp_path):
-    shutil.copytree(ROOT / 'docs', tmp_path / 'docs')
-    shutil.copy(ROOT / 'README.md', tmp_path)
-    for path in (tmp_path / 'README.md', tmp_path / 'docs' / 'experiments.md'):
-        assert not rewrite_tables(path), f'run: python tools/report.py --readme {path.name}'
 
 
 def test_tables_are_written_between_the_markers_only(tmp_path, capsys):
     write_run(tmp_path / 'runs' / 'a', 12.3)
     readme = tmp_path / 'README.md'
-    frame = ('above\n<!-- table: runs -->\n{}<!-- end -->\nin between `<!-- end -->`\n'
-             '<!-- table: runs/a -->\n{}<!-- end -->\n')
+    frame = 'above\n<!-- table: runs -->\n{}<!-- end -->\n`<!-- end -->`\n<!-- table: runs/a -->\n{}<!-- end -->\n'
     readme.write_text(frame.format('', 'old\n'))
     assert report(capsys, '--readme', readme) == f'{readme}: updated\n'
     table = f'\n{report(capsys, tmp_path / "runs")}\n'
-    assert readme.read_text() == frame.format(table, table) and '12.3 (1)' in table
-    before = os.stat(readme).st_mtime_ns
-    assert 'up to date' in report(capsys, '--readme', readme) and os.stat(readme).st_mtime_ns == before
+    assert readme.read_text() == frame.format(table, table)
+    assert 'up to date' in report(capsys, '--readme', readme)
     for text, part in (('<!-- table: runs -->\n<!-- table: runs -->\n<!-- end -->\n', '2 lines'),
                        ('<!-- table: nowhere -->\n<!-- end -->\n', 'nowhere')):
         readme.write_text(text)
         refusal(lambda: tools.report.main(['--readme', str(readme)]), part)
         assert readme.read_text() == text
-    refusal(lambda: tools.report.main(['--readme', str(tmp_path / 'NO.md')]), 'NO.md')
 
 
 def random_scores(clips: int = 200, classes: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
@@ -267,24 +233,19 @@ def test_clips_can_be_left_out(tmp_path, capsys):
     kept = [not name.endswith('7') for name in all_names]
     _, top1, top5 = by_hand(npz['label'][kept], npz['scores'][kept])
     assert f'180 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %' in report(capsys, '--scores', path, '--without', names)
-    for text, parts in (('clip 3\nclip3\n', ['1 of the 2', 'clip3']), ('\n'.join(all_names), ['every clip'])):
+    for text, part in (('clip 3\nclip3\n', '1 of the 2'), ('\n'.join(all_names), 'every clip')):
         names.write_text(text)
-        refusal(lambda: tools.report.main(['--scores', path, '--without', str(names)]), names, *parts)
-    refusal(lambda: tools.report.main(['--scores', path, '--without', str(tmp_path)]), 'cannot be read')
+        refusal(lambda: tools.report.main(['--scores', path, '--without', str(names)]), names, part)
 
 
 @pytest.mark.parametrize('change, part', [
-    (lambda npz: npz.pop('stream'), 'no stream'),
-    (lambda npz: npz.update(scores=npz['scores'][:5]), 'do not fit'),
-    (lambda npz: npz.update(scores=npz['scores'] * np.nan), 'finite'),
-    (lambda npz: npz.update(scores=npz['scores'] * 7), 'probabilities'),
-    (lambda npz: npz.update(label=npz['label'] + 5), 'label 13'),
-    (lambda npz: npz.update(name=np.repeat(npz['name'][:1], 200)), 'not unique'),
-    (lambda npz: npz.update(name=npz['name'].astype(object)), 'cannot be read')])
+    (lambda npz: {'scores': npz['scores'][:5]}, 'do not fit'),
+    (lambda npz: {'scores': npz['scores'] * np.nan}, 'finite'),
+    (lambda npz: {'scores': npz['scores'] * 7}, 'probabilities'), (lambda npz: {'label': npz['label'] + 5}, 'label 13'),
+    (lambda npz: {'name': np.repeat(npz['name'][:1], 200)}, 'not unique')])
 def test_damaged_scores_are_refused(tmp_path, change, part):
     npz = random_scores()
-    change(npz)
-    path = save(tmp_path / 'scores.npz', **npz)
+    path = save(tmp_path / 'scores.npz', **npz | change(npz))
     refusal(lambda: tools.report.main(['--scores', path]), path, part)
 
 
@@ -298,31 +259,27 @@ def test_an_ensemble_adds_the_scores_of_the_same_clips(tmp_path, capsys):
         write_run(tmp_path / stream, protocol='finetune', stream=stream, benchmark='nwucla_xview', seed=3)
         paths.append(save(tmp_path / stream / 'scores.npz', **npz | {'stream': np.array(stream)} | {
             name: npz[name][order] for name in ('name', 'label', 'scores')}))
-    printed = report(capsys, '--ensemble', *paths, '--out', folder)
+    report(capsys, '--ensemble', *paths, '--out', folder)
     _, top1, top5 = by_hand(npz['label'], total)
     result = json.loads((folder / 'result.json').read_text())
     loss = -np.log(total[np.arange(200), npz['label']] / 3).mean()
     assert result['last'] == {'top1': pytest.approx(top1), 'top5': pytest.approx(top5), 'samples': 200, 'epoch': None,
                               'loss': pytest.approx(loss)}
-    assert result.items() >= {'benchmark': 'nwucla_xview', 'protocol': 'ensemble', 'of': 'finetune', 'method': 'MAMP',
-                              'seed': 3, 'stream': 'joint + bone + velocity', 'best': None}.items()
-    assert [member['path'] for member in result['members']] == paths
+    assert result['seed'] == 3 and [member['path'] for member in result['members']] == paths
     with np.load(folder / 'scores.npz') as saved:
         assert saved['name'].tolist() == npz['name'].tolist() and str(saved['stream']) == result['stream']
         np.testing.assert_allclose(saved['scores'], total / 3, atol=1e-6)
-    assert f'| {top1:.1f} | {top5:.1f} |' in printed.splitlines()[-1]
     row = rows_of(report(capsys, folder))['ensemble of joint + bone + velocity, transfer from ntu60_xsub, MAMP']
     assert row[OWN] == f'{top1:.1f} (1)' and row['minutes'] == row[BEST] == '–'
 
 
 @pytest.mark.parametrize('change, part', [
-    (lambda npz: npz.update({key: npz[key][1:] for key in ('name', 'label', 'scores')}), '1 clips are in one'),
-    (lambda npz: npz.update(label=np.where(np.arange(200) == 7, 9, npz['label'])), 'clip 7 has labels 9 and 0'),
-    (lambda npz: npz.update(scores=np.hstack([npz['scores'], np.zeros((200, 1), 'f')])), '11 and 10 classes')])
+    (lambda npz: {key: npz[key][1:] for key in ('name', 'label', 'scores')}, '1 clips are in one'),
+    (lambda npz: {'label': np.where(np.arange(200) == 7, 9, npz['label'])}, 'clip 7 has labels 9 and 0'),
+    (lambda npz: {'scores': np.hstack([npz['scores'], np.zeros((200, 1), 'f')])}, '11 and 10 classes')])
 def test_scores_of_other_clips_are_not_added(tmp_path, change, part):
-    npz = random_scores(seed=1)
-    change(npz)
-    paths = [save(tmp_path / 'a' / 'scores.npz', **random_scores()), save(tmp_path / 'b' / 'scores.npz', **npz)]
+    npz = random_scores()
+    paths = [save(tmp_path / 'a' / 'scores.npz', **npz), save(tmp_path / 'b' / 'scores.npz', **npz | change(npz))]
     refusal(lambda: tools.report.main(['--ensemble', *paths, '--out', str(tmp_path / 'out')]), *paths, part)
     assert not (tmp_path / 'out').exists()
 
@@ -339,27 +296,23 @@ def test_curves_show_every_stage_and_method(tmp_path):
         write_run(tmp_path / str(seed), top1, method=method, seed=seed)
     write_run(tmp_path / 'scratch', protocol='finetune', method='scratch', pretraining=None)
     write_run(tmp_path / 'pretrain', None, protocol='pretrain', pretraining=None)
-    write_run(tmp_path / 'retrieval', protocol='retrieval')
-    (tmp_path / 'retrieval' / 'log.jsonl').unlink()            # nothing is trained there
     picture = str(tmp_path / 'curves.png')
     assert tools.report.main([str(tmp_path), '--figure', picture]) == 0
     assert has_colours(picture) == [True, True, True, False]
-    refusal(lambda: tools.report.main([str(tmp_path / 'retrieval'), '--figure', picture]), 'no training curves')
     (tmp_path / 'scratch' / 'log.jsonl').write_text('{"epoch": 0}\n')
     refusal(lambda: tools.report.main([str(tmp_path), '--figure', picture]), 'scratch', 'log.jsonl')
 
 
-@pytest.mark.parametrize('classes, benchmark', [(10, 'nwucla_xview'), (120, 'ntu120_xsub')])
-def test_a_confusion_matrix_is_blue_where_right_and_orange_where_wrong(tmp_path, classes, benchmark):
-    npz = random_scores(600, classes) | {'benchmark': np.array(benchmark)}
-    perfect = np.eye(classes, dtype=np.float32)[npz['label']]
+def test_a_confusion_matrix_is_blue_where_right_and_orange_where_wrong(tmp_path):
+    npz = random_scores(600, 60) | {'benchmark': np.array('ntu60_xsub')}
+    perfect = np.eye(60, dtype=np.float32)[npz['label']]
     for scores in (npz['scores'], perfect):
         path = save(tmp_path / 'scores.npz', **npz | {'scores': scores})
         assert tools.report.main(['--scores', path, '--confusion', str(tmp_path / 'c.png')]) == 0
         image = matplotlib.image.imread(tmp_path / 'c.png')[:, :-264]      # without the colour bars, some 2.4 inches
-        assert min(image.shape[:2]) >= 13 * classes, 'a row is at least 13 pixels high: its name can be read'
+        assert min(image.shape[:2]) >= 13 * 60, 'a row is at least 13 pixels high: its name can be read'
         shade = image[..., 2] - image[..., 0]
-        assert (shade > 0.3).sum() > 50 * classes if scores is perfect else (shade < -0.15).sum() > 50 * classes
+        assert (shade > 0.3).sum() > 3000 if scores is perfect else (shade < -0.15).sum() > 3000
     assert not (shade < -0.15).any()
 
 
@@ -368,9 +321,8 @@ def test_clips_of_a_class_lie_together_in_the_plane(tmp_path):
     path = save(tmp_path / 'features.npz', label_test=label, name_test=np.array([f'clip {i}' for i in range(90)]),
                 features_test=(6. * np.eye(3, 16)[label] + rng.normal(size=(90, 16))).astype(np.float32))
     features = read_features(path, ('test',))[0]['test']
-    (places, rows), (again, same), (_, other) = (figures.embed(features, 60, seed) for seed in (0, 0, 1))
-    assert len(set(rows.tolist())) == 60 and rows.tolist() == same.tolist() != other.tolist()
-    assert (places == again).all()
+    (places, rows), (again, same) = (figures.embed(features, 60, 0) for _ in range(2))
+    assert len(set(rows.tolist())) == 60 and rows.tolist() == same.tolist() and (places == again).all()
     gaps = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(60)
     assert (label[rows][gaps.argmin(1)] == label[rows]).mean() > 0.95
     picture = str(tmp_path / 'tsne.png')
