@@ -164,8 +164,8 @@ def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, 
     """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
     recording = read_row(row, requested, scale, centre, planar)
     if recording.planar != planar:
-        raise UserError('has 2D keypoints; set --planar, and omit files of 3D joints' if recording.planar else
-                        'has 3D joints, but --planar is set; omit this file or the option')
+        kind = '2D keypoints' if recording.planar else '3D joints'
+        raise UserError(f'has {kind}, unlike the first file; omit this file')
     if recording.layout is None or recording.layout.joints != layout.joints:
         raise UserError(f'its {recording.num_joints} joints differ from the {len(layout.joints)} joints of the other '
                         f'files ({layout.name}); omit this file, or set --layout if only the names differ')
@@ -176,19 +176,22 @@ def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, 
     return Parsed([sample], row.path.stat().st_size, Counter(notes))
 
 
-def first_layout(rows: Sequence[Row], planar: bool) -> Layout:
-    """Return the layout of the first readable file; raises UserError if it is unknown, or no file is readable."""
+def inspect_first(rows: Sequence[Row], requested: Layout | None, planar: bool) -> tuple[Layout, bool]:
+    """Return the layout of the first readable file, and if it has 2D keypoints.
+
+    Raises UserError if the layout is unknown, or no file is readable.
+    """
     message = 'there is no file'
     for row in rows:
         try:
-            recording = read_row(row, None, 1., True, planar)
+            recording = read_row(row, requested, 1., True, planar)
         except UserError as error:
             message = f'{row}: {error}'
             continue
         if recording.layout is None:
             raise UserError(f'{row}: the layout of its {recording.num_joints} joints is not known; set --layout to a '
                             'YAML file with their names')
-        return recording.layout
+        return recording.layout, recording.planar
     raise UserError(f'no file could be read; the last error is: {message}')
 
 
@@ -260,7 +263,8 @@ def build_parser() -> Parser:
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
                         help='move the bodies in npy, BVH, PYSKL and PKU files to the origin')
-    parser.add_argument('--planar', action='store_true', help='read 2D keypoints: x, y in pixels, and perhaps a score')
+    parser.add_argument('--planar', action='store_true', help='read .npy arrays of three numbers per joint as '
+                        '2D keypoints: x, y in pixels, and score')
     parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those '
                         'that move most are kept')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
@@ -283,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     damaged, remedy = args.out / f'{args.name}_damaged.txt', 'correct the table or the files'
     if not rows:
         settle_damaged(errors, False, damaged, remedy)
-    layout = requested or first_layout(rows, args.planar)
+    layout, args.planar = inspect_first(rows, requested, args.planar)
     if not requested and layout not in known_layouts():     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}

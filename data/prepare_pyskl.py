@@ -13,6 +13,7 @@ those of prepare_ntu.py.
 """
 
 import re
+import shlex
 import sys
 from collections import Counter
 from functools import partial
@@ -22,13 +23,15 @@ from typing import NamedTuple
 if not __package__:     # run as a file, from any working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.datasets import find_dataset
+from data.datasets import DataSet, find_dataset
 from data.formats.pyskl import check_annotation, clip_name, is_planar, read_pickle
 from data.formats.recording import Options, bodies_note, make_recording, select_bodies
 from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
-from data.spool import Sample
+from data.spool import Sample, Spool
+from feeder.classes import metadata_path
 from feeder.layouts import read_layout
 from util.errors import Parser, UserError, run_main
+from util.files import read_text, write_json
 from util.options import COUNT, POSITIVE
 
 HERE = Path(__file__).resolve().parent
@@ -105,6 +108,30 @@ def first_valid(annotations: list) -> tuple[int, bool]:
     raise UserError(f'no annotation is valid; the last error is: {error}')
 
 
+def read_class_names(path: Path | None) -> list[str] | None:
+    """Read the class names of --label_map, one per line; raises UserError if the file cannot be read."""
+    if path is None:
+        return None
+    return [line.strip() for line in read_text(path, 'correct --label_map').splitlines() if line.strip()]
+
+
+def write_file(path: Path, spool: Spool, pair: tuple[list[str], list[str]], dataset: DataSet | None,
+               class_names: list[str] | None, width: int, planar: bool) -> None:
+    """Write a dataset file of training and test clips by name, and its class names; raises UserError."""
+    index = {name: number for number, name in enumerate(spool.names)}
+    if len(index) < len(spool):
+        raise UserError(f'clip {Counter(spool.names).most_common(1)[0][0]} occurs more than once; keep one annotation')
+    classes = dataset.classes if dataset else len(class_names or ()) or 1 + max(spool.labels)
+    if max(spool.labels) >= classes:
+        raise UserError(f'label {max(spool.labels)} (numbered from 0) is not one of {classes} classes; correct '
+                        '--label_map or the file')
+    train, test = ([index[name] for name in names if name in index] for names in pair)
+    write_protocol(path, spool, train, test, classes, max(spool.lengths), width,
+                   dataset.second_body if dataset else 'zeros', planar)
+    if class_names:
+        write_json(metadata_path(path), {'classes': class_names, 'centre': True, 'scale': 1.})
+
+
 def build_parser() -> Parser:
     parser = Parser(description='Convert PYSKL annotation files to dataset files.')
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE.pkl',
@@ -115,6 +142,8 @@ def build_parser() -> Parser:
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of the joints')
     parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those that '
                         'move most are kept')
+    parser.add_argument('--label_map', type=Path, metavar='TXT', help='class names, one per line in the order of the '
+                        'labels (PYSKL: tools/data/label_map)')
     add_options(parser, workers=False)
     return parser
 
@@ -125,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = find_dataset(stem)
     out = args.out or HERE / ('ntu_pyskl' if dataset else stem)
 
-    annotations, splits = read_files(args.files)
+    class_names, (annotations, splits) = read_class_names(args.label_map), read_files(args.files)
     pairs, (num_joints, planar), tally = pair_splits(splits), first_valid(annotations), Tally('annotations')
     options = Options(read_layout(args.layout) if args.layout else None, args.scale, planar=planar)
     known = set(map(clip_name, annotations))
@@ -134,17 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     reader = partial(parse, options=options, num_joints=num_joints, most_bodies=args.bodies)
     spool = collect([Entry(*pair) for pair in enumerate(annotations)], reader, out, 1, 1, tally)
     settle_damaged(tally.damaged, args.skip_damaged, out / f'{stem}_damaged.txt', 'correct the file')
-    index = {name: number for number, name in enumerate(spool.names)}
-    if len(index) < len(spool):
-        raise UserError(f'clip {Counter(spool.names).most_common(1)[0][0]} occurs more than once; keep one annotation')
     for protocol, pair in pairs.items():
-        train, test = ([index[name] for name in names if name in index] for names in pair)
         file = dataset.protocols[protocol].file if dataset and protocol in dataset.protocols else \
             '_'.join(filter(None, (stem, protocol)))
-        file += '_2D' * planar
-        bodies = dataset.bodies if dataset else args.bodies
-        write_protocol(out / f'{file}.npz', spool, train, test, dataset.classes if dataset else 1 + max(spool.labels),
-                       max(spool.lengths), 3 * num_joints * bodies, dataset.second_body if dataset else 'zeros', planar)
+        path, bodies = out / f'{file}{"_2D" * planar}.npz', dataset.bodies if dataset else args.bodies
+        write_file(path, spool, pair, dataset, class_names, 3 * num_joints * bodies, planar)
+        config = f'config/{dataset.key}_{protocol}{"_2d" * planar}.yaml' if dataset else ''
+        words = config if (HERE.parent / config).is_file() else f'--num_joints {num_joints}'
+        print('next: python main_pretrain.py --config config/pretrain.yaml', words, '--data_path',
+              shlex.quote(str(path)))
     tally.print(spool)
     return 0
 

@@ -4,11 +4,11 @@
     python tools/predict.py --checkpoint runs/finetune/checkpoint-last.pth video.txt --window 90 --json video.json
     python tools/predict.py --checkpoint runs/pretrain/checkpoint-last.pth FOLDER --features features.npz
 
-Reads all formats of data/formats: NTU .skeleton, PKU text, NW-UCLA JSON, BVH, .npy of (T, V, 3) or (T, M, V, 3), npz
-and PYSKL pickles. A recording is prepared and resized as a whole, as in evaluation; with --window, windows slide over
-it, and neighbouring windows with the same label form a segment. Frames are numbered from 0, and ends are exclusive; in
-formats whose preparation drops frames without a body, only the remaining frames are numbered. For use in Python see
-tools/recognition.py.
+Reads all formats of data/formats: NTU .skeleton, PKU text, NW-UCLA JSON, BVH, .npy of (T, V, 3) or (T, M, V, 3), npz,
+PYSKL pickles, and 2D keypoints of OpenPose (a folder for each recording), AlphaPose and COCO. A recording is prepared
+and resized as a whole, as in evaluation; with --window, windows slide over it, and neighbouring windows with the same
+label form a segment. Frames are numbered from 0, and ends are exclusive; in formats whose preparation drops frames
+without a body, only the remaining frames are numbered. For use in Python see tools/recognition.py.
 """
 
 import argparse

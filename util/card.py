@@ -12,7 +12,7 @@ TEMPLATE = """# Model card: {experiment}, {benchmark}
 |---|---|
 | model | MAMP ({protocol}), method {method}, input stream {stream}, {joints} joints ({layout}), {frames} frames |
 | pre-training | {pretraining} |
-| data | {benchmark}: {train_clips} training clips, {test_clips} test clips, {classes} classes, up to {bodies} bodies |
+| data | {benchmark}: {train_clips} training, {test_clips} test clips, {classes} classes, bodies per clip: {bodies} |
 | result, last epoch | {last} |
 | result, best epoch (chosen on the test split, so optimistic) | {best} |
 | training loss, last epoch | {train_loss} |
@@ -26,9 +26,9 @@ Recipe: {recipe}.
 Classes: {class_names}.
 
 Intended use: research on skeleton-based action recognition. A classifier always predicts one of its classes, also for
-other actions. Input must have the same joints, in metres, as the training data; accuracy on other cameras, sensors and
-people was not measured. The licence of the data applies to the use of these weights (NTU RGB+D, PKU-MMD and
-Northwestern-UCLA: research only); the code is under the MIT licence.
+other actions. Input must have the same joints as the training data ({unit}); accuracy on other cameras, sensors and
+people was not measured. The licence of the data applies to the use of these weights (that of NTU RGB+D, PKU-MMD or
+Northwestern-UCLA allows research only); the code is under the MIT licence.
 """
 
 
@@ -40,7 +40,8 @@ def write_model_card(folder: str | Path, result: Result) -> None:
     config = result.config
     fields = result.to_dict() | {
         'experiment': result.experiment.name, 'joints': config['num_joints'], 'frames': config['num_frames'],
-        'last': scores(result.last), 'best': scores(result.best), 'minutes': f'{(result.wall_seconds or 0) / 60:.1f}',
+        'unit': '2D keypoints' if config.get('keypoints') == '2d' else 'in metres', 'last': scores(result.last),
+        'best': scores(result.best), 'minutes': f'{(result.wall_seconds or 0) / 60:.1f}',
         'pretraining': ', '.join(f'{name} {value}' for name, value in (result.pretraining or {}).items()) or 'none',
         'recipe': ', '.join(f'{name} {value}' for name, value in config.items()
                             if is_recipe(name) and value is not None),

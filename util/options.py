@@ -63,6 +63,13 @@ POSITIVE, NOT_NEGATIVE = Number(float, above=0), Number(float, least=0)
 FRACTION = Number(float, least=0, below=1)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default to the help of an option, unless there is none or the help contains it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None or '(default' in action.help else super()._get_help_string(action)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option; `type` bool makes a --name / --no-name pair."""
@@ -99,7 +106,7 @@ OPTIONS = (
 
     Option('model', 'num_frames', SIZE, 120, 'frames per clip after resizing'),
     Option('model', 'num_joints', SIZE, None, 'joints per body (default: those of --layout, otherwise 25)'),
-    Option('model', 'layout', text, None, 'joint layout: kinect-v2, kinect-v1, coco-17 or a YAML file (default: by '
+    Option('model', 'layout', text, None, 'a name in feeder/layouts.yaml, such as coco-17, or a YAML file (default: by '
            '--num_joints)', 'run', metavar='NAME|YAML'),
     Option('model', 't_patch_size', SIZE, 4, 'frames per segment'),
     Option('model', 'dim_feat', SIZE, 256, 'encoder width'),
@@ -221,7 +228,7 @@ def options_of_stage(stage: str) -> dict[str, Option]:
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """Build the command-line parser of a stage."""
     program = f'tools/{stage}.py' if stage == 'retrieval' else f'main_{stage}.py'
-    parser = Parser(prog=program, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog=program, formatter_class=HelpFormatter)
     parser.add_argument('--config', nargs='+', action='extend', type=text, default=[], metavar='YAML',
                         help='settings files; later files override earlier ones, and the command line overrides all')
     groups = {}

@@ -124,7 +124,7 @@ def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; use the settings it was '
-                        'trained with (--dim_feat, --depth, --num_joints, …) and data with as many classes')
+                        'trained with (the same config files, --dim_feat, --depth, …) and data with as many classes')
     if invalid := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f'{path}: {invalid[0]} holds NaN or infinity; use another checkpoint')
     model.load_state_dict(weights)
@@ -181,6 +181,8 @@ def encoder_weights(weights: dict) -> dict:
 def map_joints(weights: dict, model: nn.Module, sources: Sequence[int | None]) -> dict:
     """Return joint embeddings (1, 1, V, D) in which joint v takes row sources[v]; None keeps the model's row."""
     mapped = model.pos_embed.detach().clone()
+    if weights['pos_embed'].shape[3] != mapped.shape[3]:
+        return weights      # of another width, which load_weights refuses
     for joint, source in enumerate(sources):
         if source is not None:
             mapped[:, :, joint] = weights['pos_embed'][:, :, source]

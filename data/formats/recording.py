@@ -73,10 +73,10 @@ def make_recording(path: Path, frames: np.ndarray, options: Options, own: Layout
     default = options.default_layout
     layout = choose_layout(frames, options.layout,
                            own or (default if default and len(default.joints) == frames.shape[2] else None))
-    name = 'unknown' if layout is None else layout.name
+    name = 'that the file names' if own and not options.layout else f'{layout.name if layout else "unknown"} (--layout)'
     unit = 'as x, y and score' if planar else f'in units of {options.scale:g} m (--scale)'
     frames = clean_keypoints(frames, layout) if planar else clean(frames, layout, options.scale, options.centre)
-    return Recording(path, frames, layout, label, member, (*notes, f'read with the joints {name} (--layout), {unit}'),
+    return Recording(path, frames, layout, label, member, (*notes, f'read with the joints {name}, {unit}'),
                      planar)
 
 
@@ -194,7 +194,7 @@ def size_note(sizes: dict[str, float]) -> list[str]:
     """Return a note on recordings (title: body size) whose bodies are not of human size, if there are any."""
     unusual = {name: size for name, size in sizes.items() if not MIN_SIZE < size < MAX_SIZE}
     return [f'note: {len(unusual):,} of {len(sizes):,} recordings have bodies that are not of human size ({name}: '
-            f'{size:.3g} m); set --scale to the metres per unit of the files'
+            f'{size:.3g} m); set --scale to the metres per unit of the files (0.01 for centimetres)'
             for name, size in list(unusual.items())[:1]]
 
 
