@@ -143,6 +143,7 @@ BENCHMARKS = {      # data file; classes, joints
     'pku1_xsub': ('pku_v1/PKUv1_XSub', PKU), 'pku1_xview': ('pku_v1/PKUv1_XView', PKU),
     'pku2_xsub': ('pku_v2/PKUv2_XSub', PKU), 'pku2_xview': ('pku_v2/PKUv2_XView', PKU),
     'nwucla_xview': ('nwucla/NWUCLA_XView', UCLA), 'nwucla_xsub': ('nwucla/NWUCLA_XSub', UCLA),
+    'nwucla_xview_2d': ('nwucla/NWUCLA_XView_2D', UCLA),
     'ntu60_xsub_2d': ('ntu_pyskl/NTU60_XSub_2D', (60, 17)), 'hmdb51': ('hmdb51/hmdb51_1_2D', (51, 17)),
     'gym': ('gym/gym_2D', (99, 17))}
 # The recipes as they were run: the values that the authors' scripts leave after all overriding.
