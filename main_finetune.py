@@ -66,7 +66,7 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
         if args.label_fraction < 1 else None
     trainer = Trainer(args, world, model, optimizer, train, protocol=protocol, **pretrained, labels=labels,
                       test_clips=len(test.rows))
-    test_batches.stop = trainer.loader.stop
+    test_batches.stop, test_batches.patience = trainer.loader.stop, args.patience
     resume(trainer)
     for split in (train, test):
         split.check_clips(world.rank, world.size)

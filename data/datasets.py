@@ -46,7 +46,7 @@ class DataSet:
     title: str
     classes: int
     bodies: int                         # per clip
-    layout: str                         # name in feeder/layouts.py
+    layout: str                         # name in feeder/layouts.yaml
     folder: str                         # of its dataset files, in data/
     protocols: dict[str, Protocol]      # by name on the command line
     licence: str = 'research use only, on the terms of its owners'

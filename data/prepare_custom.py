@@ -160,9 +160,9 @@ def read_row(row: Row, layout: Layout | None, scale: float, centre: bool, planar
 
 
 def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
-          centre: bool, planar: bool, most_bodies: int) -> Parsed:
+          centre: bool, three_is_planar: bool, planar: bool, most_bodies: int) -> Parsed:
     """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
-    recording = read_row(row, requested, scale, centre, planar)
+    recording = read_row(row, requested, scale, centre, three_is_planar)
     if recording.planar != planar:
         kind = '2D keypoints' if recording.planar else '3D joints'
         raise UserError(f'has {kind}, unlike the first file; omit this file')
@@ -219,7 +219,7 @@ def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, nu
 
 
 def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layout: Layout,
-              classes: Sequence[str]) -> None:
+              classes: Sequence[str], planar: bool) -> None:
     """Write all files, the config file last; raises UserError if there are too few clips for training."""
     train_names = {row.name for row in rows if row.is_train}
     train = [index for index, name in enumerate(spool.names) if name in train_names]
@@ -228,7 +228,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
         raise UserError(f'{args.labels}: {len(train)} training and {len(test)} test clips; at least 2 training clips '
                         'and 1 test clip are needed')
     path, metadata, config, layout_path = output_files(args)
-    write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths), planar=args.planar)
+    write_protocol(path, spool, train, test, len(classes), max(spool.lengths), max(spool.widths), planar=planar)
     content = {'classes': list(classes), 'centre': args.centre, 'scale': args.scale}
     write_text(metadata, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
     if layout not in known_layouts():
@@ -287,19 +287,19 @@ def main(argv: list[str] | None = None) -> int:
     damaged, remedy = args.out / f'{args.name}_damaged.txt', 'correct the table or the files'
     if not rows:
         settle_damaged(errors, False, damaged, remedy)
-    layout, args.planar = inspect_first(rows, requested, args.planar)
+    layout, planar = inspect_first(rows, requested, args.planar)
     if not requested and layout not in known_layouts():     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
     reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre,
-                     planar=args.planar, most_bodies=args.bodies)
+                     three_is_planar=args.planar, planar=planar, most_bodies=args.bodies)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
     sizes = {name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))
              for index, name in enumerate(spool.names)}
-    for note in size_note(sizes):
+    for note in [] if planar else size_note(sizes):
         print(note, file=sys.stderr)
-    write_all(args, rows, spool, layout, classes)
+    write_all(args, rows, spool, layout, classes, planar)
     tally.print(spool)
     print('next: python main_finetune.py --config config/finetune.yaml '
           f'{shlex.quote(str(output_files(args)[2]))} --finetune CHECKPOINT')

@@ -39,13 +39,14 @@ SPLIT = re.compile(r'(.*?)_?(train|val|test)_?(\d*)', re.IGNORECASE)
 
 
 class Entry(NamedTuple):
-    """An annotation and its position in the file."""
+    """An annotation with its position in the file and the name of its clip."""
 
     number: int
+    name: str
     annotation: dict
 
     def __str__(self) -> str:
-        return f'annotation {self.number} ({clip_name(self.annotation):.80})'
+        return f'annotation {self.number} ({self.name:.80})'
 
 
 def read_files(paths: list[Path]) -> tuple[list, dict[str, list[str]]]:
@@ -62,7 +63,8 @@ def read_files(paths: list[Path]) -> tuple[list, dict[str, list[str]]]:
     content = contents[0] if isinstance(contents[0], dict) else {}
     annotations, splits = content.get('annotations'), content.get('split')
     if len(paths) > 1 or not isinstance(annotations, list) or not isinstance(splits, dict) or not all(
-            isinstance(split, str) and isinstance(names, list) for split, names in splits.items()):
+            isinstance(split, str) and isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for split, names in splits.items()):
         raise UserError(f'{paths[0]}: specify one file with annotations and split (lists of clip names by split), or a '
                         'training and a test file that are lists of annotations')
     return annotations, splits
@@ -77,6 +79,10 @@ def pair_splits(splits: dict[str, list[str]]) -> dict[str, tuple[list[str], list
             parts.setdefault(protocol, {})[match[2].lower()] = names
     pairs = {protocol: (part['train'], part.get('test', part.get('val'))) for protocol, part in parts.items()
              if 'train' in part and len(part) > 1}
+    used = [id(names) for pair in pairs.values() for names in pair]
+    for split, names in splits.items():
+        if id(names) not in used:
+            print(f'note: split {split} is not written')
     if not pairs:
         raise UserError(f'no training split has a test or validation split (splits: {", ".join(splits) or "none"}); '
                         'use a different file')
@@ -84,11 +90,14 @@ def pair_splits(splits: dict[str, list[str]]) -> dict[str, tuple[list[str], list
 
 
 def parse(entry: Entry, options: Options, num_joints: int, most_bodies: int) -> Parsed:
-    """Prepare the clip of an annotation, and free the memory of its joints; raises UserError if they are invalid."""
-    name, keypoint, label = check_annotation(entry.annotation)
-    if is_planar(entry.annotation) != options.planar:
-        raise UserError(f'has {"2D" if options.planar is False else "3D"} joints, unlike the first valid annotation')
-    del entry.annotation['keypoint']
+    """Prepare the clip of an annotation, and free the annotation's memory; raises UserError if it is invalid."""
+    try:
+        (name, keypoint, label), planar = check_annotation(entry.annotation), is_planar(entry.annotation)
+    finally:
+        if isinstance(entry.annotation, dict):
+            entry.annotation.clear()
+    if planar != options.planar:
+        raise UserError(f'has {"2D" if planar else "3D"} joints, unlike the first valid annotation')
     if keypoint.shape[2] != num_joints:
         raise UserError(f'has {keypoint.shape[2]} joints, but the first valid annotation has {num_joints}')
     recording = make_recording(Path(name), keypoint.swapaxes(0, 1), options)                # (T, M, V, 3)
@@ -112,24 +121,25 @@ def read_class_names(path: Path | None) -> list[str] | None:
     """Read the class names of --label_map, one per line; raises UserError if the file cannot be read."""
     if path is None:
         return None
-    return [line.strip() for line in read_text(path, 'correct --label_map').splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path, 'correct --label_map').rstrip().splitlines()]
 
 
 def write_file(path: Path, spool: Spool, pair: tuple[list[str], list[str]], dataset: DataSet | None,
-               class_names: list[str] | None, width: int, planar: bool) -> None:
+               class_names: list[str] | None, width: int, planar: bool, scale: float) -> None:
     """Write a dataset file of training and test clips by name, and its class names; raises UserError."""
     index = {name: number for number, name in enumerate(spool.names)}
     if len(index) < len(spool):
         raise UserError(f'clip {Counter(spool.names).most_common(1)[0][0]} occurs more than once; keep one annotation')
     classes = dataset.classes if dataset else len(class_names or ()) or 1 + max(spool.labels)
-    if max(spool.labels) >= classes:
-        raise UserError(f'label {max(spool.labels)} (numbered from 0) is not one of {classes} classes; correct '
-                        '--label_map or the file')
+    if max(spool.labels) >= classes or len(class_names or ()) not in (0, classes):
+        raise UserError(f'{classes} classes, but the largest label is {max(spool.labels)} (numbered from 0), and '
+                        f'--label_map has {len(class_names or ())} names; correct --label_map or the file')
     train, test = ([index[name] for name in names if name in index] for names in pair)
     write_protocol(path, spool, train, test, classes, max(spool.lengths), width,
                    dataset.second_body if dataset else 'zeros', planar)
-    if class_names:
-        write_json(metadata_path(path), {'classes': class_names, 'centre': True, 'scale': 1.})
+    if class_names or scale != 1:
+        names = class_names or [f'class {label}' for label in range(classes)]
+        write_json(metadata_path(path), {'classes': names, 'centre': True, 'scale': scale})
 
 
 def build_parser() -> Parser:
@@ -150,7 +160,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    stem = re.sub(r'_?(3danno|hrnet|train)$', '', args.files[0].stem)
+    stem = re.sub(r'_?(3danno|hrnet|train)$', '', args.files[0].stem) or args.files[0].resolve().parent.name
     dataset = find_dataset(stem)
     out = args.out or HERE / ('ntu_pyskl' if dataset else stem)
 
@@ -160,16 +170,21 @@ def main(argv: list[str] | None = None) -> int:
     known = set(map(clip_name, annotations))
     tally.damaged += [f'split {protocol}: there is no annotation {name!r:.80}' for protocol, pair in pairs.items()
                       for names in pair for name in names if name not in known]
-    reader = partial(parse, options=options, num_joints=num_joints, most_bodies=args.bodies)
-    spool = collect([Entry(*pair) for pair in enumerate(annotations)], reader, out, 1, 1, tally)
+    bodies = min(args.bodies, dataset.bodies) if dataset else args.bodies
+    reader = partial(parse, options=options, num_joints=num_joints, most_bodies=bodies)
+    spool = collect([Entry(number, clip_name(annotation), annotation) for number, annotation in enumerate(annotations)],
+                    reader, out, 1, 1, tally)
     settle_damaged(tally.damaged, args.skip_damaged, out / f'{stem}_damaged.txt', 'correct the file')
+    if not len(spool):
+        raise UserError('no clip to write: every annotation is damaged')
     for protocol, pair in pairs.items():
         file = dataset.protocols[protocol].file if dataset and protocol in dataset.protocols else \
             '_'.join(filter(None, (stem, protocol)))
-        path, bodies = out / f'{file}{"_2D" * planar}.npz', dataset.bodies if dataset else args.bodies
-        write_file(path, spool, pair, dataset, class_names, 3 * num_joints * bodies, planar)
-        config = f'config/{dataset.key}_{protocol}{"_2d" * planar}.yaml' if dataset else ''
+        path, width = out / f'{file}{"_2D" * planar}.npz', 3 * num_joints * (dataset.bodies if dataset else bodies)
+        write_file(path, spool, pair, dataset, class_names, width, planar, args.scale)
+        config = f'config/{dataset.key}_{protocol}{"_2d" * planar}.yaml' if dataset else f'config/{stem}.yaml'
         words = config if (HERE.parent / config).is_file() else f'--num_joints {num_joints}'
+        words += f' --layout {args.layout}' if args.layout else ''
         print('next: python main_pretrain.py --config config/pretrain.yaml', words, '--data_path',
               shlex.quote(str(path)))
     tally.print(spool)

@@ -20,7 +20,7 @@ from data.formats import read_recordings
 from data.formats.recording import Recording, clean_keypoints
 from feeder.layouts import read_layout
 from feeder.npz import open_member
-from util.errors import Parser, run_main
+from util.errors import Parser, UserError, run_main
 from util.files import check_outputs
 from util.options import FRACTION, NOT_NEGATIVE, WHOLE
 
@@ -46,6 +46,8 @@ def project_split(args: argparse.Namespace, split: str, rng: np.random.Generator
     for recording in read_recordings(args.file, args.layout, split=split):
         if not isinstance(recording, Recording):
             raise recording
+        if recording.planar:
+            raise UserError(f'{args.file}: has 2D keypoints already; use a file of 3D joints')
         keypoints = clean_keypoints(project(recording.frames, args.noise, args.missing, rng), recording.layout)
         clips.append(keypoints.reshape(len(keypoints), -1))
     x = np.zeros((len(clips), open_member(args.file, f'x_{split}').shape[1], clips[0].shape[1]), np.float32)

@@ -110,7 +110,7 @@ class SkeletonDataset:
         self.num_bodies = self.x.shape[2] // (3 * num_joints)
         self.label = torch.from_numpy(np.asarray(y).argmax(axis=1))
         self.rows = np.arange(len(self.x))
-        self.state = self.path.stat()
+        self.status = self.path.stat()
         self.num_valid = np.zeros(len(self.x), dtype=np.int64)              # (N,) 0: not scanned yet
         self.kind = np.zeros((len(self.x), self.num_bodies), dtype=np.int8)
 
@@ -169,11 +169,11 @@ class SkeletonDataset:
             self.num_valid[i] = num_valid       # set last: it marks the clip as scanned for other threads
 
     def check_unchanged(self) -> None:
-        """Raise UserError if the file was overwritten in place; a file that was replaced or removed stays readable."""
-        with suppress(FileNotFoundError):
-            now, then = self.path.stat(), self.state
-            if now.st_ino == then.st_ino and (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-                raise UserError(f'{self.path}: was changed while in use; start again, or continue with --resume auto')
+        """Raise UserError if the file was truncated, as reading beyond its end would end the process with SIGBUS."""
+        with suppress(FileNotFoundError):       # a removed file stays readable
+            now = self.path.stat()
+            if now.st_ino == self.status.st_ino and now.st_size < self.status.st_size:
+                raise UserError(f'{self.path}: was truncated while in use; restore it and continue with --resume auto')
 
     def check_clips(self, rank: int = 0, world_size: int = 1) -> None:
         """Scan this process's part of the clips in use, so that a damaged one is reported before training begins."""

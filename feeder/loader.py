@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
 
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 
 DEPTH = 4                   # number of batches that are read ahead
 BLOCK_BYTES = 1 << 28       # of host memory, while a split is packed
-PATIENCE = 1.               # seconds between checks for a stop request, while no batch arrives
+POLL = 1.                   # seconds between checks for a stop request, while no batch arrives
+GRACE = 20.                 # seconds to wait for a batch after a stop request, as a step that is completed can be saved
+WARN = 60.                  # seconds without a batch until a warning
 
 
 class StoppedWaiting(Exception):
@@ -33,11 +36,13 @@ class BatchLoader:
     calling thread reads a batch when it is needed. `on_device` packs the whole split into the device's memory once,
     after which nothing is read. Raises UserError for a damaged clip, and for a split that does not fit into the memory.
 
-    If reading blocks, for example on a network disk, `stop` is called every second; StoppedWaiting is raised if it
-    returns True. Threads are daemons, so that a blocked one does not keep the process alive.
+    If reading blocks, for example on a network disk, a warning follows after a minute, and UserError is raised after
+    `patience` seconds; StoppedWaiting is raised some time after `stop()` has become True. Threads are daemons, so that
+    a blocked one does not keep the process alive.
     """
 
     stop: Callable[[], bool] = staticmethod(lambda: False)
+    patience = 600.
 
     def __init__(self, dataset: SkeletonDataset, batches: TrainBatches | EvalBatches, device: torch.device,
                  num_threads: int = 1, on_device: bool = False):
@@ -104,14 +109,21 @@ class BatchLoader:
                 tasks.put(None)
 
     def _wait(self, future: Future) -> Batch:
-        while True:
-            try:
-                return future.result(PATIENCE)
-            except TimeoutError:
-                if future.done():       # the error of the thread itself
-                    raise
-                if self.stop():
-                    raise StoppedWaiting from None
+        began, warned, stopped = time.monotonic(), False, None
+        while not future.done():
+            with suppress(TimeoutError):
+                return future.result(POLL)
+            now = time.monotonic()
+            stopped = stopped or (now if self.stop() else None)
+            if stopped and now - stopped > GRACE:
+                raise StoppedWaiting
+            if now - began > self.patience:
+                raise UserError(f'no data for {self.patience:.0f} seconds; check the disk of the dataset file, and '
+                                'continue with --resume auto')
+            if not warned and now - began > WARN:
+                log.warning('no data for %.0f seconds; the disk of the dataset file may be blocked', WARN)
+                warned = True
+        return future.result()
 
     def _load(self, pairs: np.ndarray) -> Batch:
         batch = self.dataset[pairs]

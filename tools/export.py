@@ -50,7 +50,8 @@ def verification_clips(args: Namespace, settings: dict, spec: InputSpec) -> tupl
     Raises UserError if --num_bodies contradicts --data_path, or if that file is invalid.
     """
     frames, joints = settings['num_frames'], settings['num_joints']
-    clip_maker = ClipMaker(frames, settings['stream'], seed=0, layout=spec.layout)
+    keypoints = settings.get('keypoints', '3d')
+    clip_maker = ClipMaker(frames, settings['stream'], seed=0, layout=spec.layout, keypoints=keypoints)
     if args.data_path:
         dataset = SkeletonDataset(args.data_path, 'test', joints)
         if args.num_bodies not in (None, dataset.num_bodies):
@@ -72,7 +73,8 @@ def describe(path: str, part: str, checkpoint: Checkpoint, spec: InputSpec, num_
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     metadata = {
         'what': part, 'input': 'clips (batch, 3, frames, joints, bodies) float32: the middle 95 % of the valid frames, '
-        'resized linearly, in metres; then the stream is derived',
+        'resized linearly, in metres or as 2D keypoints; then the stream is derived',
+        'keypoints': settings.get('keypoints', '3d'),
         'output': 'logits (batch, classes)' if part == 'classifier' else
         'features (batch, width), the mean over bodies, segments and joints',
         'classes': spec.class_names if part == 'classifier' else None,

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
     def readable_clips() -> Iterator[Recording]:
         for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split):
             if isinstance(clip, Recording):
-                sizes[clip.title] = body_size(clip.frames)
+                sizes[clip.title] = 1. if clip.planar else body_size(clip.frames)
                 assumptions.update(clip.notes)
                 yield clip
             else:

@@ -138,7 +138,8 @@ class Recogniser:
         """Prepare a recording, as accepted by `probabilities`, as a clip (T', M, V, 3) float32 for `predict`."""
         frames = np.asarray(frames)
         numbers = 'x y score, x y in pixels' if self.planar else 'x y z in metres'
-        if frames.ndim not in (3, 4) or frames.shape[-2:] != (self.num_joints, 3):
+        if frames.ndim not in (3, 4) or frames.shape[-2] != self.num_joints or frames.shape[-1] not in (
+                (2, 3) if self.planar else (3,)):
             raise UserError(f'{name} has shape {frames.shape}, expected (T, {self.num_joints}, 3) or (T, M, '
                             f'{self.num_joints}, 3): frames, bodies, joints, {numbers}')
         try:

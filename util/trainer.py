@@ -76,7 +76,7 @@ class Trainer:
         self.clips = ClipMaker.from_args(args)
         self.batches = TrainBatches(dataset.rows, args.batch_size, args.accum_iter, world.rank, world.size, args.seed)
         self.loader = BatchLoader(dataset, self.batches, world.device, args.num_workers, args.data_on_device)
-        self.loader.stop = lambda: self.stop_request.signal is not None
+        self.loader.stop, self.loader.patience = lambda: self.stop_request.signal is not None, args.patience
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.epoch = self.first_step = 0        # where training starts
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)       # over the steps of the epoch
@@ -115,7 +115,8 @@ class Trainer:
         except StoppedWaiting:
             if self.position and self.world.size == 1 and self.args.accum_iter == 1:
                 self.save(*self.position, [LAST])
-            raise stopped(self.stop_request.signal, 'while waiting for data', self.output_dir) from None
+            folder = self.output_dir if self.world.is_main else None
+            raise stopped(self.stop_request.signal, 'while waiting for data', folder) from None
         finally:
             self.log.close()
 
@@ -222,8 +223,6 @@ class Trainer:
     def is_finished(self) -> bool:
         """Return True if the run had already ended before it was resumed."""
         return self.epoch == self.args.epochs and (self.output_dir / 'result.json').exists()
-
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def stop_if_non_finite(self, epoch: int, step: int) -> None:
         """Raise NonFiniteLoss in every process if the loss was not finite in any process in this epoch."""

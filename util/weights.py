@@ -202,6 +202,7 @@ def resize_temp_embed(weights: dict, model: nn.Module) -> dict:
 
 def setting_differences(settings: dict, args: argparse.Namespace, names: Sequence[str]) -> str:
     """Return the settings stored in a checkpoint that differ from this run's, as text; '' if they are the same."""
+    settings = {'keypoints': '3d'} | settings       # older checkpoints do not record it
     return ', '.join(f'{name} {settings[name]} (now {getattr(args, name)})' for name in names
                      if settings.get(name) is not None and settings[name] != getattr(args, name))
 

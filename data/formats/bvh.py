@@ -44,7 +44,7 @@ class Joint:
 
 def read(path: Path, options: Options) -> Iterator[Recording]:
     joints, own = read_bvh(Source(path).read(), path.stem)
-    yield make_recording(path, joints[:, None], options, own)                               # (T, 1, V, 3)
+    yield make_recording(path, joints[:, None], options._replace(planar=False), own)            # (T, 1, V, 3)
 
 
 def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:

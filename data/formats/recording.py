@@ -2,8 +2,8 @@
 
 2D keypoints have the same shape as 3D joints: x, y upwards, and the score of the detector, which is 0 for a missing
 joint. The unit is half the diagonal of a body's bounding box, about a metre, so that coordinates depend neither on the
-resolution (as in PYSKL) nor on the distance (as in MotionBERT). It is that of the first body in its first frame, not in
-the whole clip, and therefore known during a recording.
+resolution (as in PYSKL) nor on the distance (as in MotionBERT). It is that of the first body in its first frame with at
+least half of the joints, not in the whole clip, and therefore known during a recording.
 
 Axis letters: T frames, M bodies, V joints.
 """
@@ -73,10 +73,12 @@ def make_recording(path: Path, frames: np.ndarray, options: Options, own: Layout
     default = options.default_layout
     layout = choose_layout(frames, options.layout,
                            own or (default if default and len(default.joints) == frames.shape[2] else None))
-    name = 'that the file names' if own and not options.layout else f'{layout.name if layout else "unknown"} (--layout)'
+    name = f'joints {layout.name if layout else "unknown"} (--layout)'
+    if own and not options.layout:
+        name = f'joints {layout.name}' if planar else 'joint names in the file'
     unit = 'as x, y and score' if planar else f'in units of {options.scale:g} m (--scale)'
     frames = clean_keypoints(frames, layout) if planar else clean(frames, layout, options.scale, options.centre)
-    return Recording(path, frames, layout, label, member, (*notes, f'read with the joints {name}, {unit}'),
+    return Recording(path, frames, layout, label, member, (*notes, f'read with the {name}, {unit}'),
                      planar)
 
 
@@ -99,6 +101,8 @@ def clean_keypoints(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     Joints with a score below MIN_SCORE are set to zero.
     """
     frames = _check_frames(np.asarray(frames)) * (1, -1, 1)
+    if (frames[..., 2] < 0).any():
+        raise UserError('the third number of a joint is negative, so it is not a score; use 2D keypoints')
     frames[frames[..., 2] < MIN_SCORE] = 0
     frames = frames[frames.any(axis=(1, 2, 3))]
     if not len(frames):
@@ -128,7 +132,11 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None, planar: bool = Fals
     """
     present = frames.any(axis=(2, 3))                                                       # (T, M)
     body = present.any(axis=0).argmax()
-    joints = frames[present[:, body].argmax(), body]                                        # (V, 3)
+    if planar:      # the first frame with at least half of the joints
+        visible = (frames[:, body, :, 2] > 0).sum(axis=1)                                   # (T,)
+        joints = frames[(visible >= min(frames.shape[2] / 2, visible.max())).argmax(), body]
+    else:
+        joints = frames[present[:, body].argmax(), body]                                    # (V, 3)
     # A joint, not the mean of all joints: with the mean, the first frame would sum to zero, which marks padding.
     names = shared_names(layout) if layout else []
     roots = [joint for joint, parent in enumerate(layout.parents if layout else [0]) if joint == parent]
@@ -154,11 +162,18 @@ def select_bodies(frames: np.ndarray, most: int, layout: Layout | None, centre: 
     if frames.shape[1] <= most:
         return frames
     present = frames.any(axis=(2, 3))                                                       # (T, M)
-    motion = [motion_energy(frames[present[:, body], body][..., :2 if planar else 3]) if present[:, body].any() else -1
+    energy = keypoint_energy if planar else motion_energy
+    motion = [energy(frames[present[:, body], body]) if present[:, body].any() else -1
               for body in range(frames.shape[1])]
     frames = frames[:, np.sort(np.argsort(motion)[-most:])]
     frames = frames[frames.any(axis=(1, 2, 3))] if frames.any() else frames[:1]
     return centre_bodies(frames, layout, planar) if (centre or planar) and frames.any() else frames
+
+
+def keypoint_energy(joints: np.ndarray) -> float:
+    """Return how much 2D keypoints (n, V, 3) move: the variance of each joint over the frames that show it."""
+    values = np.ma.masked_array(joints[..., :2], np.repeat(joints[..., 2:] == 0, 2, axis=2))
+    return float(values.var(axis=0).sum())
 
 
 def bodies_note(frames: np.ndarray, most: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import tools.predict
 import tools.visualize
 from data import prepare_custom, project_2d
 from data.formats import read_recording, read_recordings
-from data.formats.recording import clean_keypoints
+from data.formats.recording import clean_keypoints, select_bodies
 from feeder.augment import ClipMaker
 from feeder.dataset import SkeletonDataset, pack_clips
 from feeder.layouts import read_layout
@@ -46,6 +46,7 @@ def test_units_of_the_body():
     assert not clean[0, 0, 0].any() and not clean[5, 1, 3].any() and clean[5, 1, 4].all()
     np.testing.assert_allclose(clean[0, 0, 1:, :2].mean(axis=0), 0, atol=1e-6)
     refusal(lambda: clean_keypoints(frames * (1, 1, 0), COCO), 'scores are below')
+    refusal(lambda: clean_keypoints(-frames, COCO), 'not a score')
 
 
 def write_openpose(folder, frames, swap=()):
@@ -74,11 +75,28 @@ def test_formats_agree(tmp_path):
     (tmp_path / 'alphapose.json').write_text(json.dumps(entries))
     made = read_recording(tmp_path / 'alphapose.json')
     np.testing.assert_allclose(clean_keypoints(frames[:, ::-1], COCO), made.frames, atol=1e-6)
-    assert 'coco-17 (--layout), as x, y and score' in made.notes[-1]
+    assert made.notes[-1] == 'read with the joints coco-17, as x, y and score'
+    for entry in entries:
+        entry['idx'] = [0.0]        # AlphaPose without tracking
+    (tmp_path / 'alphapose.json').write_text(json.dumps(entries))
+    made = read_recording(tmp_path / 'alphapose.json')
+    np.testing.assert_allclose(clean_keypoints(frames[:, ::-1], COCO), made.frames, atol=1e-6)
+    assert 'without ids' in made.notes[0]
+    write_openpose(tmp_path / 'body', walk(joints=25))
+    assert read_recording(tmp_path / 'body').layout.name == 'openpose-25'
+    (tmp_path / 'body' / 'other_0_keypoints.json').write_text('{}')
+    refusal(lambda: read_recording(tmp_path / 'body'), 'frames of 2 videos')
+
+
+def test_the_person_that_moves_is_kept_not_the_one_with_missing_joints():
+    rng, frames = np.random.default_rng(0), walk(30)
+    frames[:, 1] = frames[0, 1] * (rng.random((30, 17, 1)) > 0.3)
+    clean = clean_keypoints(frames, COCO)
+    assert select_bodies(clean, 1, COCO, True, planar=True)[..., 2].all()
 
 
 @pytest.mark.parametrize('content, part', [
-    ([{'image_id': 1}], 'image_id and keypoints'), ({'people': [3]}, 'list of people'), ([], 'list of people'),
+    ([{'image_id': 1}], 'image_id and keypoints'), ({'people': [3]}, 'list of people'), ([], 'no person'),
     ({'people': [{'pose_keypoints_2d': [1, 2]}]}, 'x, y and score'), ({'people': []}, 'no person'),
     ([{'image_id': 1, 'keypoints': [1] * 51}, {'image_id': 1, 'keypoints': [1] * 54}], '17 and 18 joints')], ids=str)
 def test_invalid_files(tmp_path, content, part):

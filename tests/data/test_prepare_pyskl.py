@@ -59,10 +59,11 @@ def test_second_bodies_are_copies_for_ntu120(annotations, tmp_path):
     np.testing.assert_array_equal(x[:, 0], x[:, 1])
 
 
-def test_spellings_of_splits():
+def test_spellings_of_splits(capsys):
     assert pair_splits({'train1': ['a'], 'test1': ['b'], 'train2': ['c'], 'test2': ['d']}) == {
         '1': (['a'], ['b']), '2': (['c'], ['d'])}
     assert pair_splits({'train': ['a'], 'val': ['b'], 'test': ['c'], 'all': ['d']}) == {'': (['a'], ['c'])}
+    assert capsys.readouterr().out == 'note: split val is not written\nnote: split all is not written\n'
     assert pair_splits({'xview_train': ['a'], 'xview_val': ['b'], 'xsub_train': []}) == {'xview': (['a'], ['b'])}
     refusal(lambda: pair_splits({'train': []}), 'splits: train')
 

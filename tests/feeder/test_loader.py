@@ -158,7 +158,7 @@ def test_splits_that_do_not_fit_the_memory_cannot_be_packed(monkeypatch, dataset
             '--data_on_device')
 
 
-def test_a_file_that_was_overwritten_is_not_read(tmp_path):
+def test_a_file_that_was_truncated_is_not_read(tmp_path):
     """Reading beyond the end of a truncated map would end the process with SIGBUS."""
     path = write_clips(tmp_path / 'a.npz')
     replaced = SkeletonDataset(path, 'train', V)
@@ -167,4 +167,16 @@ def test_a_file_that_was_overwritten_is_not_read(tmp_path):
     replaced[[(0, 0)]]
     overwritten = SkeletonDataset(path, 'train', V)
     os.truncate(path, 100)
-    refusal(lambda: overwritten[[(0, 0)]], path, 'changed while in use')
+    refusal(lambda: overwritten[[(0, 0)]], path, 'truncated while in use')
+
+
+def test_a_reader_that_blocks_is_reported(path, monkeypatch, caplog):
+    released = threading.Event()
+    monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda *_: released.wait())
+    monkeypatch.setattr(loader_module, 'WARN', 0.)
+    monkeypatch.setattr(loader_module, 'POLL', 0.01)
+    loader = BatchLoader(SkeletonDataset(path, 'train', V), EVAL_BATCHES, CPU)
+    loader.patience = 0.1
+    refusal(lambda: next(iter(loader)), 'no data for', '--resume auto')
+    assert 'may be blocked' in caplog.text
+    released.set()

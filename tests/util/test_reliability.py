@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
+import feeder.loader
 import main_finetune
 from feeder.dataset import SkeletonDataset
 from tests.conftest import RUN_STAGE, Stopped, check_same_run, on_step, read_place, read_result, train
@@ -117,6 +118,7 @@ def test_a_signal_stops_a_run_that_waits_for_data(number, error, ctrl_c, whole, 
     read_rows = []
     with monkeypatch.context() as patch, pytest.raises(error, match='waiting for data.*--resume auto'):
         patch.setattr(SkeletonDataset, '__getitem__', read_or_block)
+        patch.setattr(feeder.loader, 'GRACE', 0.2)
         on_step(2, lambda _: waits.set(), patch=patch.setattr)
         train('pretrain', tiny_pretrain, tmp_path, '--num_workers', '1')
     released.set()

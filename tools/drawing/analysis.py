@@ -83,6 +83,8 @@ def load_clip(path: str | Path, split: str, row: int, settings: dict, layout: La
     dataset = SkeletonDataset(path, split, settings['num_joints'])
     if not 0 <= row < len(dataset):
         raise UserError(f'--clip {row}: {split} of {path} has clips 0 to {len(dataset) - 1}; choose one of them')
+    if dataset.keypoints != settings.get('keypoints', '3d'):
+        raise UserError(f'{path}: has {dataset.keypoints.upper()} joints, unlike the training data; use another file')
     return read_clip(dataset, row, settings, layout)
 
 
