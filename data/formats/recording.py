@@ -1,9 +1,9 @@
 """The common representation of recordings, and how they are cleaned for training.
 
-2D keypoints have the same shape as 3D joints: x, y upwards, and the score of the detector, which is 0 for a missing
-joint. The unit is half the diagonal of a body's bounding box, about a metre, so that coordinates depend neither on the
-resolution (as in PYSKL) nor on the distance (as in MotionBERT). It is that of the first body in its first frame with at
-least half of the joints, not in the whole clip, and therefore known during a recording.
+2D keypoints have the same shape as 3D joints: x, y upwards, and the score of the detector. A missing joint keeps its
+last position, with score 0. The unit is half the diagonal of a body's bounding box, about a metre, so that coordinates
+depend neither on the resolution (as in PYSKL) nor on the distance (as in MotionBERT). It is that of the first body in
+its first frame with at least half of the joints, not in the whole clip, and therefore known during a recording.
 
 Axis letters: T frames, M bodies, V joints.
 """
@@ -98,16 +98,28 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
 def clean_keypoints(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     """Prepare 2D keypoints (T, M, V, 3) in pixels, y downwards, for training: (T', M, V, 3) float32; raises as `clean`.
 
-    Joints with a score below MIN_SCORE are set to zero.
+    A joint with a score below MIN_SCORE keeps its last position, as a jump to zero would be its largest motion, and gets
+    score 0; it is zero before it first appears.
     """
     frames = _check_frames(np.asarray(frames)) * (1, -1, 1)
     if (frames[..., 2] < 0).any():
         raise UserError('the third number of a joint is negative, so it is not a score; use 2D keypoints')
     frames[frames[..., 2] < MIN_SCORE] = 0
+    frames = hold_positions(frames)
     frames = frames[frames.any(axis=(1, 2, 3))]
     if not len(frames):
         raise UserError(f'has no valid frame: all scores are below {MIN_SCORE}')
     return centre_bodies(frames, layout, planar=True).astype(np.float32)
+
+
+def hold_positions(frames: np.ndarray) -> np.ndarray:
+    """Give missing joints of present bodies (T, M, V, 3) their last position, with score 0."""
+    visible, present = frames[..., 2] > 0, frames.any(axis=(2, 3))                          # (T, M, V), (T, M)
+    last = np.maximum.accumulate(np.where(visible, np.arange(len(frames))[:, None, None], 0), axis=0)
+    held = np.take_along_axis(frames, last[..., None], axis=0)
+    held[..., 2] = frames[..., 2]
+    held[~present] = 0
+    return held
 
 
 def _check_frames(frames: np.ndarray) -> np.ndarray:
@@ -146,7 +158,7 @@ def centre_bodies(frames: np.ndarray, layout: Layout | None, planar: bool = Fals
         origin = origin[:2] if origin[2] > 0 else visible.mean(axis=0)
         unit = np.linalg.norm(np.ptp(visible, axis=0)) / 2 or 1.
         moved = np.concatenate([(frames[..., :2] - origin) / unit, frames[..., 2:]], axis=-1)
-        moved[frames[..., 2] == 0] = 0
+        moved[~frames.any(axis=3)] = 0
         return moved
     moved = frames - origin
     moved[~present] = 0
