@@ -98,8 +98,8 @@ def clean(frames: np.ndarray, layout: Layout | None, scale: float = 1., centre: 
 def clean_keypoints(frames: np.ndarray, layout: Layout | None) -> np.ndarray:
     """Prepare 2D keypoints (T, M, V, 3) in pixels, y downwards, for training: (T', M, V, 3); raises as `clean`.
 
-    A joint with a score below MIN_SCORE keeps its last position, as a jump to zero would be its largest motion, and gets
-    score 0; it is zero before it first appears.
+    A joint with a score below MIN_SCORE keeps its last position, as a jump to zero would be its largest motion, and
+    gets score 0; it is zero before it first appears.
     """
     frames = _check_frames(np.asarray(frames)) * (1, -1, 1)
     if (frames[..., 2] < 0).any():
