@@ -83,10 +83,10 @@ def open_clips(args: argparse.Namespace, settings: dict, layout: Layout | None) 
     recogniser, clips, count = Recogniser(args.checkpoint, 'cpu'), {}, 0
     files = find_files([Path(path)], None)
     for row, clip in enumerate(read_clips(files, recogniser, args.layout, None, args.scale, args.split)):
-        if not isinstance(clip, Recording):
-            raise clip[1]
         count = row + 1
         if row in args.clip:
+            if not isinstance(clip, Recording):
+                raise clip[1]
             print(*assumption_notes(Counter(clip.notes), 1), sep='\n', file=sys.stderr)
             title = clip.path.name + (f', {clip.member}' if clip.member is not None else '')
             clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
