@@ -83,7 +83,7 @@ def load_from(source, target, caplog, num_frames=8):
     caplog.clear()
     model = ActionTransformer(3, 'finetune', **SIZE, num_frames=num_frames, num_joints=len(target.joints))
     initial, weights = model.pos_embed[0, 0].detach().clone(), make_weights(len(source.joints))
-    args = argparse.Namespace(finetune='some.pth', layout=target.name, num_joints=None)
+    args = argparse.Namespace(finetune='some.pth', layout=target.name, num_joints=None, keypoints='3d')
     with caplog.at_level(logging.INFO):
         load_encoder(model, Checkpoint(weights), args)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items()

@@ -35,7 +35,8 @@ def authors(golden_weights):
 
 
 def encoder_args(path):
-    return argparse.Namespace(finetune=path, layout=None, num_joints=25, num_heads=4, stream='joint', num_frames=24)
+    return argparse.Namespace(finetune=path, layout=None, num_joints=25, num_heads=4, stream='joint', num_frames=24,
+                              keypoints='3d')
 
 
 @pytest.mark.parametrize('zipped, prefix', [(True, ''), (False, 'module.')], ids=['plain', 'old format, under DDP'])
