@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -70,19 +71,15 @@ def read_files(paths: list[Path]) -> tuple[list, dict[str, list[str]]]:
     return annotations, splits
 
 
-def pair_splits(splits: dict[str, list[str]]) -> dict[str, tuple[list[str], list[str]]]:
-    """Return the names of training and test clips by protocol ('xsub', '1', ''); raises UserError if there is none."""
+def pair_splits(splits: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Pair training and test splits, by protocol ('xsub', '1', ''); raises UserError if there is no such pair."""
     parts = {}
-    for split, names in splits.items():
+    for split in splits:
         if match := SPLIT.fullmatch(split):
             protocol = '_'.join(filter(None, (match[1].lower(), match[3])))
-            parts.setdefault(protocol, {})[match[2].lower()] = names
+            parts.setdefault(protocol, {})[match[2].lower()] = split
     pairs = {protocol: (part['train'], part.get('test', part.get('val'))) for protocol, part in parts.items()
              if 'train' in part and len(part) > 1}
-    used = [id(names) for pair in pairs.values() for names in pair]
-    for split, names in splits.items():
-        if id(names) not in used:
-            print(f'note: split {split} is not written')
     if not pairs:
         raise UserError(f'no training split has a test or validation split (splits: {", ".join(splits) or "none"}); '
                         'use a different file')
@@ -117,7 +114,7 @@ def first_valid(annotations: list) -> tuple[int, bool]:
     raise UserError(f'no annotation is valid; the last error is: {error}')
 
 
-def read_class_names(path: Path | None) -> list[str] | None:
+def read_label_map(path: Path | None) -> list[str] | None:
     """Read the class names of --label_map, one per line; raises UserError if the file cannot be read."""
     if path is None:
         return None
@@ -164,8 +161,12 @@ def main(argv: list[str] | None = None) -> int:
     dataset = find_dataset(stem)
     out = args.out or HERE / ('ntu_pyskl' if dataset else stem)
 
-    class_names, (annotations, splits) = read_class_names(args.label_map), read_files(args.files)
-    pairs, (num_joints, planar), tally = pair_splits(splits), first_valid(annotations), Tally('annotations')
+    class_names, (annotations, splits) = read_label_map(args.label_map), read_files(args.files)
+    names = pair_splits(splits)
+    pairs = {protocol: tuple(splits[split] for split in pair) for protocol, pair in names.items()}
+    for split in splits.keys() - {split for pair in names.values() for split in pair}:
+        print(f'note: split {split} is not written')
+    (num_joints, planar), tally = first_valid(annotations), Tally('annotations')
     options = Options(read_layout(args.layout) if args.layout else None, args.scale, planar=planar)
     known = set(map(clip_name, annotations))
     tally.damaged += [f'split {protocol}: there is no annotation {name!r:.80}' for protocol, pair in pairs.items()

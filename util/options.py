@@ -64,7 +64,7 @@ FRACTION = Number(float, least=0, below=1)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends the default to the help of an option, unless there is none or the help contains it."""
+    """Appends the default to the help of an option, unless it is None or already in the help."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default is None or '(default' in action.help else super()._get_help_string(action)
