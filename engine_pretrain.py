@@ -12,7 +12,7 @@ from util.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
-    """Train `trainer.model`, a MAMP, to the end of the epoch; returns the averages that main logs."""
+    """Train `trainer.model`, a MAMP, for the rest of an epoch; returns its mean loss, learning rate and throughput."""
     args, clip_maker = trainer.args, trainer.clips
     num_tokens = args.num_frames // args.t_patch_size * args.num_joints
     backward = trainer.graphs.capture(forward_backward, trainer)

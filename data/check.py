@@ -183,7 +183,7 @@ def format_column(facts: dict) -> dict[str, str]:
         **({f'second body: {kind}': f'{count:,}' for kind, count in facts['second_body'].items()}
            if facts['bodies'] == 2 else {}),
         'empty clips': f'{facts["empty"]:,}', 'clips with NaN or infinity': f'{facts["not_finite"]:,}',
-        'coordinates': '{:.3f} to {:.3f} m'.format(*facts['range'])}
+        'coordinates': '{:.3f} to {:.3f}'.format(*facts['range'])}
 
 
 def format_report(facts: dict) -> str:

@@ -17,7 +17,8 @@ from feeder.npz import open_member
 from util.errors import UserError, printable
 
 SPLITS = ('train', 'test')
-MEMBERS = {'x': (3, 'float32', '(N, T, M·V·3)'), 'y': (2, 'float64', 'one-hot (N, classes)')}   # dimensions, type
+MEMBERS = {'x': (3, 'float32', 'numbers (N, T, M·V·3)'),        # dimensions, type, content
+           'y': (2, 'float64', 'one-hot rows (N, classes)')}
 SECOND_BODY = ('empty', 'copy', 'own', 'none')
 BODIES_JOINTS = {dataset.width: (dataset.bodies, dataset.joints) for dataset in DATASETS.values()}
 BLOCK_BYTES = 1 << 24
@@ -54,8 +55,8 @@ def open_members(path: Path) -> dict[str, np.ndarray]:
     for member, array in arrays.items():
         ndim, _, expected = MEMBERS[member[0]]
         if array.ndim != ndim or array.dtype.kind not in 'biuf' or array.size == 0:
-            raise UserError(f'{path}: {member} is {array.dtype} {array.shape}, expected numbers {expected}; regenerate '
-                            'the file')
+            raise UserError(f'{path}: {member} is {array.dtype} {array.shape}, expected non-empty {expected}; '
+                            'regenerate the file')
     with zipfile.ZipFile(path) as archive:
         members = [name.removesuffix('.npy') for name in archive.namelist() if name.endswith('.npy')]
     return arrays | {member: open_member(path, member) for member in members if member not in arrays}

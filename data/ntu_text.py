@@ -63,7 +63,7 @@ def split_lines(text: bytes) -> list[str]:
     if text.translate(None, PLAIN):
         number, line = next((number, line) for number, line in enumerate(text.split(b'\n'), 1)
                             if line.translate(None, PLAIN))
-        raise UserError(f'line {number}: {line!r:.60} is not plain text')
+        raise UserError(f'line {number}: {line!r:.60} has characters other than printable ASCII')
     lines = [line.rstrip('\r') for line in text.decode('ascii').split('\n')]
     while len(lines) > 1 and not lines[-1].strip():
         lines.pop()
@@ -93,7 +93,7 @@ def parse_skeleton(text: bytes) -> Recording:
 
 
 def _find_bodies(lines: Sequence[str]) -> tuple[list[str], list[int], list[int], int]:
-    """Follow the counts through a file: id, frame and first joint line of each of the K bodies; number of frames."""
+    """Return ids, frames and first joint lines of the K bodies in all frames, and the number of non-empty frames."""
     ids, frame_of_body, first_lines = [], [], []
     index, frames = 1, 0
     for _ in range(_parse_count(lines, 0, 'frames')):

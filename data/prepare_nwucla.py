@@ -41,7 +41,8 @@ from util.files import write_text
 DATASET = DATASETS['nwucla']
 CENTRE = 1      # joint 2, the spine
 LARGEST = 1e38  # largest coordinate, just within float32
-OTHER_JSON = {'data': 'Kinetics-Skeleton', 'frames': 'Azure Kinect'}        # by a key that they contain
+# Other formats by a key that their files contain
+OTHER_JSON = {'data': 'Kinetics-Skeleton', 'frames': 'Azure Kinect', 'annotations': 'COCO annotations'}
 CHUNK = 8       # files that a process parses at once
 NAME = re.compile(r'a([0-9]{2})_s([0-9]{2})_e([0-9]{2})_v(0[123])')
 
@@ -109,13 +110,20 @@ def find_copies(spool: Spool, train: Sequence[int], test: Sequence[int]) -> list
     return [spool.names[index] for index in test if spool[index].tobytes() in clips]
 
 
-def split_clips(names: Sequence[str], protocol: Protocol) -> tuple[list[int], list[int]]:
-    """Return the indices of the training and test clips of a protocol; raises UserError if a split is empty."""
-    splits = [protocol.split(parse_clip_name(name)) for name in names]
+def split_clips(names: Sequence[str], protocol: Protocol,
+                train_subjects: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+    """Return the indices of the training and test clips of a protocol; raises UserError if a split is empty.
+
+    Training clips of other subjects than `train_subjects`, if specified, are omitted.
+    """
+    facts = [parse_clip_name(name) for name in names]
+    splits = [protocol.split(fact) for fact in facts]
     train, test = ([index for index, split in enumerate(splits) if split == part] for part in ('train', 'test'))
+    if train_subjects:
+        train = [index for index in train if facts[index].subject in train_subjects]
     if not train or not test:
         raise UserError(f'{protocol.file}: no {"test" if train else "training"} clip; set --raw to the complete '
-                        'release')
+                        'release and --train_subjects to subjects of the training split')
     return train, test
 
 
@@ -134,6 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--raw', type=Path, required=True, help='folder, tar or zip')
     parser.add_argument('--out', type=Path, required=True, help='folder of the output')
     parser.add_argument('--protocol', nargs='+', help=f'{", ".join(DATASET.protocols)}; default: xview and xsub')
+    parser.add_argument('--train_subjects', type=int, nargs='+', metavar='N', help='use training clips of these '
+                        'subjects only, to study small training sets')
     add_options(parser)
     args = parser.parse_args(argv)
     protocols = select_protocols(args.protocol, DATASET)
@@ -143,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = [source for source in sources if source.file.parent.name == 'all_sqe'] or sources
     spool = collect(sources, parse, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, args.out / 'nwucla_damaged.txt')
-    splits = {protocol.file: split_clips(spool.names, protocol) for protocol in protocols}
+    splits = {protocol.file: split_clips(spool.names, protocol, args.train_subjects) for protocol in protocols}
     for file, (train, test) in splits.items():
         write_files(args.out / f'{file}.npz', spool, train, test)
     tally.print(spool)

@@ -128,9 +128,11 @@ def write_file(path: Path, spool: Spool, pair: tuple[list[str], list[str]], data
     if len(index) < len(spool):
         raise UserError(f'clip {Counter(spool.names).most_common(1)[0][0]} occurs more than once; keep one annotation')
     classes = dataset.classes if dataset else len(class_names or ()) or 1 + max(spool.labels)
-    if max(spool.labels) >= classes or len(class_names or ()) not in (0, classes):
-        raise UserError(f'{classes} classes, but the largest label is {max(spool.labels)} (numbered from 0), and '
-                        f'--label_map has {len(class_names or ())} names; correct --label_map or the file')
+    if max(spool.labels) >= classes:
+        raise UserError(f'label {max(spool.labels)} is too large for {classes} classes, numbered from 0; correct the '
+                        'file or --label_map')
+    if len(class_names or ()) not in (0, classes):
+        raise UserError(f'--label_map has {len(class_names)} names for {classes} classes; correct it')
     train, test = ([index[name] for name in names if name in index] for names in pair)
     write_protocol(path, spool, train, test, classes, max(spool.lengths), width,
                    dataset.second_body if dataset else 'zeros', planar)

@@ -61,7 +61,7 @@ class Source(NamedTuple):
 
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
-        raise UserError(f'too large for a raw file ({size / 1e6:,.0f} MB)')
+        raise UserError(f'{size / 1e6:,.0f} MB, but a raw file may have {MAX_BYTES / 1e6:,.0f} MB at most')
 
 
 @cache

@@ -63,11 +63,12 @@ ALIASES = {
     'index': 'hand', 'pinky': 'hand',   # MediaPipe's knuckles
     'foot index': 'foot', 'big toe': 'foot',        # Kinect's foot is the tip of the foot
 }
-# BVH files name joints after the bones that begin there: LeftForeArm is the elbow, LeftShoulder the collar bone.
+# BVH files name joints after the bones that begin there: LeftForeArm is the elbow, LeftShoulder the collar bone. Spaces
+# are removed.
 BONES = {
-    'shoulder': 'collar', 'arm': 'shoulder', 'upper arm': 'shoulder', 'fore arm': 'elbow', 'forearm': 'elbow',
-    'lower arm': 'elbow', 'hand': 'wrist', 'up leg': 'hip', 'upper leg': 'hip', 'thigh': 'hip', 'leg': 'knee',
-    'lower leg': 'knee', 'shin': 'knee', 'calf': 'knee', 'foot': 'ankle', 'toe': 'foot', 'toe base': 'foot',
+    'shoulder': 'collar', 'arm': 'shoulder', 'upperarm': 'shoulder', 'forearm': 'elbow', 'lowerarm': 'elbow',
+    'hand': 'wrist', 'upleg': 'hip', 'upperleg': 'hip', 'thigh': 'hip', 'leg': 'knee', 'lowerleg': 'knee',
+    'shin': 'knee', 'calf': 'knee', 'foot': 'ankle', 'toe': 'foot', 'toebase': 'foot', 'ball': 'foot',
 }
 _WORDS = {'l': 'left', 'r': 'right', 'center': 'centre'}
 
@@ -84,8 +85,9 @@ def shared_names(layout: Layout) -> list[str]:
     """Return V names for matching joints across layouts; aliases are replaced unless the common name is in use."""
     sides, parts = zip(*(re.fullmatch(r'(left |right |)(.*)', plain_name(joint)).groups() for joint in layout.joints),
                        strict=True)
-    if not {'fore arm', 'forearm', 'lower arm'}.isdisjoint(parts):
-        parts = [BONES.get(part, part) for part in parts]
+    bones = [part.replace(' ', '') for part in parts]
+    if 'forearm' in bones or 'lowerarm' in bones:
+        parts = [BONES.get(bone, part) for bone, part in zip(bones, parts, strict=True)]
     names = []
     for side, part in zip(sides, parts, strict=True):
         common = ALIASES.get(part, part)

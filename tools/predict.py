@@ -91,7 +91,7 @@ def write(target: str, content: str) -> None:
 
 
 def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
-    """Write features.npz with one row per recording, or with `has_windows` one per window, named by its frames.
+    """Write features.npz with one row per recording, or with `has_windows` one per window, `name[start:end]`.
 
     Labels are written only if every recording has a label.
     """

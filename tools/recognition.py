@@ -108,9 +108,10 @@ class Recogniser:
     def probabilities(self, frames: np.ndarray | Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
         """Return class probabilities (C,) float32 of a recording, or (N, C) of a list of recordings of any lengths.
 
-        `frames` are (T, V, 3) or (T, M, V, 3) in metres, zeros where a body is absent. Frames without any body are
-        dropped, bodies are centred (unless `centre` is False), and their number is adapted (see `fit_bodies`). Raises
-        UserError for a model without classes, and for arrays that have another shape, contain NaN or are all zero.
+        `frames` are (T, V, 3) or (T, M, V, 3) in metres (2D models: pixels), zeros where a body is absent. Frames
+        without any body are dropped, bodies are centred (unless `centre` is False), and their number is adapted (see
+        `fit_bodies`). Raises UserError for a model without classes, and for arrays that have another shape, contain NaN
+        or are all zero.
         """
         self.check_classes()
         return self._outputs(frames, 'scores', batch_size)

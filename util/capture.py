@@ -47,7 +47,7 @@ class GraphRecorder:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable, *fixed) -> Callable:
-        """Return `function` captured, with its first arguments set to `fixed`; equal calls return the same object."""
+        """Return `function(*fixed, …)` as a captured function; the same arguments return the same object."""
         if not self.enabled:
             return partial(function, *fixed)
         key = function, *map(id, fixed)

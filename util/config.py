@@ -156,7 +156,7 @@ def _check_training(args: argparse.Namespace, stage: str) -> None:
     if args.warmup_epochs >= args.epochs:
         raise UserError(f'--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs}')
     if stage == 'linprobe' and (args.finetune is None) != args.random_encoder:
-        raise UserError('a probe needs either --finetune PATH, a pre-trained checkpoint, or --random_encoder')
+        raise UserError('a probe needs either --finetune CHECKPOINT or --random_encoder, not both')
 
 
 def resolve_batch(args: argparse.Namespace, world_size: int) -> None:

@@ -26,7 +26,7 @@ from util.errors import UserError, one_line
 from util.files import check_writable
 from util.log import NoLog, RunLog, code_version, command_line, describe_machine, set_up_console
 from util.options import has_role
-from util.precision import Precision, compile_model, deterministic
+from util.precision import Precision, compile_model, deterministic, keep_freed_memory
 from util.preempt import MARKER, StopRequest, catch_stop_signals, stopped
 from util.results import Result
 from util.rng import derive_seed
@@ -45,6 +45,8 @@ def start_run(args: argparse.Namespace) -> Iterator[World]:
     """Set up processes, determinism and console of a run; turns running out of memory into a UserError."""
     with deterministic(args.deterministic, args.device), init_world(args.device, args.patience) as world:
         set_up_console(world.is_main)
+        if world.device.type == 'cpu':
+            keep_freed_memory()
         try:
             yield world
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -27,10 +27,10 @@ CONSTRUCTORS = {'pretrain': MAMP, 'linprobe': ActionTransformer, 'finetune': Act
                 'encoder': SkeletonEncoder}
 
 
-def create_model(constructor: type, settings: dict, **more) -> nn.Module:
+def create_model(constructor: type, settings: dict, remedy: str = 'correct them', **more) -> nn.Module:
     """Build a model from the settings that `constructor` takes as arguments.
 
-    Raises UserError for invalid sizes, or if the model is larger than this machine's memory.
+    Raises UserError, with `remedy` at the end, for invalid sizes, or if the model is larger than this machine's memory.
     """
     names = inspect.signature(constructor).parameters
     arguments = {name: settings[name] for name in names if name in settings} | more
@@ -38,12 +38,12 @@ def create_model(constructor: type, settings: dict, **more) -> nn.Module:
         with torch.device('meta'):
             model = constructor(**arguments)
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f'invalid model settings: {one_line(error)}') from error
+        raise UserError(f'invalid model settings: {one_line(error)}; {remedy}') from error
     size = sum(parameter.nbytes for parameter in model.parameters())
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if size > memory:
-        raise UserError(f'a model of these sizes has {size / 1e9:,.0f} GB of weights, this machine {memory / 1e9:,.0f} '
-                        'GB of memory; use smaller sizes')
+        raise UserError(f'invalid model settings: the weights take {size / 1e9:,.0f} GB, but this machine has '
+                        f'{memory / 1e9:,.0f} GB of memory; {remedy}')
     return constructor(**arguments)
 
 
@@ -74,9 +74,9 @@ def rebuild_model(path: str | Path, part: str | None = None) -> tuple[SkeletonEn
 def _build(stage: str, settings: dict, weights: dict, path: str | Path) -> SkeletonEncoder:
     more = {'protocol': stage} if stage in ('linprobe', 'finetune') else {}
     try:
-        model = create_model(CONSTRUCTORS[stage], settings, **more)
+        model = create_model(CONSTRUCTORS[stage], settings, remedy='use another checkpoint', **more)
     except UserError as error:
-        raise UserError(f'{path}: {error}; use another checkpoint') from error
+        raise UserError(f'{path}: {error}') from error
     load_weights(model, weights, path)
     return model.eval()
 

@@ -48,9 +48,9 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
 
 
 def read_bvh(content: bytes, name: str) -> tuple[np.ndarray, Layout]:
-    """Read joint positions (T, V, 3) float64 in the unit of the file, and the layout `name` of its joints.
+    """Return joint positions (T, V, 3) float64 in the unit of the file, and the joint layout, called `name`.
 
-    Raises UserError with the number of the invalid line.
+    Raises UserError if the file is invalid.
     """
     text = content.decode('utf-8-sig', 'replace')
     motion = MOTION.search(text)

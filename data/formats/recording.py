@@ -214,7 +214,7 @@ def valid_frames(frames: np.ndarray) -> np.ndarray:
 def body_size(frames: np.ndarray) -> float:
     """Return the largest extent of a body along an axis in metres, the median over the frames of (T, M, V, 3)."""
     bodies = frames[frames.any(axis=(2, 3))]        # (bodies of all frames, V, 3)
-    return float(np.median(np.ptp(bodies, axis=1).max(axis=1)))
+    return float(np.median(np.ptp(bodies, axis=1).max(axis=1))) if len(bodies) else 0.
 
 
 def size_note(sizes: dict[str, float]) -> list[str]:

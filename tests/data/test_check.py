@@ -192,6 +192,6 @@ def test_several_files_and_exit_codes(members, tmp_path):
 def test_other_files_are_refused(members, tmp_path):
     path = tmp_path / 'a.npz'
     for name, array, part in (('x_test', np.zeros((0, 12, 150), 'f'), 'x_test is float32 (0, 12, 150)'),
-                              ('y_test', np.arange(4), 'y_test is int64 (4,), expected numbers one-hot (N, classes)')):
+                              ('y_test', np.arange(4), 'y_test is int64 (4,), expected non-empty one-hot rows')):
         write_npz(path, **members | {name: array})
         refusal(lambda: check.main([str(path)]), path, part)

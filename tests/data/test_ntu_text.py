@@ -100,7 +100,7 @@ def test_damaged_joints():
 @pytest.mark.parametrize('text, part', [
     (changed(1, '1'), 'line 57: '), (changed(1, '9' * 9), 'line 84: '), (changed(2, '3'), 'line 57: '),
     (changed(57, '0'), 'line 58: '), (b'', 'line 1: '), (b'2\n0\n0\n', 'no frame'), (SMALL + b'1\n', 'line 85: '),
-    (b'\x89PNG\r\n\x1a\n\x00\x00', 'line 1: '), (b'\xef\xbb\xbf' + SMALL, 'plain text'),
+    (b'\x89PNG\r\n\x1a\n\x00\x00', 'line 1: '), (b'\xef\xbb\xbf' + SMALL, 'printable ASCII'),
     (changed(40, '\x0c'), 'line 40: '), (b'999999999\n' + b'0\n' * 50_000, 'line 50001: ')])
 def test_false_counts_and_files_of_another_kind(text, part):
     assert len(refusal(lambda: parse_skeleton(text), part)) < 200

@@ -219,7 +219,7 @@ def test_split_files_that_cannot_be_used(raw, tmp_path, capsys):
 @pytest.mark.parametrize('change, line, part', [
     (lambda text: text.replace(b'\n', b' 1\n'), 1, '151 fields'), (lambda text: b'1_0' + text[1:], 1, '1_0'),
     (lambda text: replace_line(text, 6, b'-inf ' * 150), 6, 'not finite'), (lambda text: text[:-200], 8, 'fields'),
-    (lambda text: text + bytes(512), 9, 'not plain text'), (lambda text: b'\r\n \n', 1, '0 fields')])
+    (lambda text: text + bytes(512), 9, 'printable ASCII'), (lambda text: b'\r\n \n', 1, '0 fields')])
 def test_damaged_skeletons(change, line, part, raw, tmp_path, capsys):
     """0003-L has eight frames; the other videos are kept."""
     path = raw / 'skeleton/0003-L.txt'

@@ -118,6 +118,13 @@ def test_every_layout_is_a_tree_that_shares_most_joints_with_kinect_v2():
                        'openpose-25': 21, 'h36m-17': 17, 'smpl-24': 21, 'azure-kinect-32': 25, 'halpe-26': 17}
 
 
+def test_joints_of_bvh_files_of_unreal_engine():
+    names = ['pelvis', 'upperarm_l', 'lowerarm_l', 'hand_l', 'thigh_r', 'calf_r', 'foot_r', 'ball_r']
+    bvh = layouts.make_layout('bvh', {name: None if name == 'pelvis' else 0 for name in names}, 'x')
+    assert layouts.shared_names(bvh) == ['spine base', 'left shoulder', 'left elbow', 'left wrist', 'right hip',
+                                         'right knee', 'right ankle', 'right foot']
+
+
 @pytest.mark.parametrize('prefix', ['', 'mixamorig:'])
 def test_joints_of_bvh_files_are_named_after_bones(prefix):
     names = {'Hips': 'spine base', 'Spine': 'spine', 'Spine1': None, 'Neck': 'neck', 'Head': 'head'}

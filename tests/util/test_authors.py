@@ -107,7 +107,7 @@ SPOILT = {
     'an encoder': (lambda w: without(w, 'head.'), 'neither a decoder'),
     'two stages': (lambda w: w | authors_checkpoint('pretrain')['model'], 'head.fc1.weight is not a weight'),
     'too wide to be true': (
-        lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'GB of weights'),
+        lambda w: w | {'joints_embed.proj.weight': torch.ones(1_000_000, 3, 4, 1)}, 'the weights take'),
 }
 
 

@@ -43,7 +43,7 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('pretrain', '--data_path {}/nan.npz', 'clip 3 of x_train'), ('pretrain', '--num_joints 7', '--num_joints'),
     ('finetune', '--num_classes 5', '--num_classes is 5'), ('finetune', '--label_fraction 0.1', '2 training clips'),
     ('finetune', '--batch_size 1', 'BatchNorm'), ('pretrain', '--effective_batch_size 64', '22 training clips'),
-    ('pretrain', '--dim_feat 200000', 'GB of weights'), ('pretrain', '--device cuda', 'no CUDA GPU'),
+    ('pretrain', '--dim_feat 200000', 'the weights take'), ('pretrain', '--device cuda', 'no CUDA GPU'),
     ('pretrain', '--device abacus', 'unknown device'), ('pretrain', '--attention flash', 'CUDA GPU'),
     ('pretrain', '--precision tf32', 'CUDA GPU'),
     ('pretrain', '--output_dir {}/text', 'is not a folder'), ('finetune', '--log_dir {}/text/below', 'is not a folder'),

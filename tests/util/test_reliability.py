@@ -112,7 +112,7 @@ def test_a_signal_stops_a_run_that_waits_for_data(number, error, ctrl_c, whole, 
             waits.wait()
             time.sleep(0.3)
             os.kill(os.getpid(), number)
-            released.wait()
+            released.wait(timeout=20)
         read_rows.append(pairs)
         return read(dataset, pairs)
     read_rows = []

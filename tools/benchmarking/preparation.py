@@ -82,7 +82,7 @@ def run(*command: str) -> float:
 
 
 def compare_preparation(raw: Path | None, samples: int, repeats: int, scratch: Path) -> list[dict]:
-    """Measure the usual way and prepare_ntu.py with one and two workers in turns; returns a row for each.
+    """Time `prepare_as_usual` and prepare_ntu.py with 1 and 2 workers alternately; returns three rows.
 
     `raw` is a folder of .skeleton files; without it, about `samples` files are generated. Raises UserError if a command
     fails or the results differ.

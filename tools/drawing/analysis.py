@@ -33,6 +33,7 @@ class Clip(NamedTuple):
     title: str
     label: int | None           # true class, if the model has it
     layout: Layout | None       # None: not known
+    unit: str = 'cm'            # of the coordinates times 100
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def make_clip(batch: Batch, settings: dict, layout: Layout | None, title: str, l
                        keypoints=keypoints).derive_stream(joints)
     if keypoints == '2d':       # drawn in the plane z = 0
         joints = F.pad(joints[:, :2], (0, 0, 0, 0, 0, 0, 0, 1))
-    return Clip(joints, stream, printable(title), label, layout)
+    return Clip(joints, stream, printable(title), label, layout, '% of body unit' if keypoints == '2d' else 'cm')
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def _map(part: Part, axis: Axes, analysis: ClipAnalysis, values: np.ndarray, cma
 def draw_intensity(part: Part, analysis: ClipAnalysis) -> None:
     """Draw motion intensity as a joint × segment map, with a blue frame around each visible token."""
     axis = part.subplots()
-    _map(part, axis, analysis, analysis.intensity * 100, 'YlOrBr', 'cm from segment to segment')
+    _map(part, axis, analysis, analysis.intensity * 100, 'YlOrBr', f'{analysis.clip.unit} from segment to segment')
     title = 'Motion intensity of each joint-segment'
     if analysis.prediction is not None:
         visible = np.argwhere(~analysis.prediction.masked)
@@ -154,9 +154,8 @@ def draw_attended(part: Part, analysis: ClipAnalysis, moments: int = 5) -> None:
 
 def value_label(analysis: ClipAnalysis) -> str:
     """Return the quantity and unit of the predicted values."""
-    if analysis.prediction.target == 'motion':
-        return 'motion, cm per frame'
-    return {'joint': 'position, cm', 'bone': 'bone, cm', 'velocity': 'velocity, cm per frame'}[analysis.stream]
+    quantity = 'motion' if analysis.prediction.target == 'motion' else analysis.stream.replace('joint', 'position')
+    return f'{quantity}, {analysis.clip.unit}{" per frame" if quantity in ("motion", "velocity") else ""}'
 
 
 def draw_curves(part: Part, analysis: ClipAnalysis) -> None:
@@ -199,7 +198,7 @@ def _scatter(axis: Axes, analysis: ClipAnalysis) -> None:
     axis.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
     quality = f'R² {metrics["r2"]:.2f}, r {metrics["r"]:.2f}' if 'r' in metrics else 'no motion'
     axis.set_title(f'all masked: {quality}', fontsize=9)
-    scale = ', normalised' if prediction.normalised else ', m'
+    scale = ', normalised' if prediction.normalised else ', not normalised'
     axis.set_xlabel('true' + scale, fontsize=9)
     axis.set_ylabel('predicted', fontsize=9)
 
