@@ -81,7 +81,7 @@ def test_a_trained_classifier_gives_the_same_logits(runs, exported, clips):
         assert (made.argmax(1) == right.argmax(1)).all()
 
 
-def test_a_file_says_what_it_is(runs, exported):
+def test_a_file_says_what_it_is(runs, exported, tmp_path):
     model = onnx.load(exported / 'ft.onnx')
     onnx.checker.check_model(model, full_check=True)
     axes = {value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -96,6 +96,11 @@ def test_a_file_says_what_it_is(runs, exported):
     assert {name: value if isinstance(value, str) else json.dumps(value) for name, value in held.items()} == facts
     assert held['classes'] == [f'class {i}' for i in range(3)] and held['centred'] == 'yes'
     assert sorted(os.listdir(exported)) == ['ft.onnx', 'ft.pt2'], 'weights inside, nothing beside'
+    path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
+    tools.export.main(['--checkpoint', str(path), '--pt2', str(tmp_path / 'm.pt2')])
+    torch.export.load(tmp_path / 'm.pt2', extra_files=in_pt2)
+    held = json.loads(in_pt2[export.METADATA])
+    assert held['classes'] == find_class_names('nwucla_xview', 10) and held['layout'] == 'kinect-v1'
 
 
 @torch.inference_mode()
@@ -106,15 +111,6 @@ def test_an_encoder_of_pretraining_gives_the_same_mean_features(runs, clips, tin
     assert f'test clips 0, 2, 5, 7, 10, 12 of {tiny_npz}' in said and 'features (batch, 16)' in said
     model = load_float64(SkeletonEncoder(**SIZE), runs['pretrain'])
     assert_same(run_onnx(tmp_path / 'e.onnx', clips), model.features(clips.double()).mean((1, 2, 3)).numpy())
-
-
-def test_metadata_of_a_known_layout(tmp_path):
-    path = save_model(tmp_path / 'c.pth', 20, 10, 'nwucla_xview')
-    tools.export.main(['--checkpoint', str(path), '--pt2', str(tmp_path / 'm.pt2')])
-    files = {export.METADATA: ''}
-    torch.export.load(tmp_path / 'm.pt2', extra_files=files)
-    facts = json.loads(files[export.METADATA])
-    assert facts['classes'] == find_class_names('nwucla_xview', 10) and facts['layout'] == 'kinect-v1'
 
 
 def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkeypatch):
