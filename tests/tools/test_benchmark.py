@@ -41,11 +41,8 @@ def test_settings_that_cannot_be_measured_are_refused(options, parts):
 
 
 def test_a_loader_is_timed_after_its_warm_up():
-    def batches():
-        for pause in (.5, .02, .02, .02, .02):
-            time.sleep(pause)
-            yield pause
-    loader, began = TimedLoader(batches(), 2, torch.device('cpu')), time.perf_counter()
+    batches = ([time.sleep(pause)] for pause in (.5, .02, .02, .02, .02))
+    loader, began = TimedLoader(batches, 2, torch.device('cpu')), time.perf_counter()
     assert len(list(loader)) == 5 and loader.start > began + .5 and .06 <= loader.waited < .5
 
 
