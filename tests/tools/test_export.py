@@ -51,8 +51,7 @@ def clips(tiny_npz) -> torch.Tensor:
 
 
 def load_float64(model, path):
-    weights = torch.load(path, weights_only=True)['model']
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    model.load_state_dict(torch.load(path, weights_only=True)['model'], strict=False)      # without the decoder
     return model.double().eval()
 
 
@@ -124,15 +123,12 @@ def test_a_program_that_computes_something_else_is_caught(runs, tmp_path, monkey
     assert (tmp_path / 'm.pt2').read_bytes() == b'old' and os.listdir(tmp_path) == ['m.pt2']
 
 
-@pytest.mark.parametrize('made, what, part', [
-    ([[1., 2.], [3., np.nan]], 'encoder', 'not finite'), ([[1., 2.], [4.00001, 4.]], 'classifier', 'different class')])
-def test_verification_reports_the_difference(made, what, part):
-    """A clip whose top-1 depends on the sixth digit, too."""
-    right = np.array([[1., 2.], [4., 4.00001] if what == 'classifier' else [3., 4.]])
-    clips = np.zeros((2, 3, 4, 5, 1), np.float32)
-    assert export.verify(Path('f'), lambda path: lambda clips: right, what, [clips], [right]) == 0
+@pytest.mark.parametrize('made, part', [([4., np.nan], 'not finite'), ([4.00001, 4.], 'different class')])
+def test_verification_reports_the_difference(made, part):
+    right, clips = np.array([[4., 4.00001]]), np.zeros((1, 3, 4, 5, 1), np.float32)
+    assert export.verify(Path('f'), lambda path: lambda clips: right, 'classifier', [clips], [right]) == 0
     with pytest.raises(ExportError, match=part):
-        export.verify(Path('f'), lambda path: lambda clips: np.array(made), what, [clips], [right])
+        export.verify(Path('f'), lambda path: lambda clips: np.array([made]), 'classifier', [clips], [right])
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(runs, tiny_npz, tmp_path, monkeypatch):
