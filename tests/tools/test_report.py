@@ -210,12 +210,11 @@ def test_accuracies_by_class_are_those_counted_by_hand(tmp_path, capsys):
 
 def test_clips_can_be_left_out(tmp_path, capsys):
     npz, names = random_scores(), tmp_path / 'names.txt'
-    path, all_names = save(tmp_path / 'scores.npz', **npz), npz['name'].tolist()
-    names.write_text('\n'.join(name for name in all_names if name.endswith('7')) + '\n')
-    kept = [not name.endswith('7') for name in all_names]
+    path, kept = save(tmp_path / 'scores.npz', **npz), np.arange(200) % 10 != 7
+    names.write_text('\n'.join(npz['name'][~kept]) + '\n')
     _, top1, top5 = by_hand(npz['label'][kept], npz['scores'][kept])
     assert f'180 clips, top-1 {top1:.1f} %, top-5 {top5:.1f} %' in report(capsys, '--scores', path, '--without', names)
-    for text, part in (('clip 3\nclip3\n', '1 of the 2'), ('\n'.join(all_names), 'every clip')):
+    for text, part in (('clip 3\nclip3\n', '1 of the 2'), ('\n'.join(npz['name']), 'every clip')):
         names.write_text(text)
         refusal(lambda: tools.report.main(['--scores', path, '--without', str(names)]), names, part)
 
