@@ -54,7 +54,7 @@ class Bench:
         self.record.unlink(missing_ok=True)
         env = {'PATH': os.environ['PATH'], 'PYTHON': self.python, 'GPUS': '1', 'STUB_RECORD': str(self.record)} | env
         return subprocess.run(['bash', str(SCRIPTS / script), *args], cwd=self.folder, env=env, capture_output=True,
-                              text=True, timeout=120)
+                              text=True, timeout=900)
 
     def calls(self) -> list[list[str]]:
         """Arguments of each call of Python."""
@@ -113,8 +113,7 @@ BASE = 'pretrain linprobe finetune scratch retrieval pretrain_mae linprobe_mae'
 COLUMNS = {     # folders of the runs of `bash scripts/reproduce.sh NAME`, without the seeds of semi-supervised ones
     'ntu60_xsub': BASE + ''.join(f' semi_{share} semi_mae_{share} semi_scratch_{share}' for share in ('0.01', '0.1')),
     'ntu120_oneshot': 'pretrain oneshot finetune_auxiliary oneshot_supervised',
-    'pku2_xsub': f'{BASE} pretrain transfer_ntu60_xsub pretrain transfer_ntu120_xsub pretrain transfer_pku1_xsub',
-    'nwucla_xview': BASE}
+    'pku2_xsub': f'{BASE} pretrain transfer_ntu60_xsub pretrain transfer_ntu120_xsub pretrain transfer_pku1_xsub'}
 
 
 @pytest.mark.parametrize('benchmark', COLUMNS)
@@ -133,9 +132,7 @@ def test_seeds_methods_and_streams_have_folders_and_encoders_of_their_own(bench)
     assert bench.dry('finetune.sh', 'ntu60_xsub', METHOD='mae', STREAM='bone', SEED='0') == [
         command('finetune', 'ntu60_xsub', 'finetune_mae_bone/seed_0', '--seed', '0', '--stream', 'bone',
                 '--finetune', f'runs/ntu60_xsub/pretrain_mae_bone/seed_0/{LAST}')]
-    assert bench.dry('semi.sh', 'ntu60_xsub', '0.01', '--epochs', '7', FROM='scratch', RUNS='1') == [
-        command('finetune', 'ntu60_xsub', 'semi_scratch_0.01_0', '--label_fraction', '0.01', '--seed', '0',
-                '--layer_decay', '1', '--epochs', '7')]
+    assert len(bench.dry('semi.sh', 'ntu60_xsub', FROM='scratch', RUNS='2')) == 2
     expected, scores = [], []
     for stream, folder in (('joint', 'linprobe'), ('bone', 'linprobe_bone'), ('velocity', 'linprobe_velocity')):
         for script in ('pretrain.sh', 'linprobe.sh'):
@@ -249,13 +246,12 @@ def submit(bench: Bench, *args: str, **env: str) -> subprocess.Popen:
 
 
 def test_slurm_starts_torchrun_on_every_node_and_passes_on_a_failure(bench):
+    script, *words = bench.dry('pretrain.sh', 'ntu60_xsub', '--benchmark', 'a b', OUT=str(bench.out))[0]
     job = submit(bench, 'pretrain', 'ntu60_xsub', '--benchmark', 'a b', SLURM_GPUS_ON_NODE='8', STUB_EXIT='3')
     job.communicate(timeout=60)
     assert job.returncode == 3
     assert bench.record.with_suffix('.slurm').read_text() == 'scontrol show hostnames localhost,other\n'
-    calls = bench.calls()
-    script, *words = bench.dry('pretrain.sh', 'ntu60_xsub', '--benchmark', 'a b', OUT=str(bench.out))[0]
-    assert calls == 2 * [[
+    assert bench.calls() == 2 * [[
         '-m', 'torch.distributed.run', '--nnodes', '2', '--rdzv_backend', 'c10d', '--rdzv_id', '4321',
         '--rdzv_endpoint', 'localhost:29821', '--nproc_per_node', '8', script, *words]]
 
@@ -278,49 +274,38 @@ def test_slurm_passes_signals_to_the_processes_and_requeues(bench, number, send)
 
 # ---- real runs -------------------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def real(tmp_path_factory):
-    """Runs scripts on synthetic data with a tiny model."""
-    folder = tmp_path_factory.mktemp('real')
+@pytest.mark.slow
+def test_columns_and_other_experiments_for_real(bench):
+    folder, config, out = bench.folder, bench.folder / 'tiny.yaml', bench.folder / 'ntu60_xsub'
+    own = CPU | {'PYTHON': sys.executable, 'GPUS': '0', 'RUNS': '1'}
     synthesize.main(['--out', str(folder / 'raw'), '--clips_per_class', '36', '--workers', '1'])
     prepare_ntu.main(['--dataset', 'synth', '--raw', str(folder / 'raw'), '--out', str(folder), '--protocol', 'xsub',
                       '--workers', '1'])
-    (folder / 'tiny.yaml').write_text(f'''
+    config.write_text(f'''
         {{data_path: "{folder}/SYNTH_XSub.npz", num_classes: 12, num_frames: 8, t_patch_size: 4, dim_feat: 8, depth: 1,
         num_heads: 2, effective_batch_size: 2, num_workers: 0, epochs: 1, warmup_epochs: 0, batch_size: null,
         pretrain: {{effective_batch_size: 32, decoder_dim_feat: 8, decoder_depth: 1, mask_ratio: 0.5}},
         linprobe: {{effective_batch_size: 32}}}}''')
 
-    def start(script: str, *args: str, **env: str) -> subprocess.CompletedProcess:
-        own = {'PYTHON': sys.executable, 'GPUS': '0', 'RUNS': '1', 'OUT': str(folder / 'ntu60_xsub')}
-        env = os.environ | CPU | own | env
-        done = subprocess.run(['bash', str(SCRIPTS / script), *args, '--config', str(folder / 'tiny.yaml')], env=env,
-                              capture_output=True, text=True, timeout=900)
+    def real(script: str, benchmark: str) -> str:
+        done = bench.run(script, benchmark, '--config', str(config), OUT=str(folder / benchmark), **own)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done
-    start.folder = folder
-    return start
-
-
-@pytest.mark.slow
-def test_columns_and_other_experiments_for_real(real, bench):
-    out = real.folder / 'ntu60_xsub'
+        return done.stdout
     real('reproduce.sh', 'ntu60_xsub')
     methods = {name: 'MAE' if 'mae' in name else 'scratch' if 'scratch' in name else 'MAMP'
                for name in COLUMNS['ntu60_xsub'].split()}
     assert methods == {path.parent.name.removesuffix('_0'): read_result(path.parent)['method']
                        for path in out.rglob('result.json')}
     times = {path: path.stat().st_mtime_ns for path in out.rglob('*.pth')}
-    assert real('reproduce.sh', 'ntu60_xsub').stdout.count('# finished before: ') == len(methods)
+    assert real('reproduce.sh', 'ntu60_xsub').count('# finished before: ') == len(methods)
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*.pth')} == times
     real('streams.sh', 'ntu60_xsub')
     assert read_result(out / 'ensemble_linprobe')['stream'] == 'joint + bone + velocity'
     real('oneshot.sh', 'ntu60_xsub')
     assert read_result(out / 'oneshot_supervised')['method'] == 'MAMP + supervised'
-    real('transfer.sh', 'pku2_xsub', OUT=str(real.folder / 'pku2_xsub'))
-    assert read_result(real.folder / 'pku2_xsub/transfer_ntu60_xsub')['pretraining']['benchmark'] == 'ntu60_xsub'
-    job = submit(bench, 'pretrain', 'ntu60_xsub', '--config', str(real.folder / 'tiny.yaml'),
-                 **CPU | {'PYTHON': sys.executable, 'SLURM_JOB_ID': str(os.getpid())})
+    real('transfer.sh', 'pku2_xsub')
+    assert read_result(folder / 'pku2_xsub/transfer_ntu60_xsub')['pretraining']['benchmark'] == 'ntu60_xsub'
+    job = submit(bench, 'pretrain', 'ntu60_xsub', '--config', str(config), **own, SLURM_JOB_ID=str(os.getpid()))
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
     assert read_result(bench.out / 'pretrain')['processes'] == 2
