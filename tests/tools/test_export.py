@@ -55,13 +55,9 @@ def load_float64(model, path):
     return model.double().eval()
 
 
-def batches(clips):
-    return clips.split([1, 5, len(clips) - 6])
-
-
 def run_onnx(path, clips) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return np.concatenate([session.run(None, {'clips': part.numpy()})[0] for part in batches(clips)])
+    return np.concatenate([session.run(None, {'clips': part.numpy()})[0] for part in clips.split([1, 5, len(clips) - 6])])
 
 
 def assert_same(made, right):
@@ -74,8 +70,8 @@ def test_a_trained_classifier_gives_the_same_logits(runs, exported, clips):
     clips = torch.cat([clips, clips[:1] * 0])       # of two bodies, one body and none
     right = load_float64(ActionTransformer(3, 'finetune', **SIZE), runs['finetune'])(clips.double()).numpy()
     assert len(set(right.argmax(1))) > 1 and np.ptp(right) > 1
-    program = torch.export.load(exported / 'ft.pt2').module()
-    for made in (run_onnx(exported / 'ft.onnx', clips), torch.cat([*map(program, batches(clips))]).numpy()):
+    program, parts = torch.export.load(exported / 'ft.pt2').module(), clips.split([1, 5, len(clips) - 6])
+    for made in (run_onnx(exported / 'ft.onnx', clips), torch.cat([*map(program, parts)]).numpy()):
         assert_same(made, right)
         assert (made.argmax(1) == right.argmax(1)).all()
 

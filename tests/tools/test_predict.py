@@ -102,6 +102,8 @@ def test_raw_ntu_text_equals_its_npz(dataset, classes, stream, tmp_path):
     for recording, _, _, scores in predict_clips(recogniser, read_clips(sorted(raw.iterdir()), recogniser), 2):
         assert_close(scores[0], expected[recording.name])
         assert recording.label == int(recording.name[-3:]) - 1
+    unnamed, = read_clips([min(raw.iterdir()).rename(tmp_path / 'mine.skeleton')], recogniser)
+    assert unnamed.label is None
 
 
 def test_a_pku_video_and_a_window_of_it(tmp_path, capsys):

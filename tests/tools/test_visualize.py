@@ -184,3 +184,5 @@ def test_a_recording_is_looked_at_as_its_clip_in_an_npz_is(runs, monkeypatch):
     assert torch.equal(raw.clip.stream, row.clip.stream) and raw.clip.title == 'walk.npy'
     assert np.array_equal(raw.prediction.pred, row.prediction.pred)
     refusal(lambda: tools.visualize.main([*options, str(runs / 'walk.npy'), '--clip', '1']), '--clip 1', '0 to 0')
+    np.save(runs / 'odd.npy', rows[:, :5])
+    refusal(lambda: tools.visualize.main([*options, str(runs / 'odd.npy')]), 'odd.npy', '5 joints')
