@@ -57,7 +57,8 @@ def load_float64(model, path):
 
 def run_onnx(path, clips) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return np.concatenate([session.run(None, {'clips': part.numpy()})[0] for part in clips.split([1, 5, len(clips) - 6])])
+    parts = clips.split([1, 5, len(clips) - 6])
+    return np.concatenate([session.run(None, {'clips': part.numpy()})[0] for part in parts])
 
 
 def assert_same(made, right):

@@ -89,14 +89,14 @@ def test_attention_is_what_the_chosen_query_head_and_block_compute_with():
     model, clip = a_model(), a_clip(2)
     bodies = clip.stream[0].permute(3, 1, 2, 0)
     with torch.no_grad():
-        weights, own = model.attention(bodies, 1).numpy(), model.blocks[1]                  # (2, H, L, L)
+        first, weights, own = *(model.attention(bodies, block).numpy() for block in (0, 1)), model.blocks[1]
         q, k, _ = own.attn.qkv(own.norm1(model.blocks[0](model.embed(bodies))))[1].double().numpy().reshape(
             40, 3, 2, 8).transpose(1, 2, 0, 3)                                              # (3, H, L, E) of body 1
     for i in (0, 17, 39):
         scores = [math.exp(sum(a * b for a, b in zip(q[1, i], key, strict=True)) / math.sqrt(8)) for key in k[1]]
         np.testing.assert_allclose(weights[1, 1, i], np.array(scores) / sum(scores), rtol=1e-4)
-    for options, expected in (({'head': 1, 'query': (7, 1)}, weights[1, 1, 1 * 20 + 7]), ({}, weights[1].mean((0, 1)))):
-        looked = analysis.analyse_clip(model, SETTINGS, clip, body=1, block=1, **options).attention
+    for options, expected in (({'head': 1, 'query': (7, 1)}, first[1, 1, 1 * 20 + 7]), ({}, first[1].mean((0, 1)))):
+        looked = analysis.analyse_clip(model, SETTINGS, clip, body=1, block=0, **options).attention
         np.testing.assert_allclose(looked.weight.ravel(), expected * 40, rtol=1e-5)
 
 
