@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import tools.retrieval
 from feeder.dataset import SkeletonDataset
@@ -11,8 +10,6 @@ from tools.retrieval import knn, one_shot, select_exemplars
 from util.checkpoint import LAST
 from util.predictions import Features, read_features, write_features
 from util.results import Result, group_runs
-
-CPU = torch.device('cpu')
 
 
 def made(seed: int, train: int = 40, test: int = 25, classes: int = 4) -> dict[str, Features]:
@@ -68,8 +65,7 @@ def test_the_published_exemplars_are_taken_where_they_are():
 
 def test_features_of_different_widths_are_refused(tmp_path):
     splits = made(2)
-    splits['test'] = splits['test']._replace(features=splits['test'].features[:, :5])
-    write_features(tmp_path / 'f.npz', splits)
+    write_features(tmp_path / 'f.npz', splits | {'test': splits['test']._replace(features=np.ones((25, 5), 'f'))})
     refusal(lambda: read_features(tmp_path / 'f.npz'), 'f.npz', 'features')
 
 
@@ -84,8 +80,7 @@ def pretrained(tiny_pretrain, tmp_path_factory):
 def size(tiny) -> list[str]:
     """Of a training's options those that retrieval has."""
     left = ('--effective_batch_size', '--lr', '--epochs')
-    return [word for name, value in zip(tiny[::2], tiny[1::2], strict=True) if name not in left
-            for word in (name, value)]
+    return [word for option in zip(tiny[::2], tiny[1::2], strict=True) if option[0] not in left for word in option]
 
 
 def test_retrieval_from_checkpoint_to_result(size, tiny_npz, pretrained, tmp_path):
@@ -122,8 +117,4 @@ def test_scores_are_those_that_were_evaluated(tiny, pretrained, tmp_path):
     assert 100 * (scores['scores'].argmax(axis=1) == scores['label']).mean() == pytest.approx(result['last']['top1'])
     loss = -np.log(scores['scores'][np.arange(len(scores['label'])), scores['label']]).mean()
     assert loss == pytest.approx(result['last']['loss'], rel=1e-4)
-    np.testing.assert_allclose(scores['scores'].sum(axis=1), 1, rtol=1e-5)
     assert str(scores['stream']) == 'joint' and kept['features_test'].shape == (len(scores['label']), 16)
-    (tmp_path / 'scores.npz').unlink()
-    train('linprobe', tiny, tmp_path, '--eval', '--resume', 'auto', '--save_scores')
-    np.testing.assert_allclose(np.load(tmp_path / 'scores.npz')['scores'], scores['scores'], atol=1e-6)
