@@ -4,14 +4,13 @@ import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import read_place
+from tests.feeder.conftest import ANY
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
-
-ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True, scope='module')
