@@ -181,15 +181,10 @@ def test_a_run_killed_within_an_epoch_continues_bit_for_bit(stage, fork, stage_o
 
 
 KILL_AFTER_SECONDS = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from tests.conftest import on_step
-seconds = float(sys.argv.pop(1))
-
-def kill():
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-on_step(1, lambda _: threading.Thread(target=kill, daemon=True).start())
+killer = threading.Timer(float(sys.argv.pop(1)), os.kill, (os.getpid(), signal.SIGKILL))
+on_step(1, lambda _: killer.start())
 """ + RUN_STAGE
 
 
