@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,11 +87,10 @@ def test_threads_read_while_a_batch_is_in_use_but_not_far_ahead(dataset, monkeyp
     monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda self, places: started.append(len(places))
                         or read(self, places))
     ahead = loader_module.DEPTH + 2     # at most: `DEPTH`, one in the thread, one that is being copied
-    for used, _ in enumerate(BatchLoader(dataset, EvalBatches(np.resize(np.arange(CLIPS), 60), 2, 0, 1), CPU, 1), 1):
+    for used, _ in enumerate(BatchLoader(dataset, EvalBatches(range(CLIPS), 1, 0, 1), CPU, 1), 1):
         if used == 10:
             wait_until(lambda: len(started) >= 10 + ahead - 1)      # read without being asked
         assert used <= len(started) <= used + ahead
-    assert len(started) == used == 30
 
 
 @pytest.mark.parametrize('threads', [0, 2])
@@ -145,10 +145,7 @@ def test_a_packed_split_gives_the_batches_of_the_file(monkeypatch, dataset, bloc
 
 
 def test_splits_that_do_not_fit_the_memory_cannot_be_packed(monkeypatch, dataset):
-    def out_of_memory(*shape, **kind):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.93 GiB.\nAnd a page of advice.')
-
-    monkeypatch.setattr(torch, 'empty', out_of_memory)
+    monkeypatch.setattr(torch, 'empty', mock.Mock(side_effect=torch.OutOfMemoryError('CUDA out of memory.\nAdvice.')))
     refusal(lambda: BatchLoader(dataset, EVAL_BATCHES, CPU, on_device=True), dataset.path, 'x_train', 'cpu',
             '--data_on_device')
 

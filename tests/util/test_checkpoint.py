@@ -101,8 +101,6 @@ def test_weights_that_do_not_fit_change_nothing(golden_weights, part):
 
     refused(golden_weights, '(1, 1, 25, 32)', '(1, 1, 25, 64)', ' more', dim_feat=64)
     refused(golden_weights, 'blocks.2.norm1.weight is missing', depth=3)
-    refused(golden_weights, 'blocks.1.norm1.weight is not a weight', depth=1)
-    refused({name: value for name, value in golden_weights.items() if name != 'norm.bias'}, 'norm.bias is missing')
     refused(golden_weights | {'cls_token': torch.ones(1)}, 'cls_token is not a weight')
     refused(golden_weights | {'norm.bias': torch.full((32,), torch.nan)}, 'norm.bias holds NaN')
 
