@@ -110,7 +110,6 @@ BODIES = st.lists(st.sampled_from(['own', 'empty', 'copy', 'nearly a copy', 'at 
 @settings(ANY, max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 90), BODIES), min_size=1, max_size=5), st.integers(0, 99))
 def test_equal_bodies_by_brute_force(tmp_path_factory, clips, seed):
-    """Bodies: of their own, empty, copies of the first, these but for one number, nonzero in the last frame only."""
     rng, x = np.random.default_rng(seed), np.zeros((len(clips), 100, 3, 25, 3), np.float32)     # (N, T, M, V, C)
     for clip, (n, kinds) in zip(x, clips, strict=True):
         for m, kind in enumerate(kinds):

@@ -124,10 +124,9 @@ def test_a_batch_is_in_use_while_the_next_is_copied_on_another_stream(monkeypatc
     monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda self, places: events.append(f'read {places[0][0]}')
                         or read(self, places))
     monkeypatch.setattr(torch, 'get_device_module', lambda device: streams)
-    for batch in BatchLoader(dataset, EvalBatches(range(10), 4, 0, 1), CPU, 0):
+    for batch in BatchLoader(dataset, EvalBatches(range(6), 4, 0, 1), CPU, 0):
         events.append(f'use {batch.index[0]}')
-    assert events == ['copy', 'read 0', 'wait', 'copy', 'read 4', 'use 0', 'wait', 'copy', 'read 8', 'use 4', 'wait',
-                      'copy', 'use 8']
+    assert events == ['copy', 'read 0', 'wait', 'copy', 'read 4', 'use 0', 'wait', 'copy', 'use 4']
 
 
 @pytest.mark.parametrize('block', [1, 3 * CLIP_BYTES + 5, 1 << 28], ids=['less than a clip', 'three clips', 'all'])

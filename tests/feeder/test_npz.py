@@ -105,7 +105,6 @@ def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
     for seed, path in enumerate(paths):
         path.parent.mkdir()
         np.savez_compressed(path, **make_members(seed=seed))
-    for seed, path in enumerate(paths):
         array = open_member(path, 'x_train')
         np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
         assert tmp_path / 'tmp' in Path(array.filename).parents and files_beside(path) == []

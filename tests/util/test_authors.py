@@ -45,6 +45,7 @@ def test_conversion_changes_no_output(stage, kind, prefix, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f'original.pth: {kind}, epoch 99' in printed and 'width 32, 2 blocks of 4 heads, 16 frames' in printed
     assert ('3 classes' in printed) == (stage != 'pretrain')
+    refusal(lambda: convert(out, '--out', tmp_path / 'again.pth'), out, 'already a checkpoint')
 
     converted = Checkpoint.read(out)
     before, after = output(stage, original['model']), output(stage, converted.model)
@@ -108,23 +109,17 @@ def test_spoilt_weights_are_refused_and_nothing_is_left(changed, part, tmp_path)
     assert os.listdir(tmp_path) == ['original.pth']
 
 
-def with_args(**changed):
+@pytest.mark.parametrize('args, options, parts', [
+    ({'model_args': {'depth': 8}}, '', ['depth is 2', '8 in its args']),
+    ({'num_frames': 'many'}, '', ['num_frames is 16', "'many'"]),
+    ({'model_args': {'num_heads': 'all'}}, '', ['invalid model settings']),
+    ({'lr': 'fast'}, '', ['its args: lr', "'fast'"]), ({}, '--num_heads 2', ['num_heads 4', 'not 2']),
+    ({}, '--config config/ntu60_xsub.yaml', ['num_classes 3', 'not 60']),
+    ({}, '--mask_ratio 0.5', ['--mask_ratio']),                    # not an option of fine-tuning
+    ({}, '--onnx x.onnx', ['--authors needs --out'])], ids=str)
+def test_contradictions_are_refused_and_nothing_is_left(args, options, parts, tmp_path):
     original = authors_checkpoint('finetune')
-    vars(original['args']).update(changed)
-    return original
-
-
-@pytest.mark.parametrize('content, options, parts', [
-    (with_args(model_args={'depth': 8}), '', ['depth is 2', '8 in its args']),
-    (with_args(num_frames='many'), '', ['num_frames is 16', "'many'"]),
-    (with_args(model_args={'num_heads': 'all'}), '', ['invalid model settings']),
-    (with_args(lr='fast'), '', ['its args: lr', "'fast'"]),
-    (with_args(), '--num_heads 2', ['num_heads 4', 'not 2']),
-    (with_args(), '--config config/ntu60_xsub.yaml', ['num_classes 3', 'not 60']),
-    (with_args(), '--mask_ratio 0.5', ['--mask_ratio']),                    # not an option of fine-tuning
-    (with_args(), '--onnx x.onnx', ['--authors needs --out']),
-    (with_args() | {'record': {}}, '', ['already a checkpoint'])], ids=str)
-def test_contradictions_are_refused_and_nothing_is_left(content, options, parts, tmp_path):
-    path = write(tmp_path / 'original.pth', content)
+    vars(original['args']).update(args)
+    path = write(tmp_path / 'original.pth', original)
     refusal(lambda: convert(path, '--out', tmp_path / 'converted.pth', *options.split()), *parts)
     assert os.listdir(tmp_path) == ['original.pth']

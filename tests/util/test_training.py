@@ -134,7 +134,8 @@ def test_a_finished_run_keeps_its_result_and_can_be_extended_but_not_shortened(t
     refusal(lambda: train('pretrain', tiny_pretrain, folder, '--epochs', '1', *resume), 'after 1 epochs')
     train('pretrain', tiny_pretrain, folder, '--epochs', '3', '--weight_decay', '0.5', *resume)
     lines = read_lines(folder)
-    assert [line['epoch'] for line in lines] == [0, 1, 2] and read_result(folder)['train_loss'] == lines[-1]['train_loss']
+    assert [line['epoch'] for line in lines] == [0, 1, 2]
+    assert read_result(folder)['train_loss'] == lines[-1]['train_loss']
     checkpoint = Checkpoint.read(folder / LAST)
     assert {group['weight_decay'] for group in checkpoint.optimizer['param_groups']} == {0., 0.5}
     checkpoint.step = 1         # in the epoch after the last one
