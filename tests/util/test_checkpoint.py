@@ -1,6 +1,8 @@
 """Checkpoint files: the authors' and this project's, hostile and damaged ones, and weights that do not fit."""
 
 import argparse
+import errno
+import functools
 import os
 import resource
 import signal
@@ -128,10 +130,10 @@ def test_segment_embeddings_are_resized_bicubically(golden_weights, segments):
                                atol=1e-6)
 
 
-def interrupted_write(path):
+def interrupted_write(error, path):
     with atomic_write(path) as partial:
         partial.write_bytes(b'ne')
-        raise KeyboardInterrupt('Ctrl-C')
+        raise error
 
 
 def write_to_a_full_disk(path):
@@ -146,7 +148,8 @@ def write_to_a_full_disk(path):
 
 
 @pytest.mark.parametrize('attempt, error, part', [
-    (interrupted_write, KeyboardInterrupt, 'Ctrl-C'),
+    (functools.partial(interrupted_write, KeyboardInterrupt('Ctrl-C')), KeyboardInterrupt, 'Ctrl-C'),
+    (functools.partial(interrupted_write, OSError(errno.ENOSPC, 'No space left')), UserError, 'No space left'),
     (write_to_a_full_disk, UserError, 'free up disk space')])
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, attempt, error, part):
     path = tmp_path / 'file.pth'
