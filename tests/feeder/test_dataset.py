@@ -69,17 +69,14 @@ def test_names_and_digest(path, tmp_path):
 
 
 X, Y = make_members()['x_train'], make_members()['y_train']
-TWO, MISSING = Y.copy(), Y.copy()
-TWO[3], MISSING[3] = (1, 1, 0), np.nan
 
 
 @pytest.mark.parametrize('changed, parts', [
     ({'x_train': X[0]}, ['x_train', '(12, 30)']), ({'x_train': X.astype(np.int64)}, ['x_train', 'int64']),
     ({'x_train': X[..., :28]}, ['28', f'{V} joints', '--num_joints']), ({'x_train': X[..., :0]}, []),
-    ({'x_train': X[:, :0]}, ['split train is empty']),
-    ({'x_train': X[:0], 'y_train': Y[:0]}, ['split train is empty']),
+    ({'x_train': X[:, :0]}, ['split train is empty']), ({'x_train': X[:0], 'y_train': Y[:0]}, ['split train is empty']),
     ({'y_train': Y[:6]}, ['y_train', '(6, 3)', '7']), ({'y_train': Y.argmax(1)}, ['y_train', '(7,)']),
-    *(({'y_train': y}, ['y_train is not one-hot']) for y in (TWO, Y / 2, MISSING, Y.astype(str)))])
+    *(({'y_train': y}, ['y_train is not one-hot']) for y in (Y + Y[::-1], Y / 2, Y * np.nan, Y.astype(str)))])
 def test_members_that_do_not_fit(tmp_path, changed, parts):
     write_npz(tmp_path / 'f.npz', **make_members() | changed)
     refusal(lambda: SkeletonDataset(tmp_path / 'f.npz', 'train', V), tmp_path / 'f.npz', *parts)
@@ -113,7 +110,6 @@ BODIES = st.lists(st.sampled_from(['own', 'empty', 'copy', 'nearly a copy', 'at 
 @settings(ANY, max_examples=30)
 @given(st.lists(st.tuples(st.integers(1, 90), BODIES), min_size=1, max_size=5), st.integers(0, 99))
 def test_equal_bodies_by_brute_force(tmp_path_factory, clips, seed):
-    """Bodies: of their own, empty, copies of the first, these but for one number, nonzero in the last frame only."""
     rng, x = np.random.default_rng(seed), np.zeros((len(clips), 100, 3, 25, 3), np.float32)     # (N, T, M, V, C)
     for clip, (n, kinds) in zip(x, clips, strict=True):
         for m, kind in enumerate(kinds):

@@ -49,8 +49,7 @@ def test_layouts_from_files(stick, tmp_path):
 @pytest.mark.parametrize('text, part', [
     ('joints:\n  a:\n  b: a\n  c:\n', 'without a parent: a, c'),
     ('joints:\n  a: b\n  b: a\n', 'parent: none'), ('joints:\n  r:\n  a: b\n  b: a\n', 'do not form a tree'),
-    ('joints:\n  a:\n  b: x\n', "the parent of b is 'x'"), ('joints:\n  a:\n  b: 2\n', 'the parent of b is 2'),
-    ('joints:\n  a:\n  b: true\n', 'the parent of b is True'), ('joints:\n  a:\n  7: a\n', 'the name 7'),
+    ('joints:\n  a:\n  b: 2\n', 'the parent of b is 2'), ('joints:\n  a:\n  7: a\n', 'the name 7'),
     ('joints: [a, b]\n', 'joints must be a mapping'), ('joint: {a: }\n', "unknown key 'joint'"),
     ('joints: !!python/object/apply:os.system [id]\n', 'not valid YAML')])
 def test_files_that_are_not_layouts(tmp_path, text, part):
@@ -118,27 +117,20 @@ def test_every_layout_is_a_tree_that_shares_most_joints_with_kinect_v2():
                        'openpose-25': 21, 'h36m-17': 17, 'smpl-24': 21, 'azure-kinect-32': 25, 'halpe-26': 17}
 
 
-def test_joints_of_bvh_files_of_unreal_engine():
-    names = ['pelvis', 'upperarm_l', 'lowerarm_l', 'hand_l', 'thigh_r', 'calf_r', 'foot_r', 'ball_r']
-    bvh = layouts.make_layout('bvh', {name: None if name == 'pelvis' else 0 for name in names}, 'x')
-    assert layouts.shared_names(bvh) == ['spine base', 'left shoulder', 'left elbow', 'left wrist', 'right hip',
-                                         'right knee', 'right ankle', 'right foot']
-
-
-@pytest.mark.parametrize('prefix', ['', 'mixamorig:'])
-def test_joints_of_bvh_files_are_named_after_bones(prefix):
-    names = {'Hips': 'spine base', 'Spine': 'spine', 'Spine1': None, 'Neck': 'neck', 'Head': 'head'}
-    for side in ('Left', 'Right'):
-        parts = {'UpLeg': 'hip', 'Leg': 'knee', 'Foot': 'ankle', 'ToeBase': 'foot', 'Shoulder': None, 'Arm': 'shoulder',
-                 'ForeArm': 'elbow', 'Hand': 'wrist', 'HandThumb1': None}
-        names |= {side + part: name and f'{side.lower()} {name}' for part, name in parts.items()}
-    bvh = layouts.make_layout('bvh', {prefix + name: None if name == 'Hips' else 0 for name in names}, 'x')
-    matches = layouts.match_joints(V2, bvh, 'x')
+@pytest.mark.parametrize('names', [
+    {'mixamorig:Hips': 'spine base', 'Spine': 'spine', 'Spine1': None, 'Neck': 'neck', 'Head': 'head',
+     'mixamorig:LeftUpLeg': 'left hip', 'LeftLeg': 'left knee', 'RightFoot': 'right ankle', 'LeftToeBase': 'left foot',
+     'LeftShoulder': None, 'LeftArm': 'left shoulder', 'mixamorig:RightForeArm': 'right elbow',
+     'RightHand': 'right wrist', 'LeftHandThumb1': None},
+    {'pelvis': 'spine base', 'upperarm_l': 'left shoulder', 'lowerarm_l': 'left elbow', 'hand_l': 'left wrist',
+     'thigh_r': 'right hip', 'calf_r': 'right knee', 'foot_r': 'right ankle', 'ball_r': 'right foot'},
+], ids=['Mixamo', 'Unreal Engine'])
+def test_joints_of_bvh_files_are_named_after_bones(names):
+    matches = layouts.match_joints(V2, layouts.make_layout('bvh', dict.fromkeys(names, 0), 'x'), 'x')
     assert [None if match is None else V2.joints[match] for match in matches] == list(names.values())
 
 
 def test_the_layout_of_a_checkpoint(stick):
-    assert layouts.checkpoint_layout(Checkpoint(make_weights(25)), 'x') is V2
     assert layouts.checkpoint_layout(Checkpoint(make_weights(5)), 'x') is None
     own = layouts.read_layout(stick)
     recorded = {'name': own.name, 'joints': own.as_map()}

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,11 +87,10 @@ def test_threads_read_while_a_batch_is_in_use_but_not_far_ahead(dataset, monkeyp
     monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda self, places: started.append(len(places))
                         or read(self, places))
     ahead = loader_module.DEPTH + 2     # at most: `DEPTH`, one in the thread, one that is being copied
-    for used, _ in enumerate(BatchLoader(dataset, EvalBatches(np.resize(np.arange(CLIPS), 60), 2, 0, 1), CPU, 1), 1):
+    for used, _ in enumerate(BatchLoader(dataset, EvalBatches(range(CLIPS), 1, 0, 1), CPU, 1), 1):
         if used == 10:
             wait_until(lambda: len(started) >= 10 + ahead - 1)      # read without being asked
         assert used <= len(started) <= used + ahead
-    assert len(started) == used == 30
 
 
 @pytest.mark.parametrize('threads', [0, 2])
@@ -104,16 +104,11 @@ def test_a_damaged_clip_ends_the_reading_after_the_batches_before_it(tmp_path, t
     refusal(lambda: BatchLoader(damaged, EVAL_BATCHES, CPU, on_device=True), 'clip 9 of x_train')
 
 
-@pytest.mark.parametrize('how', ['dropped', 'error'])
-def test_threads_end_when_the_reader_stops_early(dataset, how):
+def test_threads_end_when_the_reader_stops_early(dataset):
     loader = BatchLoader(dataset, EvalBatches(np.resize(np.arange(CLIPS), 400), 1, 0, 1), CPU, 2)
     batches = iter(loader)
     next(batches), next(batches)
     assert not no_reader()
-    if how == 'error':
-        with pytest.raises(KeyboardInterrupt):
-            for _ in batches:
-                raise KeyboardInterrupt
     del batches
     gc.collect()
     wait_until(no_reader)
@@ -129,10 +124,9 @@ def test_a_batch_is_in_use_while_the_next_is_copied_on_another_stream(monkeypatc
     monkeypatch.setattr(SkeletonDataset, '__getitem__', lambda self, places: events.append(f'read {places[0][0]}')
                         or read(self, places))
     monkeypatch.setattr(torch, 'get_device_module', lambda device: streams)
-    for batch in BatchLoader(dataset, EvalBatches(range(10), 4, 0, 1), CPU, 0):
+    for batch in BatchLoader(dataset, EvalBatches(range(6), 4, 0, 1), CPU, 0):
         events.append(f'use {batch.index[0]}')
-    assert events == ['copy', 'read 0', 'wait', 'copy', 'read 4', 'use 0', 'wait', 'copy', 'read 8', 'use 4', 'wait',
-                      'copy', 'use 8']
+    assert events == ['copy', 'read 0', 'wait', 'copy', 'read 4', 'use 0', 'wait', 'copy', 'use 4']
 
 
 @pytest.mark.parametrize('block', [1, 3 * CLIP_BYTES + 5, 1 << 28], ids=['less than a clip', 'three clips', 'all'])
@@ -150,10 +144,7 @@ def test_a_packed_split_gives_the_batches_of_the_file(monkeypatch, dataset, bloc
 
 
 def test_splits_that_do_not_fit_the_memory_cannot_be_packed(monkeypatch, dataset):
-    def out_of_memory(*shape, **kind):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1.93 GiB.\nAnd a page of advice.')
-
-    monkeypatch.setattr(torch, 'empty', out_of_memory)
+    monkeypatch.setattr(torch, 'empty', mock.Mock(side_effect=torch.OutOfMemoryError('CUDA out of memory.\nAdvice.')))
     refusal(lambda: BatchLoader(dataset, EVAL_BATCHES, CPU, on_device=True), dataset.path, 'x_train', 'cpu',
             '--data_on_device')
 

@@ -1,8 +1,6 @@
 """Members of npz files as memory maps; compressed, unusual, damaged and hostile files."""
 
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,18 +12,16 @@ from numpy.lib import format as npy
 
 from data.dataset_file import write_npz
 from feeder.npz import open_member, open_npy
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal
 from tests.feeder.conftest import ANY, make_members
 from util.errors import UserError
-
-STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 def is_mapped(array):
     return isinstance(array, np.memmap) and not array.flags.writeable and not array.flags.owndata
 
 
-def write_members(path, members, compression=STORED, zip64=False, version=None):
+def write_members(path, members, compression=zipfile.ZIP_STORED, zip64=False, version=None):
     """Write an npz member by member, as other programs may."""
     with zipfile.ZipFile(path, 'w', compression) as archive:
         for name, array in members.items():
@@ -61,7 +57,7 @@ def test_local_header_longer_than_in_the_directory(tmp_path):
     np.testing.assert_array_equal(open_member(tmp_path / 'f.npz', 'x_train'), np.arange(60.))
 
 
-@pytest.mark.parametrize('compression', [STORED, DEFLATED])
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_fortran_order_and_python_objects(path, compression):
     expected = make_members()['x_train']
     write_members(path, {'x': np.asfortranarray(expected), 'objects': np.array([{'a': 1}, None])}, compression)
@@ -109,7 +105,6 @@ def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
     for seed, path in enumerate(paths):
         path.parent.mkdir()
         np.savez_compressed(path, **make_members(seed=seed))
-    for seed, path in enumerate(paths):
         array = open_member(path, 'x_train')
         np.testing.assert_array_equal(array, make_members(seed=seed)['x_train'])
         assert tmp_path / 'tmp' in Path(array.filename).parents and files_beside(path) == []
@@ -118,14 +113,12 @@ def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
     refusal(lambda: open_member(paths[0], 'x_train'), cache, 'other users', 'remove it')
 
 
-def test_processes_that_start_together_share_one_unpacked_file(tmp_path):
+def test_processes_that_start_together_share_one_unpacked_file(fork, tmp_path):
     np.savez_compressed(tmp_path / 'f.npz', **make_members(clips=2000))
     code = ('import sys; from feeder.npz import open_member; x = open_member(sys.argv[1], "x_train"); '
-            'print(x.sum(), [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line])')     # inodes
-    processes = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path / 'f.npz')], stdout=subprocess.PIPE,
-                                  text=True, cwd=ROOT) for _ in range(3)]
-    outputs = {process.communicate()[0] for process in processes}
-    assert len(outputs) == 1 and '[]' not in outputs.pop()
+            'print("sum", x.sum(), [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line])')   # inodes
+    outputs = [line for line in fork(code, tmp_path / 'f.npz', processes=3).text.splitlines() if 'sum' in line]
+    assert len(outputs) == 3 and len(set(outputs)) == 1 and '[]' not in outputs[0]
     assert sorted(file.suffix for file in tmp_path.iterdir()) == ['.npy', '.npz']
 
 
@@ -152,7 +145,6 @@ def intact(tmp_path_factory):
 @settings(ANY, max_examples=100)
 @given(begin=st.floats(0, 1, exclude_max=True), lost=st.integers(1, 10_000), compressed=st.booleans())
 @example(begin=0., lost=10_000, compressed=False)
-@example(begin=1 - 1e-9, lost=1, compressed=False)
 @example(begin=1 - 1e-9, lost=1, compressed=True)
 def test_lost_bytes_never_give_other_numbers(intact, begin, lost, compressed):
     """In the middle of the file or to its end."""
@@ -168,19 +160,13 @@ def test_lost_bytes_never_give_other_numbers(intact, begin, lost, compressed):
         np.testing.assert_array_equal(array, make_members()['x_train'])
 
 
-@pytest.mark.parametrize('old, new', [
-    (b'\x93NUMPY', b'\x00NUMPY'), (b'(7, 12, 30)', b'(7, 12, 30 '), (b'(7, 12, 30)', b'(9, 12, 30)'),
-    (b'(7, 12, 30)', b'(-7,-12,30)'), (b"'<f4'", b"'|O' ")])
-def test_damaged_headers(intact, old, new):
-    path, (content, _) = intact
-    assert content.count(b'(7, 12, 30)') == 1
-    path.write_bytes(content.replace(old, new))
-    refusal(lambda: open_member(path, 'x_train'), path, 'member x_train is damaged')
-
-
-def test_damaged_and_unknown_compression(intact):
-    path, (_, content) = intact
+def test_damaged_headers_and_damaged_and_unknown_compression(intact):
+    path, (stored, content) = intact
     files = files_beside(path)
+    for old, new in ((b'\x93NUMPY', b'\x00NUMPY'), (b'(7, 12, 30)', b'(7, 12, 30 '), (b'(7, 12, 30)', b'(9, 12, 30)'),
+                     (b'(7, 12, 30)', b'(-7,-12,30)'), (b"'<f4'", b"'|O' ")):
+        path.write_bytes(stored.replace(old, new))
+        refusal(lambda: open_member(path, 'x_train'), path, 'member x_train is damaged')
     for at in range(100, 2000, 300):        # all within x_train
         path.write_bytes(content[:at] + bytes(byte ^ 0xff for byte in content[at:at + 20]) + content[at + 20:])
         refusal(lambda: open_member(path, 'x_train'), path)

@@ -1,7 +1,5 @@
 """Mistakes of users end in one line, before anything is computed or written: one case a kind."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -25,9 +23,8 @@ def files(tiny_npz, tiny_pretrain, tiny, tmp_path_factory):
             'momenta': checkpoint | {'optimizer': checkpoint['optimizer'] | {'state': momenta}},
             'seed': checkpoint | {'args': checkpoint['args'] | {'seed': {'a': 1}}}}.items():
         torch.save(content, folder / f'{name}.pth')
-    (folder / 'cut.pth').write_bytes((folder / 'pretrain' / LAST).read_bytes()[:5000])
     (folder / 'damaged').mkdir()
-    shutil.copy(folder / 'cut.pth', folder / 'damaged' / LAST)
+    (folder / 'damaged' / LAST).write_bytes((folder / 'pretrain' / LAST).read_bytes()[:5000])
     arrays = dict(np.load(tiny_npz))
     arrays['x_train'][3, 0, 1] = np.nan
     write_npz(folder / 'nan.npz', **arrays)
@@ -35,7 +32,7 @@ def files(tiny_npz, tiny_pretrain, tiny, tmp_path_factory):
     return folder
 
 
-PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
+PRETRAIN, FINETUNE, DAMAGED = (f'{{}}/{run}/{LAST}' for run in ('pretrain', 'finetune', 'damaged'))
 
 
 @pytest.mark.parametrize('stage, options, part', [
@@ -45,10 +42,9 @@ PRETRAIN, FINETUNE = f'{{}}/pretrain/{LAST}', f'{{}}/finetune/{LAST}'
     ('finetune', '--batch_size 1', 'BatchNorm'), ('pretrain', '--effective_batch_size 64', '22 training clips'),
     ('pretrain', '--dim_feat 200000', 'the weights take'), ('pretrain', '--device cuda', 'no CUDA GPU'),
     ('pretrain', '--device abacus', 'unknown device'), ('pretrain', '--attention flash', 'CUDA GPU'),
-    ('pretrain', '--precision tf32', 'CUDA GPU'),
     ('pretrain', '--output_dir {}/text', 'is not a folder'), ('finetune', '--log_dir {}/text/below', 'is not a folder'),
     ('pretrain', '--output_dir /proc/x', 'cannot be written'), ('pretrain', '--output_dir {}/pretrain', 'auto'),
-    ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', '--resume {}/cut.pth', 'not a complete'),
+    ('pretrain', '--resume {}/none.pth', 'no such checkpoint'), ('pretrain', f'--resume {DAMAGED}', 'not a complete'),
     ('pretrain', '--resume auto --output_dir {}/damaged', 'all of its checkpoints are damaged'),
     ('pretrain', '--resume {}/list.pth', 'holds a list'), ('pretrain', '--resume {}/epoch.pth', 'wrong type'),
     ('pretrain', '--resume {}/bare.pth', 'no optimizer state'), ('pretrain', '--resume {}/momenta.pth', 'does not fit'),

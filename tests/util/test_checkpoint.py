@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import functools
 import os
 import resource
 import signal
@@ -102,8 +103,6 @@ def test_weights_that_do_not_fit_change_nothing(golden_weights, part):
 
     refused(golden_weights, '(1, 1, 25, 32)', '(1, 1, 25, 64)', ' more', dim_feat=64)
     refused(golden_weights, 'blocks.2.norm1.weight is missing', depth=3)
-    refused(golden_weights, 'blocks.1.norm1.weight is not a weight', depth=1)
-    refused({name: value for name, value in golden_weights.items() if name != 'norm.bias'}, 'norm.bias is missing')
     refused(golden_weights | {'cls_token': torch.ones(1)}, 'cls_token is not a weight')
     refused(golden_weights | {'norm.bias': torch.full((32,), torch.nan)}, 'norm.bias holds NaN')
 
@@ -131,12 +130,10 @@ def test_segment_embeddings_are_resized_bicubically(golden_weights, segments):
                                atol=1e-6)
 
 
-def interrupted_write(error):
-    def attempt(path):
-        with atomic_write(path) as partial:
-            partial.write_bytes(b'ne')
-            raise error
-    return attempt
+def interrupted_write(error, path):
+    with atomic_write(path) as partial:
+        partial.write_bytes(b'ne')
+        raise error
 
 
 def write_to_a_full_disk(path):
@@ -151,8 +148,8 @@ def write_to_a_full_disk(path):
 
 
 @pytest.mark.parametrize('attempt, error, part', [
-    (interrupted_write(KeyboardInterrupt('Ctrl-C')), KeyboardInterrupt, 'Ctrl-C'),
-    (interrupted_write(OSError(errno.ENOSPC, 'No space left')), UserError, 'No space left'),
+    (functools.partial(interrupted_write, KeyboardInterrupt('Ctrl-C')), KeyboardInterrupt, 'Ctrl-C'),
+    (functools.partial(interrupted_write, OSError(errno.ENOSPC, 'No space left')), UserError, 'No space left'),
     (write_to_a_full_disk, UserError, 'free up disk space')])
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, attempt, error, part):
     path = tmp_path / 'file.pth'

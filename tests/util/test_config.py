@@ -66,25 +66,23 @@ def test_a_setting_of_another_stage_is_accepted_in_its_place_only(write):
 @pytest.mark.parametrize('text, part', [
     ('a: [1\nb: 2', 'not valid YAML'), ('- 1', 'must be a mapping'), ('seed: 1\nseed: 2', 'duplicate key'),
     ('seed: &a 1\nepochs: *a', 'aliases'), ('pretrain: 5', 'must be a mapping of settings'),
-    ('wieght_decay: 1', "did you mean 'weight_decay'"), ('epochs: true', 'integer'), ('batch_size: 4.5', 'integer'),
-    ('lr: 1,5', 'number'), ('mask_ratio: .nan', 'number'), ('p_interval: [0.5]', 'list of 2'),
-    ('p_interval: [0.5, a]', 'number'), ('data_path: 3', 'string'), ('stream: bones', 'joint, bone, velocity'),
-    ('norm_skes_loss: 1', 'true or false')], ids=repr)
+    ('wieght_decay: 1', "did you mean 'weight_decay'"), ('epochs: true', 'integer'), ('lr: 1,5', 'number'),
+    ('p_interval: [0.5]', 'list of 2'), ('p_interval: [0.5, a]', 'number'), ('data_path: 3', 'string'),
+    ('stream: bones', 'joint, bone, velocity'), ('norm_skes_loss: 1', 'true or false')], ids=repr)
 def test_a_settings_file_with_an_error_is_refused(write, text, part):
     path, = write(text)
     refusal(lambda: parse('pretrain', files=[path]), path, part)
 
 
 @pytest.mark.parametrize('stage, options, part', [
-    ('pretrain', '--stream bones', '--stream'), ('pretrain', '--epochs 4.5', '--epochs'),
-    ('pretrain', '--mask_ratio 1.5', '--mask_ratio'), ('pretrain', '--mask_ration 0.5', 'did you mean --mask_ratio'),
-    ('pretrain', 'stray', 'stray'), ('finetune', '--mask_ratio 0.5', '--mask_ratio'),
+    ('pretrain', '--stream bones', '--stream'), ('pretrain', '--mask_ration 0.5', 'did you mean --mask_ratio'),
+    ('pretrain', '--mask_ratio 1.5', '--mask_ratio'), ('finetune', '--mask_ratio 0.5', '--mask_ratio'),
     ('pretrain', '--p_interval 0.9 0.5', '--p_interval'), ('pretrain', '--num_frames 118', '--num_frames 118'),
     ('finetune', '--num_heads 7', '--num_heads 7'), ('pretrain', '--motion_stride 120', '--motion_stride 120'),
     ('pretrain', '--mask_ratio 0.9999', '--mask_ratio 0.9999'), ('pretrain', '--min_lr nan', '--min_lr'),
     ('pretrain', '--warmup_epochs 100', '--warmup_epochs 100'), ('finetune', '--eval', '--resume'),
     ('linprobe', '--finetune a.pth', '--random_encoder'), ('retrieval', '--features f.npz', '--features'),
-    ('pretrain', '--blr 0.1', 'lr and blr'), ('pretrain', '--config nowhere.yaml', 'nowhere.yaml')])
+    ('pretrain', '--blr 1', 'lr and blr'), ('pretrain', 'stray', 'stray'), ('pretrain', '--config x.yaml', 'x.yaml')])
 def test_options_that_are_wrong_or_contradict_each_other_are_refused(stage, options, part):
     refusal(lambda: parse(stage, *options.split()), part)
 

@@ -4,14 +4,13 @@ import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import read_place
+from tests.feeder.conftest import ANY
 from util.checkpoint import LAST, PREVIOUS, Checkpoint, newest
 from util.errors import UserError
-
-ANY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -55,14 +54,11 @@ def test_damage_never_gives_other_content(saved, place, change, cut):
         assert read == content and not cut
 
 
-KINDS = st.sampled_from(['whole', 'whole', 'cut', 'empty', 'changed', 'removed'])
-
-
 @settings(ANY, max_examples=30)
 @example([(0, True), (0, False), (0, False)], ['whole', 'cut', 'whole', 'whole', 'whole', 'whole'])
 @example([(0, True), (0, True), (0, True)], ['whole', 'changed', 'whole', 'whole', 'whole', 'whole'])
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=4),
-       st.lists(KINDS, min_size=6, max_size=6))
+       st.lists(st.sampled_from(['whole', 'whole', 'cut', 'empty', 'changed', 'removed']), min_size=6, max_size=6))
 def test_auto_takes_the_latest_intact_checkpoint(tmp_path_factory, saves, kinds):
     """After any saves (steps within an epoch, whether the epoch's own file is written too) and any damage."""
     folder = tmp_path_factory.mktemp('run')

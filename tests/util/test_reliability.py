@@ -143,28 +143,23 @@ def test_a_second_ctrl_c_ends_a_run_at_once(first, error, ctrl_c, tiny_pretrain,
         assert request.signal is None
 
 
-SIGNAL_AT_STEP_3 = """
-import os, sys
+# The last process gets a signal after a step, which is saved unless the signal is SIGKILL.
+SIGNAL_AT_STEP = """
+import os, signal, sys
 from tests.conftest import on_step
-number = int(sys.argv.pop(1))
-on_step(3, lambda _: os.environ['RANK'] == str(int(os.environ['WORLD_SIZE']) - 1) and os.kill(os.getpid(), number))
+step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+on_step(step, lambda trainer: trainer.world.rank + 1 == trainer.world.size and os.kill(os.getpid(), number),
+        save=number != signal.SIGKILL)
 """ + RUN_STAGE
 
 
 @pytest.mark.parametrize('number, code, text', [(signal.SIGTERM, 75, 'stopped: on '),
                                                 (signal.SIGINT, 130, 'interrupted: in epoch 0')])
 def test_a_signal_to_one_process_ends_all_with_its_exit_code(number, code, text, fork, tiny_pretrain, tmp_path):
-    done = fork(SIGNAL_AT_STEP_3, int(number), 'pretrain', *tiny_pretrain, '--output_dir', tmp_path, processes=2)
+    done = fork(SIGNAL_AT_STEP, 3, int(number), 'pretrain', *tiny_pretrain, '--output_dir', tmp_path, processes=2)
     assert done.codes == [code, code], done.text
     assert done.text.count(text) == 2 and 'Traceback' not in done.text
     train('pretrain', tiny_pretrain, tmp_path, '--resume', 'auto')
-
-
-KILL_AT_STEP_9 = """
-import os, signal
-from tests.conftest import on_step
-on_step(9, lambda _: os.kill(os.getpid(), signal.SIGKILL), save=False)
-""" + RUN_STAGE
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -174,22 +169,17 @@ def test_a_run_killed_within_an_epoch_continues_bit_for_bit(stage, fork, stage_o
     options = [stage, *stage_options[stage], '--epochs', '3', '--num_workers', '1', '--accum_iter', '2', '--save_steps',
                '1', '--log_steps', '2', '--output_dir']
     assert fork(RUN_STAGE, *options, whole).codes == [0]
-    assert fork(KILL_AT_STEP_9, *options, killed).codes == [-signal.SIGKILL]
+    assert fork(SIGNAL_AT_STEP, 9, int(signal.SIGKILL), *options, killed).codes == [-signal.SIGKILL]
     assert read_place(killed) == (1, 3)
     assert fork(RUN_STAGE, *options, killed, '--resume', 'auto').codes == [0]
     check_same_run(killed, whole)
 
 
 KILL_AFTER_SECONDS = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from tests.conftest import on_step
-seconds = float(sys.argv.pop(1))
-
-def kill():
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-on_step(1, lambda _: threading.Thread(target=kill, daemon=True).start())
+killer = threading.Timer(float(sys.argv.pop(1)), os.kill, (os.getpid(), signal.SIGKILL))
+on_step(1, lambda _: killer.start())
 """ + RUN_STAGE
 
 
@@ -211,14 +201,10 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_the_same(stage, fork, s
     check_same_run(killed, whole)
 
 
-def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path, monkeypatch):
+def test_a_run_that_ends_before_its_predictions_is_not_finished(tiny, tmp_path):
     """Scripts skip folders with a result.json: it is written last, and resuming writes what is missing."""
     options = [*tiny, '--label_fraction', '0.5', '--save_scores']
-
-    def stop(*_):
-        raise Stopped
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(main_finetune, 'predict', stop)
+    with mock.patch.object(main_finetune, 'predict', side_effect=Stopped), pytest.raises(Stopped):
         train('finetune', options, tmp_path)
     assert read_place(tmp_path) == (2, 0)
     assert not (tmp_path / 'result.json').exists() and not (tmp_path / 'scores.npz').exists()
