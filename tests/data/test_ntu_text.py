@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 from data.ntu_actors import to_rows
 from data.ntu_text import Facts, parse_name, parse_skeleton
 from tests.conftest import refusal
-from tests.data.raw_files import (
-    BODY,
-    CHANGES,
-    FUZZING,
-    OTHER_FIELDS,
-    damage,
-    random_joints,
-    replace_line,
-    skeleton,
-)
+from tests.data.raw_files import BODY, CHANGES, FUZZING, OTHER_FIELDS, damage, random_joints, replace_line, skeleton
 from util.errors import UserError
 
 # Two frames. Line 1: frames; 2: bodies; 3: body, 4: joints, 5-29; 30: body, 31, 32-56; 57: bodies; 58: body, 59, 60-84.
