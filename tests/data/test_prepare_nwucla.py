@@ -33,12 +33,11 @@ def clips():
     return clips
 
 
-def as_files(clips, prefix=''):
-    return {f'{prefix}{name}.json': json.dumps(clip).encode() for name, clip in clips.items()}
+def as_files(clips):
+    return {f'{name}.json': json.dumps(clip).encode() for name, clip in clips.items()}
 
 
 def write_tar(path, files, prefix='nw_ucla/all_sqe/'):
-    """`files`: pairs of name and content, in this order."""
     with tarfile.open(path, 'w:' + {'.tar': '', '.xz': 'xz', '.gz': 'gz'}[path.suffix]) as tar:
         for name, content in files:
             member = tarfile.TarInfo(prefix + name)
@@ -103,7 +102,7 @@ def test_folders_and_archives_give_the_same_files(clips, tmp_path, monkeypatch, 
 @pytest.mark.parametrize('change, part', [
     ({'skeletons': [[[.1, .2, .3]] * 19]}, '(1, 19, 3)'), ({'skeletons': [[[.1, .2]] * 20, [[.1]]]}, 'damaged'),
     ({'skeletons': [[[.1, .2, '0.3']] * 20]}, 'numbers'), ({'skeletons': [[[.1, .2, np.nan]] * 20]}, 'not finite'),
-    ({'skeletons': [[[0, 1e300, 0]] * 20]}, 'too large'), ({'skeletons': []}, '(0,)'), ({'label': True}, '1..10'),
+    ({'skeletons': [[[0, 1e300, 0]] * 20]}, 'too large'), ({'label': True}, '1..10'),
     ({'skeletons': [[[0, 0, 0]] * 20] * 3}, 'zero'), ({'file_name': 'a02_s01_e00_v02'}, 'a02_s01_e00_v02')])
 def test_damaged_clips(clips, change, part):
     name = 'a02_s01_e00_v03'
@@ -123,17 +122,12 @@ def test_damaged_json(clips, tmp_path, capsys):
 
 def test_archives_that_cannot_be_used(clips, tmp_path, capsys):
     files = as_files(clips)
-
-    def refuse(raw, *parts):
-        assert_refused(capsys, tmp_path / 'out', prepare_nwucla, '--raw', raw, '--out', tmp_path / 'out', parts=parts)
-
-    (tmp_path / 'text.tar').write_text('not an archive\n' * 1000)
-    refuse(tmp_path / 'text.tar', 'text.tar', 'nor a complete zip or tar')
-    refuse(write_tar(tmp_path / 'empty.tar', [('a.txt', b'')]), 'empty.tar', 'no .json file')
-    refuse(write_tar(tmp_path / 'twice.tar', [*files.items(), *files.items()]), 'a01_s01', 'twice')
-    for suffix in ('.tar', '.tar.xz'):
-        path = write_tar(tmp_path / f'a{suffix}', files.items())
+    paths = [write_tar(tmp_path / f'a{suffix}', files.items()) for suffix in ('.tar', '.tar.xz')]
+    for path in paths:
         path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
-        refuse(path, path, 'nor a complete zip or tar')
     views = {name: content for name, content in files.items() if 'v03' not in name}
-    refuse(write_files(tmp_path / 'views', views), 'NWUCLA_XView: no test clip')
+    for raw, *parts in (*((path, path, 'nor a complete zip or tar') for path in paths),
+                        (write_tar(tmp_path / 'empty.tar', [('a.txt', b'')]), 'empty.tar', 'no .json file'),
+                        (write_tar(tmp_path / 'b.tar', [*files.items(), *files.items()]), 'a01_s01', 'twice'),
+                        (write_files(tmp_path / 'views', views), 'NWUCLA_XView: no test clip')):
+        assert_refused(capsys, tmp_path / 'out', prepare_nwucla, '--raw', raw, '--out', tmp_path / 'out', parts=parts)
