@@ -174,18 +174,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 def test_several_files_and_exit_codes(members, tmp_path):
     good, bad, facts = tmp_path / 'good.npz', tmp_path / 'bad.npz', tmp_path / 'facts.json'
     write_npz(good, **members)
-    members['x_train'][0] = 0
-    write_npz(bad, **members)
+    write_npz(bad, **members | {'x_train': 0 * members['x_train']})
     assert check.main([str(bad), str(good), '--json', str(facts)]) == 1
     assert [bool(report['problems']) for report in json.loads(facts.read_text())] == [True, False]
     before = good.read_bytes()
     refusal(lambda: check.main(['--json', str(good), str(bad)]), good, '.json')
     assert good.read_bytes() == before
-
-
-def test_other_files_are_refused(members, tmp_path):
-    path = tmp_path / 'a.npz'
     for name, array, part in (('x_test', np.zeros((0, 12, 150), 'f'), 'x_test is float32 (0, 12, 150)'),
                               ('y_test', np.arange(4), 'y_test is int64 (4,), expected non-empty one-hot rows')):
-        write_npz(path, **members | {name: array})
-        refusal(lambda: check.main([str(path)]), path, part)
+        write_npz(bad, **members | {name: array})
+        refusal(lambda: check.main([str(bad)]), bad, part)
