@@ -72,9 +72,8 @@ def test_pickles_are_not_executed(reader, tmp_path):
 def exploits(trace):
     code = f'__import__("os").mkdir({str(trace)!r})'
     return {
-        'eval': Call(eval, code), 'os.system': Call(os.system, f'mkdir {trace}'),
+        'eval': {'annotations': [{'keypoint': Call(eval, code)}]}, 'os.system': Call(os.system, f'mkdir {trace}'),
         'in an array': np.array([Call(os.mkdir, str(trace))], dtype=object),
-        'in annotations': {'annotations': [{'keypoint': Call(eval, code)}]},
         'np.memmap': Call(np.memmap, str(trace), 'u1', 'w+', 0, (9,)), 'getattr': Call(getattr, 'x', 'upper'),
         'text': {'annotations': [{'keypoint': np.array(['a'])}]}, 'record': np.zeros(2, [('a', 'f4'), ('b', 'O')])}
 
