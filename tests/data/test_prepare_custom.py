@@ -48,9 +48,7 @@ def test_the_files(raw, tmp_path, capsys):
     folder, rows = raw
     table, out = write_table(tmp_path / 'l.csv', rows), tmp_path / 'out'
     assert prepare(folder, table, out) == 0
-    output = capsys.readouterr().out
-    assert '12 samples of 3 classes' in output and f'{out}/custom.npz: 9 train, 3 test' in output
-    assert '12 read with the joints coco-17 (--layout), in units of 1 m (--scale)' in output
+    assert '12 read with the joints coco-17 (--layout), in units of 1 m (--scale)' in capsys.readouterr().out
     assert sorted(read_folder(out)) == ['custom.npz', 'custom.yaml', 'custom_about.json']
     content = read_npz(out / 'custom.npz')
     assert content['x_train'].shape == (9, 16, 51) and content['y_test'].shape == (3, 3)
