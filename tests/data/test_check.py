@@ -8,11 +8,10 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from data import check, measurements, prepare_nwucla
+from data import check, measurements
 from data.dataset_file import one_hot, write_npz
 from data.datasets import find_protocol
 from tests.conftest import refusal
-from tests.data.raw_files import SHARED, needs
 
 LENGTHS = {'train': [5, 12, 7, 1, 8, 9], 'test': [3, 4, 6, 2]}
 LABELS = {'train': [0, 1, 2, 0, 1, 0], 'test': [0, 1, 2, 0]}
@@ -149,13 +148,6 @@ def test_a_part_under_the_name_of_the_full_dataset(members, inspect, monkeypatch
     monkeypatch.setattr(check, 'find_protocol', lambda file: (dataset, replace(protocol, tolerance=1)))
     problems, _, facts = inspect(members, 'NTU120_XSet')
     assert problems == sizes and facts['notes'] == [f'{line}, as reported by later work' for line in counts]
-
-
-@needs('data/nw_ucla.tar.xz')
-def test_the_real_release_has_no_problems(tmp_path, capsys):
-    prepare_nwucla.main(['--raw', str(SHARED / 'data/nw_ucla.tar.xz'), '--out', str(tmp_path)])
-    assert check.main([str(tmp_path / 'NWUCLA_XView.npz'), str(tmp_path / 'NWUCLA_XSub.npz')]) == 0
-    assert capsys.readouterr().out.count('note: the copies are those of the release') == 2
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
