@@ -40,16 +40,12 @@ def files_in(path):
     return sorted(str(file.relative_to(path)) for file in path.rglob('*'))
 
 
-def prepare(module, path, *more):
-    return module.main(['--raw', str(path), '--out', str(path.parent / 'out'), *more])
-
-
 MEMBERS = ('x_train', 'y_train', 'scores', 'name', 'label', 'benchmark', 'stream')
 READERS = {
     'npz': lambda path: open_member(path, 'x_train'), 'scores': read_scores, 'checkpoint': Checkpoint.read,
     'recordings': lambda path: list(read_recordings(path, name='npz')), 'check': lambda path: check.main([str(path)]),
     'pyskl': lambda path: list(read_recordings(path, name='pyskl')),
-    'raw zip': lambda path: prepare(prepare_ntu, path, '--dataset', 'ntu60', '--workers', '1'),
+    'raw zip': lambda path: prepare_ntu.main(['--dataset=ntu60', f'--raw={path}', f'--out={path.parent}/out']),
 }
 
 
@@ -144,7 +140,8 @@ def test_hostile_members_of_a_tar(header, part, tmp_path):
         setattr(member, key, value)
     with lzma.open(tmp_path / 'raw.tar.xz', 'w', preset=0) as file:
         file.write(member.tobuf(tarfile.PAX_FORMAT if member.pax_headers else tarfile.GNU_FORMAT) + bytes(1 << 20))
-    refusal(lambda: prepare(prepare_nwucla, tmp_path / 'raw.tar.xz'), 'raw.tar.xz', part)
+    options = [f'--raw={tmp_path}/raw.tar.xz', f'--out={tmp_path}/out']
+    refusal(lambda: prepare_nwucla.main(options), 'raw.tar.xz', part)
     assert files_in(tmp_path) == ['raw.tar.xz']
 
 
