@@ -9,6 +9,7 @@ import torch
 import tools.predict
 import tools.visualize
 from data import prepare_custom, project_2d
+from data.dataset_file import write_npz
 from data.formats import read_recording, read_recordings
 from data.formats.recording import clean_keypoints, select_bodies
 from feeder.augment import ClipMaker
@@ -16,7 +17,7 @@ from feeder.dataset import SkeletonDataset, pack_clips
 from feeder.layouts import read_layout
 from model_mamp import MAMP
 from tests.conftest import refusal, train
-from tests.feeder.conftest import write_splits
+from tests.feeder.conftest import make_members
 from util.checkpoint import LAST, Checkpoint
 from util.predictions import read_scores
 
@@ -157,10 +158,8 @@ def test_from_files_to_a_prediction(tmp_path, capsys):
 
 
 def test_projection_of_a_dataset_file(tmp_path):
-    x = np.random.default_rng(0).normal(size=(6, 12, 75)).astype(np.float32)
-    write_splits(tmp_path / 'a.npz', x)
-    with np.load(tmp_path / 'a.npz') as members:
-        np.savez(tmp_path / 'b.npz', **members, name_train=np.array(list('abcdef')), name_test=np.array(list('ghijkl')))
+    members = make_members(6, width=75) | {'name_train': np.array(list('abcdef')), 'name_test': np.array(list('ghij'))}
+    write_npz(tmp_path / 'b.npz', **members)
     assert project_2d.main([str(tmp_path / 'b.npz'), '--out', str(tmp_path / 'c.npz'), '--missing', '0.2']) == 0
     dataset = SkeletonDataset(tmp_path / 'c.npz', 'train', 25)
     assert dataset.keypoints == '2d' and dataset.names.tolist() == list('abcdef')
