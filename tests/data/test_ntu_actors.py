@@ -159,15 +159,10 @@ def random_body(rng: np.random.Generator, frames: int) -> list[np.ndarray]:
     for t in rng.choice(frames, rng.integers(1, frames + 1), replace=False):
         if kind == 'half zeros':
             poses[t] = np.zeros((25, 3), dtype=np.float32)
-        elif kind == 'balanced':
-            poses[t] = balanced_pose(rng)
+        elif kind == 'balanced':                # sums to zero without being zero
+            half = (rng.integers(-64, 64, (12, 3)) / 64).astype(np.float32)
+            poses[t] = np.concatenate([half, -half, np.zeros((1, 3), dtype=np.float32)])
     return poses
-
-
-def balanced_pose(rng: np.random.Generator) -> np.ndarray:
-    """Joints that sum to zero without being zero."""
-    half = (rng.integers(-64, 64, (12, 3)) / 64).astype(np.float32)
-    return np.concatenate([half, -half, np.zeros((1, 3), dtype=np.float32)])
 
 
 def random_recording(seed: int) -> bytes:
