@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import prepare_nwucla
+from data import check, prepare_nwucla
 from data.prepare_nwucla import parse_clip
 from tests.conftest import refusal
 from tests.data.raw_files import MEMBERS, SHARED, assert_refused, needs, read_folder, read_npz, run_command, write_files
@@ -56,7 +56,7 @@ RELEASE = [        # file, counts of clips, and which of them are for training a
 
 
 @needs('data/nw_ucla.tar.xz')
-def test_protocols_of_the_release(tmp_path):
+def test_protocols_of_the_release(tmp_path, capsys):
     """Against the published protocols, number by number; no frame of this release is all zero."""
     assert prepare(TAR, tmp_path, '--protocol', 'xview', 'xsub', 'validation', 'validation_view') == 0
     with tarfile.open(TAR) as tar:
@@ -78,6 +78,9 @@ def test_protocols_of_the_release(tmp_path):
             assert (y.argmax(axis=1) + 1).tolist() == [raw[name]['label'] for name in names]
     copies = (tmp_path / 'NWUCLA_XView_copies.txt').read_text().splitlines()
     assert len(set(copies)) == 95 and all(name[:4] in ('a02_', 'a03_') and name[-4:] == '_v03' for name in copies)
+    capsys.readouterr()
+    assert check.main([str(tmp_path / 'NWUCLA_XView.npz'), str(tmp_path / 'NWUCLA_XSub.npz')]) == 0
+    assert capsys.readouterr().out.count('note: the copies are those of the release') == 2
 
 
 def test_folders_and_archives_give_the_same_files(clips, tmp_path, monkeypatch, capsys):
