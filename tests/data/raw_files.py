@@ -75,14 +75,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def write_zip(path: Path, folder: Path, prefix: str = 'nturgb+d_skeletons/') -> Path:
+def write_zip(path: Path, folder: Path) -> Path:
     """Pack a folder as releases do: in no order, with what macOS adds."""
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(prefix, b'')
         for file in sorted(folder.iterdir(), key=lambda file: sha256(file.name.encode()).digest()):
-            archive.write(file, prefix + file.name)
-            archive.writestr(f'__MACOSX/{prefix}._{file.name}', b'\x00\x05\x16\x07')
-        archive.writestr(f'{prefix}README.txt', b'hello')
+            archive.write(file, f'nturgb+d_skeletons/{file.name}')
+            archive.writestr(f'__MACOSX/nturgb+d_skeletons/._{file.name}', b'\x00\x05\x16\x07')
     return path
 
 

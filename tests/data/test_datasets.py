@@ -1,9 +1,7 @@
 """The table of datasets against the published protocols."""
 
-from data.datasets import DATASETS, find_dataset, find_protocol
+from data.datasets import DATASETS, find_protocol
 from data.prepare_nwucla import parse_clip_name
-from feeder.classes import find_class_names
-from feeder.layouts import default_layout
 
 # Training subjects, cameras and setups in the papers of NTU RGB+D 60 (Shahroudy 2016) and 120 (Liu 2019).
 TRAIN = {
@@ -23,19 +21,6 @@ def test_protocols_are_the_published_ones():
     for key, total in (('ntu60', 56578), ('ntu120', 113945), ('nwucla', 1484)):
         counts = [protocol.counts for protocol in DATASETS[key].protocols.values() if protocol.counts]
         assert len(counts) == 2 and all(sum(pair) == DATASETS[key].samples == total for pair in counts)
-
-
-def test_layouts_and_classes_exist():
-    for key, dataset in DATASETS.items():
-        assert default_layout(dataset.joints).name == dataset.layout
-        names = find_class_names(key, None)     # optional
-        assert names is None or len(names) == dataset.classes
-
-
-def test_datasets_are_found_by_their_benchmarks():
-    for benchmark, key in (('NTU120_XSet', 'ntu120'), ('pku2_xview', 'pku2'), ('synth_xsub', 'synth')):
-        assert find_dataset(benchmark).key == key
-    assert find_dataset('custom') is None and find_dataset(None) is None and find_protocol('custom') is None
 
 
 def test_validation_splits_never_hold_the_test_view():

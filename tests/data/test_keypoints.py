@@ -9,6 +9,7 @@ import torch
 import tools.predict
 import tools.visualize
 from data import prepare_custom, project_2d
+from data.dataset_file import write_npz
 from data.formats import read_recording, read_recordings
 from data.formats.recording import clean_keypoints, select_bodies
 from feeder.augment import ClipMaker
@@ -16,8 +17,9 @@ from feeder.dataset import SkeletonDataset, pack_clips
 from feeder.layouts import read_layout
 from model_mamp import MAMP
 from tests.conftest import refusal, train
-from tests.feeder.conftest import write_splits
+from tests.feeder.conftest import make_members
 from util.checkpoint import LAST, Checkpoint
+from util.predictions import read_scores
 
 COCO = read_layout('coco-17')
 SMALL = ['--num_frames', '16', '--dim_feat', '16', '--depth', '1', '--num_heads', '2', '--num_workers', '0', '--device',
@@ -70,18 +72,13 @@ def test_formats_agree(tmp_path):
     np.testing.assert_allclose(recording.frames[..., :2], expected[..., :2], atol=1e-6)
     write_openpose(tmp_path / 'openpose', frames, swap=(2, 3, 7, 11))
     np.testing.assert_allclose(read_recording(tmp_path / 'openpose').frames, expected, atol=1e-6)
-    entries = [{'image_id': f'{t}.jpg', 'category_id': 1, 'keypoints': frames[t, m].ravel().tolist(), 'idx': m}
-               for t in range(12) for m in (1, 0) if frames[t, m].any()]
-    (tmp_path / 'alphapose.json').write_text(json.dumps(entries))
-    made = read_recording(tmp_path / 'alphapose.json')
-    np.testing.assert_allclose(clean_keypoints(frames[:, ::-1], COCO), made.frames, atol=1e-6)
-    assert made.notes[-1] == 'read with the joints coco-17, as x, y and score'
-    for entry in entries:
-        entry['idx'] = [0.0]        # AlphaPose without tracking
-    (tmp_path / 'alphapose.json').write_text(json.dumps(entries))
-    made = read_recording(tmp_path / 'alphapose.json')
-    np.testing.assert_allclose(clean_keypoints(frames[:, ::-1], COCO), made.frames, atol=1e-6)
-    assert 'without ids' in made.notes[0]
+    for ids, note in (((0, 1), 'read with the joints coco-17'), (([0.0], [0.0]), 'read without ids')):  # no tracking
+        entries = [{'image_id': f'{t}.jpg', 'keypoints': frames[t, m].ravel().tolist(), 'idx': ids[m]}
+                   for t in range(12) for m in (1, 0) if frames[t, m].any()]
+        (tmp_path / 'alphapose.json').write_text(json.dumps(entries))
+        made = read_recording(tmp_path / 'alphapose.json')
+        np.testing.assert_allclose(clean_keypoints(frames[:, ::-1], COCO), made.frames, atol=1e-6)
+        assert made.notes[0].startswith(note)
     write_openpose(tmp_path / 'body', walk(joints=25))
     assert read_recording(tmp_path / 'body').layout.name == 'openpose-25'
     (tmp_path / 'body' / 'other_0_keypoints.json').write_text('{}')
@@ -145,8 +142,8 @@ def test_from_files_to_a_prediction(tmp_path, capsys):
     train('finetune', [*options, '--finetune', str(tmp_path / 'pre' / LAST), '--save_scores'], tmp_path / 'fine')
     model = str(tmp_path / 'fine' / LAST)
     assert Checkpoint.read(model).args['keypoints'] == '2d'
-    with np.load(tmp_path / 'fine/scores.npz') as scores:
-        expected = dict(zip(scores['name'].tolist(), scores['scores'].max(1).tolist(), strict=True))
+    scores = read_scores(tmp_path / 'fine/scores.npz')
+    expected = dict(zip(scores.name.tolist(), scores.scores.max(1).tolist(), strict=True))
     capsys.readouterr()
     command = ['--checkpoint', model, '--device', 'cpu', '--json', '-']
     assert tools.predict.main([*command, str(tmp_path / 'clip6'), str(tmp_path / 'clip7')]) == 0
@@ -161,10 +158,8 @@ def test_from_files_to_a_prediction(tmp_path, capsys):
 
 
 def test_projection_of_a_dataset_file(tmp_path):
-    x = np.random.default_rng(0).normal(size=(6, 12, 75)).astype(np.float32)
-    write_splits(tmp_path / 'a.npz', x)
-    with np.load(tmp_path / 'a.npz') as members:
-        np.savez(tmp_path / 'b.npz', **members, name_train=np.array(list('abcdef')), name_test=np.array(list('ghijkl')))
+    members = make_members(6, width=75) | {'name_train': np.array(list('abcdef')), 'name_test': np.array(list('ghij'))}
+    write_npz(tmp_path / 'b.npz', **members)
     assert project_2d.main([str(tmp_path / 'b.npz'), '--out', str(tmp_path / 'c.npz'), '--missing', '0.2']) == 0
     dataset = SkeletonDataset(tmp_path / 'c.npz', 'train', 25)
     assert dataset.keypoints == '2d' and dataset.names.tolist() == list('abcdef')

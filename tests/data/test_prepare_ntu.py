@@ -124,6 +124,8 @@ def test_unusable_samples_and_later_setups_are_left_out(raw, tmp_path, capsys):
     assert prepare(raw, tmp_path / 'out') == 0
     printed = capsys.readouterr().out
     assert '2 omitted: of a setup after 17\n2 omitted: on the list of unusable skeletons\n' in printed
+    other = write_raw(tmp_path / 'other', {'S018C001P001R001A001': file_text(1)})
+    refused(capsys, other, tmp_path / 'out', 'no sample to write')
 
 
 def test_protocols_are_padded_to_the_longest_sample_of_the_set(raw, tmp_path):
@@ -155,8 +157,6 @@ def refused(capsys, raw, out, *parts, damaged=0, workers=1):
 
 
 def test_names_that_do_not_belong_to_the_dataset(raw, tmp_path, capsys):
-    other = write_raw(tmp_path / 'other', {'S018C001P001R001A001': file_text(1)})
-    refused(capsys, other, tmp_path / 'out', 'no sample to write')
     write_raw(raw, {'S001C001P001R001A001 (1)': file_text(5), 'S001C001P001R001A061': file_text(5)})
     refused(capsys, raw, tmp_path / 'out', "(1)' is not a sample name", 'A061.skeleton: action 61', damaged=2)
 

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import prepare_nwucla
+from data import check, prepare_nwucla
 from data.prepare_nwucla import parse_clip
 from tests.conftest import refusal
 from tests.data.raw_files import MEMBERS, SHARED, assert_refused, needs, read_folder, read_npz, run_command, write_files
@@ -33,12 +33,11 @@ def clips():
     return clips
 
 
-def as_files(clips, prefix=''):
-    return {f'{prefix}{name}.json': json.dumps(clip).encode() for name, clip in clips.items()}
+def as_files(clips):
+    return {f'{name}.json': json.dumps(clip).encode() for name, clip in clips.items()}
 
 
 def write_tar(path, files, prefix='nw_ucla/all_sqe/'):
-    """`files`: pairs of name and content, in this order."""
     with tarfile.open(path, 'w:' + {'.tar': '', '.xz': 'xz', '.gz': 'gz'}[path.suffix]) as tar:
         for name, content in files:
             member = tarfile.TarInfo(prefix + name)
@@ -47,42 +46,41 @@ def write_tar(path, files, prefix='nw_ucla/all_sqe/'):
     return path
 
 
-@pytest.fixture(scope='module')
-def release(tmp_path_factory):
-    """The folder of all files made of the real tar, and the clips of the tar: {name: JSON object}."""
-    out = tmp_path_factory.mktemp('nwucla')
-    assert prepare(TAR, out, '--protocol', 'xview', 'xsub', 'validation', 'validation_view') == 0
-    with tarfile.open(TAR) as tar:
-        clips = [json.load(tar.extractfile(member)) for member in tar if member.isfile()]
-    return out, {clip['file_name']: clip for clip in clips}
-
-
-@needs('data/nw_ucla.tar.xz')
-@pytest.mark.parametrize('file, counts, is_train, is_test', [
+RELEASE = [        # file, counts of clips, and which of them are for training and test
     ('XView', (1020, 464), lambda view, subject: view != 3, lambda view, subject: view == 3),
     ('XSub', (724, 760), lambda view, subject: subject % 2 == 1, lambda view, subject: subject % 2 == 0),
     ('Validation', (733, 287), lambda view, subject: view != 3 and subject % 3 > 0,
      lambda view, subject: view != 3 and subject % 3 == 0),
     ('ValidationView', (375, 146), lambda view, subject: view == 1 and subject % 3 > 0,
-     lambda view, subject: view == 2 and subject % 3 == 0)])
-def test_protocols_of_the_release(release, file, counts, is_train, is_test):
+     lambda view, subject: view == 2 and subject % 3 == 0)]
+
+
+@needs('data/nw_ucla.tar.xz')
+def test_protocols_of_the_release(tmp_path, capsys):
     """Against the published protocols, number by number; no frame of this release is all zero."""
-    folder, raw = release
-    members = read_npz(folder / f'NWUCLA_{file}.npz')
-    assert list(members) == MEMBERS
-    for split, count, belongs in zip(('train', 'test'), counts, (is_train, is_test), strict=True):
-        names = [name for name in sorted(raw) if belongs(int(name[-1]), int(name[5:7]))]
-        assert members[f'name_{split}'].tolist() == names and len(names) == count
-        x, y = members[f'x_{split}'], members[f'y_{split}']
-        assert (x.dtype, y.dtype, y.shape) == (np.float32, np.float64, (count, 10))
-        for clip, label, name in zip(x, y, names, strict=True):
-            frames = np.array(raw[name]['skeletons'])
-            np.testing.assert_array_equal(clip[:len(frames)], np.float32(frames - frames[0, 1]).reshape(-1, 60))
-            assert not clip[len(frames):].any() and (np.flatnonzero(label) + 1).tolist() == [raw[name]['label']]
-    if file == 'XView':
-        assert x.shape[1] == 201
-        copies = (folder / 'NWUCLA_XView_copies.txt').read_text().splitlines()
-        assert len(set(copies)) == 95 and all(name[:4] in ('a02_', 'a03_') and name[-4:] == '_v03' for name in copies)
+    assert prepare(TAR, tmp_path, '--protocol', 'xview', 'xsub', 'validation', 'validation_view') == 0
+    with tarfile.open(TAR) as tar:
+        clips = [json.load(tar.extractfile(member)) for member in tar if member.isfile()]
+    raw = {clip['file_name']: clip for clip in clips}
+    expected = {name: np.zeros((201, 60), np.float32) for name in raw}
+    for name, clip in raw.items():
+        frames = np.array(clip['skeletons'])
+        expected[name][:len(frames)] = (frames - frames[0, 1]).reshape(-1, 60)
+    for file, counts, *parts in RELEASE:
+        members = read_npz(tmp_path / f'NWUCLA_{file}.npz')
+        assert list(members) == MEMBERS
+        for split, count, belongs in zip(('train', 'test'), counts, parts, strict=True):
+            names = [name for name in sorted(raw) if belongs(int(name[-1]), int(name[5:7]))]
+            assert members[f'name_{split}'].tolist() == names and len(names) == count
+            x, y = members[f'x_{split}'], members[f'y_{split}']
+            assert (x.dtype, y.dtype, y.shape) == (np.float32, np.float64, (count, 10)) and (y.sum(axis=1) == 1).all()
+            np.testing.assert_array_equal(x, [expected[name] for name in names])
+            assert (y.argmax(axis=1) + 1).tolist() == [raw[name]['label'] for name in names]
+    copies = (tmp_path / 'NWUCLA_XView_copies.txt').read_text().splitlines()
+    assert len(set(copies)) == 95 and all(name[:4] in ('a02_', 'a03_') and name[-4:] == '_v03' for name in copies)
+    capsys.readouterr()
+    assert check.main([str(tmp_path / 'NWUCLA_XView.npz'), str(tmp_path / 'NWUCLA_XSub.npz')]) == 0
+    assert capsys.readouterr().out.count('note: the copies are those of the release') == 2
 
 
 def test_folders_and_archives_give_the_same_files(clips, tmp_path, monkeypatch, capsys):
@@ -104,21 +102,10 @@ def test_folders_and_archives_give_the_same_files(clips, tmp_path, monkeypatch, 
     assert '12 samples of 2 classes, 78 frames (1 to 12 per sample)' in capsys.readouterr().out
 
 
-def test_zero_frames_are_dropped_before_centring(clips):
-    name = 'a02_s02_e00_v03'
-    frames = np.array(clips[name]['skeletons'])
-    frames[[0, 5]] = frames[3, 7] = 0
-    clips[name]['skeletons'] = frames.tolist()
-    rows, label = parse_clip(json.dumps(clips[name]), name)
-    kept = frames[[1, 2, 3, 4, 6, 7, 8, 9, 10, 11]]
-    assert label == 2 and rows.dtype == np.float32
-    np.testing.assert_array_equal(rows, np.float32(kept - kept[0, 1]))
-
-
 @pytest.mark.parametrize('change, part', [
     ({'skeletons': [[[.1, .2, .3]] * 19]}, '(1, 19, 3)'), ({'skeletons': [[[.1, .2]] * 20, [[.1]]]}, 'damaged'),
     ({'skeletons': [[[.1, .2, '0.3']] * 20]}, 'numbers'), ({'skeletons': [[[.1, .2, np.nan]] * 20]}, 'not finite'),
-    ({'skeletons': [[[0, 1e300, 0]] * 20]}, 'too large'), ({'skeletons': []}, '(0,)'), ({'label': True}, '1..10'),
+    ({'skeletons': [[[0, 1e300, 0]] * 20]}, 'too large'), ({'label': True}, '1..10'),
     ({'skeletons': [[[0, 0, 0]] * 20] * 3}, 'zero'), ({'file_name': 'a02_s01_e00_v02'}, 'a02_s01_e00_v02')])
 def test_damaged_clips(clips, change, part):
     name = 'a02_s01_e00_v03'
@@ -138,17 +125,12 @@ def test_damaged_json(clips, tmp_path, capsys):
 
 def test_archives_that_cannot_be_used(clips, tmp_path, capsys):
     files = as_files(clips)
-
-    def refuse(raw, *parts):
-        assert_refused(capsys, tmp_path / 'out', prepare_nwucla, '--raw', raw, '--out', tmp_path / 'out', parts=parts)
-
-    (tmp_path / 'text.tar').write_text('not an archive\n' * 1000)
-    refuse(tmp_path / 'text.tar', 'text.tar', 'nor a complete zip or tar')
-    refuse(write_tar(tmp_path / 'empty.tar', [('a.txt', b'')]), 'empty.tar', 'no .json file')
-    refuse(write_tar(tmp_path / 'twice.tar', [*files.items(), *files.items()]), 'a01_s01', 'twice')
-    for suffix in ('.tar', '.tar.xz'):
-        path = write_tar(tmp_path / f'a{suffix}', files.items())
+    paths = [write_tar(tmp_path / f'a{suffix}', files.items()) for suffix in ('.tar', '.tar.xz')]
+    for path in paths:
         path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
-        refuse(path, path, 'nor a complete zip or tar')
     views = {name: content for name, content in files.items() if 'v03' not in name}
-    refuse(write_files(tmp_path / 'views', views), 'NWUCLA_XView: no test clip')
+    for raw, *parts in (*((path, path, 'nor a complete zip or tar') for path in paths),
+                        (write_tar(tmp_path / 'empty.tar', [('a.txt', b'')]), 'empty.tar', 'no .json file'),
+                        (write_tar(tmp_path / 'b.tar', [*files.items(), *files.items()]), 'a01_s01', 'twice'),
+                        (write_files(tmp_path / 'views', views), 'NWUCLA_XView: no test clip')):
+        assert_refused(capsys, tmp_path / 'out', prepare_nwucla, '--raw', raw, '--out', tmp_path / 'out', parts=parts)

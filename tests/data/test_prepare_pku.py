@@ -25,7 +25,6 @@ from tests.data.raw_files import (
     needs,
     read_folder,
     read_npz,
-    replace_line,
     run_command,
     unpack,
     write_files,
@@ -193,8 +192,7 @@ def test_zeros_are_tested_before_the_cut(raw, tmp_path, capsys):
 
 @pytest.mark.parametrize('name, text', [
     ('CROSS-SUBJECT.TXT', b'\xef\xbb\xbf' + SPLIT % (b' \t0003-M,\t0002-L', b'')),
-    ('Cross_Subject-v1.txt', (SPLIT % (b'0002-L ,0003-M, ', b'0002-M')).replace(b'\n', b'\r\n')),
-    ('cross_subject.txt', b'Trainingsvideos f\xfcr\n0002-L, 0003-M')])
+    ('cross_subject-v1.txt', b'Trainingsvideos f\xfcr\r\n0002-L ,0003-M, ')])
 def test_spellings_of_split_files(name, text, raw, tmp_path):
     (raw / 'cross-subject.txt').unlink()
     (raw / name).write_bytes(text)
@@ -217,9 +215,8 @@ def test_split_files_that_cannot_be_used(raw, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('change, line, part', [
-    (lambda text: text.replace(b'\n', b' 1\n'), 1, '151 fields'), (lambda text: b'1_0' + text[1:], 1, '1_0'),
-    (lambda text: replace_line(text, 6, b'-inf ' * 150), 6, 'not finite'), (lambda text: text[:-200], 8, 'fields'),
-    (lambda text: text + bytes(512), 9, 'printable ASCII'), (lambda text: b'\r\n \n', 1, '0 fields')])
+    (lambda text: text[:-200], 8, 'fields'), (lambda text: b'-inf' + text[text.index(b' '):], 1, 'not finite'),
+    (lambda text: b'1_0' + text[1:], 1, '1_0'), (lambda text: text + bytes(512), 9, 'printable ASCII')])
 def test_damaged_skeletons(change, line, part, raw, tmp_path, capsys):
     """0003-L has eight frames; the other videos are kept."""
     path = raw / 'skeleton/0003-L.txt'
@@ -230,18 +227,16 @@ def test_damaged_skeletons(change, line, part, raw, tmp_path, capsys):
     assert_skipped(capsys, raw, tmp_path / 'out', damaged, samples)
 
 
-@pytest.mark.parametrize('lines, damaged', [
-    ([b'class,start,end,confidence', b'7,1,3,1', b'7.0,3,6,1', b'52,3,6,1'], {1: 'class,start,end', 3: '7.0',
-                                                                             4: 'class 52'}),
-    ([b'\x00\xff\x80,1,2,3', b'7,7,9,1', b'7,5,2,1', b'1' * 5000 + b',1,6,1'], {1: 'x00', 3: '5 to 2', 4: '111'}),
-    ([b'', b'7,1,6,1\r', b' \t', b'7,9,10,1\r', b'8,1,6,2'], {4: 'frames 9 to 10'})])
-def test_damaged_labels(lines, damaged, raw, tmp_path, capsys):
+def test_damaged_labels(raw, tmp_path, capsys):
     """Only the damaged lines are left out; the others keep their names."""
+    lines = [b'class,start,end,confidence', b'7,1,3,1', b'', b'52,3,6,1', b'7,1,6,1\r', b'7,9,10,1', b'7,5,2,1',
+             b'1' * 5000 + b',1,6,1']
+    damaged = {1: 'class,start,end', 4: 'class 52', 6: 'frames 9 to 10', 7: '5 to 2', 8: '111'}
     path = raw / 'label/0003-L.txt'
     path.write_bytes(b'\n'.join(b'' if number in damaged else line for number, line in enumerate(lines, 1)))
     samples = list(read_samples(raw))
     path.write_bytes(b'\n'.join(lines))
-    listed = refused(capsys, raw, tmp_path / 'out', f'{len(damaged)} damaged', damaged=len(damaged))
+    listed = refused(capsys, raw, tmp_path / 'out', '5 damaged', damaged=5)
     for line, (number, part) in zip(listed, damaged.items(), strict=True):
         assert line.startswith(f'{path}: line {number}: ') and part in line and len(line) < len(str(path)) + 150
     assert_skipped(capsys, raw, tmp_path / 'out', listed, samples)
@@ -249,11 +244,9 @@ def test_damaged_labels(lines, damaged, raw, tmp_path, capsys):
 
 def test_missing_and_empty_files(raw, tmp_path, capsys):
     out = tmp_path / 'out'
-    write_files(raw, {'label/0003-L.txt': b' \t\n'})
-    assert refused(capsys, raw, out, 'label/0003-L.txt is empty', damaged=1)
     (raw / 'label/0003-L.txt').unlink()
-    write_files(raw, {'label/0001-R.txt': b'1,0,1,1'})
-    assert refused(capsys, raw, out, damaged=2) == [
+    write_files(raw, {'label/0003-M.txt': b' \t\n', 'label/0001-R.txt': b'1,0,1,1'})
+    assert refused(capsys, raw, out, 'label/0003-M.txt is empty', damaged=3)[:2] == [
         f'{raw}/skeleton/0003-L.txt: there is no label/0003-L.txt',
         f'{raw}/label/0001-R.txt: there is no skeleton/0001-R.txt']
     refused(capsys, raw / 'absent', out, raw / 'absent/skeleton', 'does not exist', '--raw')
