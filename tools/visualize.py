@@ -5,7 +5,7 @@ python tools/visualize.py --checkpoint mamp.pth --compare mae.pth --clip 250 --h
 python tools/visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-last.pth --data_path a.json --gif clip.gif
 """
 
-import argparse
+import os
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections import Counter
@@ -33,7 +33,7 @@ from util.weights import rebuild_model
 INPUTS = {'joint': 'joint positions', 'bone': 'bones', 'velocity': 'velocities'}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', required=True, help='checkpoint of any stage; only pre-training predicts '
                                                             'motion')
@@ -134,12 +134,15 @@ def open_all(args: Namespace) -> tuple[OpenModel, list[ModelClip]]:
     return opened, [clip._replace(layout=layout) for clip in clips]
 
 
+def is_checkpoint(path: str) -> bool:
+    return Path(path).suffix.lower() == '.pth'
+
+
 def compared_scenes(args: Namespace) -> list[dict]:
     """Return the scenes of --compare: the same clips with another checkpoint, or the first clip of a recording."""
     if not args.compare:
         return []
-    is_checkpoint = Path(args.compare).suffix.lower() == '.pth'
-    changes = {'checkpoint': args.compare} if is_checkpoint else {'data_path': args.compare, 'clip': [0]}
+    changes = {'checkpoint': args.compare} if is_checkpoint(args.compare) else {'data_path': args.compare, 'clip': [0]}
     opened, clips = open_all(Namespace(**vars(args) | {'gif': None, 'block': None, 'head': None} | changes))
     return [clip_scene(opened, clip, args.seed) for clip in clips]
 
@@ -148,13 +151,15 @@ def make_page(args: Namespace, opened: OpenModel, clips: list[ModelClip], query:
     """Write the page of --html, with the clip, block, head and query of the options selected."""
     scenes = [clip_scene(opened, clip, args.seed) for clip in clips]
     others = compared_scenes(args)
-    if others and others[0]['title'] == scenes[0]['title']:
-        for scene, path in zip(scenes + others, len(scenes) * [args.checkpoint] + len(others) * [args.compare],
-                               strict=True):
-            scene['name'] += f' – {printable(path)}'
+    if args.compare and is_checkpoint(args.compare):      # the same clips: what differs in the paths tells them apart
+        folder = os.path.commonpath([Path(path).absolute().parent for path in (args.checkpoint, args.compare)])
+        for group, path in ((scenes, args.checkpoint), (others, args.compare)):
+            for scene in group:
+                scene['name'] = f'{printable(os.path.relpath(path, folder))}: {scene["title"]}'
     start = {name: value for name, value in (('block', args.block), ('head', args.head)) if value is not None}
     if others:
         start['beside'] = len(scenes)
+    start['frame'] = scenes[0]['u'] * (query[1] if query else scenes[0]['busiest']) + scenes[0]['u'] // 2
     if query:
         start |= {'query': dict(zip(('joint', 'segment'), query, strict=True)), 'map': 'attention'}
     write_page(args.html, f'MAMP: {scenes[0]["title"]}', scenes + others, start | {'body': args.body})

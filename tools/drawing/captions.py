@@ -84,8 +84,8 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
     numbers = f' Mean squared error {metrics["loss"]:.4f}; always predicting zero has {metrics["loss_zero"]:.4f}.'
     if 'r' in metrics:
         numbers += f' Correlation of predicted and true values {metrics["r"]:.3f}.'
-    return verdict + numbers + (' Values are normalised within each joint-segment, as in training.'
-                                if is_normalised else '')
+    note = ' Values are normalised within each joint-segment, as in training.' if is_normalised else ''
+    return (verdict + numbers + note).replace('-0', '−0')
 
 
 def mask_table(masks: list[dict]) -> list[list[str]]:
@@ -94,7 +94,7 @@ def mask_table(masks: list[dict]) -> list[list[str]]:
     for ratio in sorted({mask['ratio'] for mask in masks}):
         pairs = [[mask for mask in masks if (mask['ratio'], mask['aware']) == (ratio, aware)]
                  for aware in (True, False)]
-        rows.append([f'{100 * ratio:.0f} % masked', *(
-            f'{100 * np.mean([mask["moving"] for mask in group]):.0f} % of motion, '
-            f'R² {np.mean([mask["metrics"].get("r2", 0) for mask in group]):.2f}' for group in pairs)])
+        means = [np.mean([(mask['moving'], mask['metrics'].get('r2', 0)) for mask in group], axis=0) for group in pairs]
+        rows.append([f'{100 * ratio:.0f} % masked', *(f'{100 * moving:.0f} % of motion, R² {r2:.2f}'.replace('-', '−')
+                                                      for moving, r2 in means)])
     return rows

@@ -9,13 +9,14 @@ const RATE = 30;            // frames a second at speed 1, that of the Kinect
 const TIMELINE = ['#e69f00', '#56b4e9', '#009e73', '#f0e442', '#cc79a7', '#d55e00', '#b0b0b0'];
 const state = {
   scene: 0, beside: -1, focus: 0, frame: 0, playing: false, speed: 1, yaw: 0, pitch: 0.12, zoom: 1, overlay: 'arrows',
-  map: 'intensity', body: 0, mask: 0, block: -1, head: -1,      // block -1: the last one; head -1: mean of all
-  hover: null, query: null,                                     // {joint, segment}
+  map: 'intensity', body: 0, mask: 0, hover: null, query: null,     // hover and query: {joint, segment}
+  block: -1, head: -1,                                              // block -1: the last one; head -1: mean of all
 };
 const CHOICES = ['scene', 'beside', 'focus', 'map', 'body', 'mask', 'block', 'head', 'speed', 'overlay'];
 const palette = {};
 const element = id => document.getElementById(id);
 const range = count => [...Array(count).keys()];
+const within = (value, least, most) => Math.max(least, Math.min(value, most));
 
 // ---- data -----------------------------------------------------------------------------------------------------------
 
@@ -87,8 +88,8 @@ function attentionMap(scene) {
   const queries = query ? [query.segment * scene.joints.length + query.joint] : range(count);
   for (const one of heads) queries.forEach(i => addAttention(scene, part + one, i, sum));
   const multiple = count / (heads.length * queries.length);
-  Object.assign(scene, {attentionKey: key, attentionMap: sum.map(value => value * multiple)});
-  return scene.attentionMap;
+  scene.attentionKey = key;
+  return scene.attentionMap = sum.map(value => value * multiple);
 }
 
 /** Add softmax(q kᵀ) of one query to `sum` (L). `part` numbers block, body and head; `scale` undoes the rounding. */
@@ -108,13 +109,13 @@ function addAttention(scene, part, query, sum) {
 // ---- drawing --------------------------------------------------------------------------------------------------------
 
 function readPalette() {
-  const style = getComputedStyle(document.documentElement);
-  for (const name of ['panel', 'ink', 'soft', 'line', 'bone', 'floor', 'visible', 'masked', 'predicted', 'intensity',
-    'error', 'attention', 'low', 'high']) palette[name] = style.getPropertyValue(`--${name}`).trim();
+  const style = getComputedStyle(document.documentElement), names = [...document.styleSheets[0].cssRules[0].style];
+  for (const name of names) palette[name.replace('--', '')] = style.getPropertyValue(name).trim();
 }
 
 /** The colour of a share (0 to 1) on a scale from the ground over a hue towards ink. */
 function shade(hue, share) {
+  if (hue === 'mask') return share ? palette.masked : palette.visible;
   const place = within(share, 0, 1) * 1.7, i = place < 1 ? 0 : 1;     // ends before ink, for frames
   const [from, to] = [palette.low, palette[hue], palette.high].slice(i, i + 2)
     .map(hex => [1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16)));
@@ -157,12 +158,6 @@ function circle(context, [x, y], radius, colour, fill) {
   context.stroke();
 }
 
-function write(context, text, x, y, colour, most) {
-  Object.assign(context, {font: '13px system-ui', strokeStyle: palette.panel, lineWidth: 4, fillStyle: colour});
-  context.strokeText(text, x, y, most);
-  context.fillText(text, x, y, most);
-}
-
 // ---- player ---------------------------------------------------------------------------------------------------------
 
 /** Views of the scenes shown, side by side; `project` turns a point in metres about the middle and gives its pixels. */
@@ -180,7 +175,7 @@ function makeViews(width, height) {
       const near = scale * far / (far - (y - y0) * Math.sin(state.pitch) - depth * Math.cos(state.pitch));
       return [(i + 0.5) * panel + across * near, height / 2 - up * near];
     };
-    return {scene, t, project, left: i * panel, width: panel, x0, z0};
+    return {scene, t, project, left: i * panel, width: panel, x0, z0, dots: []};
   });
 }
 
@@ -196,7 +191,6 @@ function drawPlayer() {
     for (const body of range(view.scene.bodies)) {
       if (view.scene.present[body * view.scene.frames + view.t]) drawBody(context, view, body);
     }
-    if (state.views.length > 1) write(context, view.scene.name, view.left + 10, 16, palette.soft, view.width - 20);
     context.restore();
   }
   if (state.views.length > 1) line(context, [width / 2, 0], [width / 2, height], palette.line, 1);
@@ -211,12 +205,13 @@ function drawFloor(context, {scene, project, x0, z0}) {
   }
 }
 
-function drawBody(context, {scene, t, project}, body) {
+function drawBody(context, {scene, t, project, dots}, body) {
   const read = array => scene.joints.map((_, joint) => vector(scene, array, body, t, joint));
   const points = read(scene.pose), pixels = points.map(project);
   const bones = (ends, colour, width) =>
     scene.parents.forEach((parent, joint) => line(context, ends[joint], ends[parent], colour, width));
   bones(pixels, palette.bone, 3);
+  dots.push(...pixels.map(([x, y], joint) => ({x, y, joint, body})));
   if (scene.masks && state.overlay === 'path' && scene.lag !== null) {
     bones(read(predictedPath(scene)).map(project), palette.predicted, 2);
   }
@@ -228,10 +223,13 @@ function drawBody(context, {scene, t, project}, body) {
       arrow(context, pixels[one.joint], tip(one.joint, one.pred), palette.predicted, 2);
     }
   }
-  for (const [cell, colour] of [[state.query, palette.predicted], [state.hover, palette.ink]]) {
+  for (const [cell, colour] of [[state.hover, palette.ink], [state.query, palette.predicted]]) {
     if (!pixels[cell?.joint] || body !== currentBody(scene)) continue;
-    circle(context, pixels[cell.joint], 11, colour);
-    write(context, scene.joints[cell.joint], pixels[cell.joint][0] + 15, pixels[cell.joint][1] - 8, palette.ink);
+    const [x, y] = pixels[cell.joint], label = [scene.joints[cell.joint], x + 15, y - 8];
+    circle(context, [x, y], 11, colour);
+    Object.assign(context, {font: '13px system-ui', strokeStyle: palette.panel, lineWidth: 4, fillStyle: palette.ink});
+    context.strokeText(...label);
+    context.fillText(...label);
   }
 }
 
@@ -262,9 +260,9 @@ function drawMap(scene) {
   const {context, width} = fit(canvas), wide = (width - left) / scene.segments;
   // The last colour begins at a quantile, so that a few outliers do not make the rest pale.
   Object.assign(state, {grid: {left, wide, high}, limit: values.toSorted()[Math.floor(values.length * 0.99)] || 1});
-  const frame = ({segment, joint}, inset, colour, lineWidth) => {
+  const frame = ({segment, joint}, inset, colour, lineWidth, rows = 1) => {
     Object.assign(context, {strokeStyle: colour, lineWidth});
-    context.strokeRect(left + segment * wide + inset, joint * high + inset, wide - 2 * inset, high - 2 * inset);
+    context.strokeRect(left + segment * wide + inset, joint * high + inset, wide - 2 * inset, rows * high - 2 * inset);
   };
   for (const joint of range(names.length)) {
     const isMarked = [state.hover, state.query].some(cell => cell?.joint === joint);
@@ -272,32 +270,28 @@ function drawMap(scene) {
       fillStyle: isMarked ? palette.ink : palette.soft});
     context.fillText(names[joint], left - 7, (joint + 0.5) * high, left - 9);
     for (const segment of range(scene.segments)) {
-      const masked = isMasked(scene, body, segment, joint), value = values[segment * names.length + joint];
-      context.fillStyle = state.map === 'mask' ? palette[masked ? 'masked' : 'visible'] :
-        shade(state.map, value / state.limit);
+      context.fillStyle = shade(state.map, values[segment * names.length + joint] / state.limit);
       context.fillRect(left + segment * wide + 0.5, joint * high + 0.5, wide - 1, high - 1);
-      if (hasFrames && !masked) frame({segment, joint}, 2, palette.visible, 2);
+      if (hasFrames && !isMasked(scene, body, segment, joint)) frame({segment, joint}, 2, palette.visible, 2);
     }
   }
   Object.assign(context, {fillStyle: palette.soft, font: '11px system-ui', textAlign: 'center'});
   for (let segment = 0; segment < scene.segments; segment += 5) {
     context.fillText(segment, left + (segment + 0.5) * wide, names.length * high + 10);
   }
-  Object.assign(context, {strokeStyle: palette.ink, lineWidth: 1.5});       // the segment of the frame
-  context.strokeRect(left + segmentAt(scene, shownFrame(scene)) * wide, 0.75, wide, names.length * high - 1.5);
-  if (state.query) frame(state.query, 0, palette.predicted, 3);
+  frame({segment: segmentAt(scene, shownFrame(scene)), joint: 0}, 0, palette.ink, 1.5, names.length);
   if (state.hover) frame(state.hover, 0, palette.ink, 2.5);
+  if (state.query) frame(state.query, 0, palette.predicted, 3);
 }
 
 /** Describe the map and its scale. */
 function describeMap(scene) {
-  const {limit, map, query} = state, isMask = map === 'mask', {unit, text} = scene.maps[map];
+  const {limit, map, query} = state, {unit, text} = scene.maps[map], isMask = map === 'mask';
+  const which = query ? `Where ${scene.joints[query.joint]}, segment ${query.segment}, attends. ` : 'Mean of queries. ';
+  element('ramp').style.background = `linear-gradient(90deg, ${[0, 0.3, 0.6, 1].map(share => shade(map, share))})`;
   element('low').textContent = isMask ? 'visible' : '0';
   element('high').textContent = isMask ? 'masked' : `${limit.toFixed(limit < 10 ? 1 : 0)} ${unit} or more`;
-  element('ramp').style.background = `linear-gradient(90deg, ${isMask ?
-    `${palette.visible} 50%, ${palette.masked} 50%` : [0, 0.3, 0.6, 1].map(share => shade(map, share))})`;
-  const asked = query ? `Where ${scene.joints[query.joint]} in segment ${query.segment} attends.` : 'Mean over all queries.';
-  element('explanation').textContent = map === 'attention' ? `${asked} ${text}` : text;
+  element('explanation').textContent = (map === 'attention' ? which : '') + text;
 }
 
 /** Describe the cell pointed at or selected. */
@@ -322,8 +316,8 @@ function setUp() {
   if (scene.u && !scene.maps[state.map]) state.map = 'intensity';
   const isAttention = state.map === 'attention', titles = scenes.map((one, i) => [i, one.name]);
   const isFor = {attention: scene.u && isAttention, plain: mask && !isAttention, bodies: scene.bodies > 1, map: scene.u,
-    masks: mask, frames: mask && 'intensity error'.includes(state.map), classes: scene.windows, timeline: scene.timeline,
-    scenes: scenes.length > 1, beside: state.beside >= 0};
+    masks: mask, frames: mask && 'intensity error'.includes(state.map), classes: scene.windows,
+    timeline: scene.timeline, scenes: scenes.length > 1, beside: state.beside >= 0};
   for (const one of document.querySelectorAll('[data-for]')) one.hidden = !isFor[one.dataset.for];
   const choices = {scene: titles, beside: [[-1, 'nothing'], ...titles], focus: [[0, 'left'], [1, 'right']],
     map: Object.entries(scene.maps ?? {}).map(([name, {title}]) => [name, title]), body: numbers(scene.bodies),
@@ -333,11 +327,12 @@ function setUp() {
     element(id).replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
     element(id).value = {block: currentBlock(scene), body: currentBody(scene)}[id] ?? state[id];
   }
-  for (const name of ['title', 'intro', 'kept', 'predicted']) element(name).textContent = scene[name] ?? '';
-  for (const name of ['facts', 'table']) element(name).innerHTML = scene[name] ?? '';       // escaped by page.py
-  element('masked').textContent = mask?.text ?? '';
-  element('good').textContent = shownScenes().filter(one => one.masks).map((one, _, all) =>
-    (all.length > 1 ? `${one.name}: ` : '') + currentMask(one).quality).join(' ');
+  const texts = {...scene, masked: mask?.text};
+  for (const name of ['title', 'intro', 'kept', 'masked', 'predicted']) element(name).textContent = texts[name] ?? '';
+  for (const name of ['facts', 'table']) element(name).innerHTML = texts[name] ?? '';       // escaped by page.py
+  element('good').textContent = shownScenes().map((one, i, all) => one.masks &&
+    (all.length > 1 ? `${['Left', 'Right'][i]}: ` : '') + currentMask(one).quality).filter(Boolean).join('\n');
+  [element('left').textContent, element('right').textContent] = [...shownScenes(), {name: ''}].map(one => one.name);
   element('frame').max = scenes[state.scene].frames - 1;
   element('timeline').replaceChildren(...makeTimeline(scene));
   state.place = undefined;
@@ -349,7 +344,8 @@ function makeTimeline(scene) {
   const share = frames => `${100 * frames / scene.frames}%`;
   return timeline.map(one => {
     const name = scene.classes[one.label], button = document.createElement('button');
-    Object.assign(button, {type: 'button', textContent: name, segment: one, onclick: () => change({frame: one.start}),
+    Object.assign(button, {type: 'button', segment: one, onclick: () => change({frame: one.start}),
+      textContent: one.end - one.start > 0.03 * scene.frames ? name : '',
       title: `${name}: ${clock(one.start)} to ${clock(one.end)}, probability ${one.probability.toFixed(2)}`});
     Object.assign(button.style, {left: share(one.start), width: share(one.end - one.start), color: '#111',
       background: TIMELINE[labels.indexOf(one.label) % TIMELINE.length]});
@@ -366,10 +362,9 @@ function showClasses(scene) {
     + (scene.label === null ? '' : ` True class: ${scene.classes[scene.label]}.`);
   element('top').replaceChildren(...(place?.top ?? []).map(([index, probability]) => {
     const item = document.createElement('li');
-    item.innerHTML = '<span></span><b></b><span></span>';
-    item.children[0].textContent = scene.classes[index] + (index === scene.label ? ' (true)' : '');
-    item.children[1].style.width = `${100 * probability}%`;
-    item.children[2].textContent = `${(100 * probability).toFixed(1)} %`;
+    const percent = (100 * probability).toFixed(1);
+    item.innerHTML = `<span></span><b style="width: ${percent}%"></b><span>${percent} %</span>`;
+    item.firstChild.textContent = scene.classes[index] + (index === scene.label ? ' (true)' : '');
     return item;
   }));
   for (const one of element('timeline').children) {
@@ -381,7 +376,7 @@ const clock = frame => `${Math.floor(frame / RATE / 60)}:${(frame / RATE % 60).t
 
 /** Draw what depends on the frame or the pointer. */
 function render() {
-  const scene = focused(), t = shownFrame(scenes[state.scene]), {hover} = state;
+  const scene = focused(), t = shownFrame(scenes[state.scene]), {hover} = state, share = 100 / scene.segments;
   if (scene.u) {
     drawMap(scene);
     describeMap(scene);
@@ -393,8 +388,7 @@ function render() {
   element('play').textContent = state.playing ? 'Pause' : 'Play';
   element('time').textContent = `frame ${t} of ${scenes[state.scene].frames} · ${clock(t)}`;
   element('mark').hidden = !hover;
-  const share = count => `${100 * count / scene.segments}%`;
-  if (hover) Object.assign(element('mark').style, {left: share(hover.segment), width: share(1)});
+  if (hover) Object.assign(element('mark').style, {left: `${hover.segment * share}%`, width: `${share}%`});
 }
 
 function change(values) {
@@ -418,7 +412,6 @@ function toggle() {
   requestAnimationFrame(play);
 }
 
-const within = (value, least, most) => Math.max(least, Math.min(value, most));
 const turn = (across, up) => change({yaw: state.yaw - across, pitch: within(state.pitch + up, -1.5, 1.5)});
 const zoom = factor => change({zoom: within(state.zoom * factor, 0.3, 8)});
 const step = count => change({playing: false, hover: null,
@@ -429,18 +422,17 @@ function select(cell) {
   if (focused().u) change(cell ? {query: cell, map: 'attention'} : {query: null, hover: null});
 }
 
+/** Point at a joint-segment; one of another body selects that body. */
 function point(hover) {
-  if (hover || state.hover) change({hover, ...hover?.body !== undefined && hover.body !== state.body && {body: hover.body}});
+  const body = hover?.body ?? state.body;
+  if (hover || state.hover) change(body === state.body ? {hover} : {hover, body});
 }
 
 /** The joint within 16 pixels of a point of the player, in the scene that the map belongs to. */
 function jointAt(x, y) {
-  const near = state.views.filter(view => view.scene === focused() && view.scene.u).flatMap(({scene, t, project}) =>
-    range(scene.bodies).flatMap(body => scene.joints.map((_, joint) => {
-      const [px, py] = project(vector(scene, scene.pose, body, t, joint));
-      return {joint, body, segment: segmentAt(scene, t), frame: t, distance: Math.hypot(px - x, py - y)};
-    })));
-  return near.filter(one => one.distance < 16).sort((a, b) => a.distance - b.distance)[0] ?? null;
+  const {scene, t, dots} = state.views[state.focus] ?? state.views[0], far = dot => Math.hypot(dot.x - x, dot.y - y);
+  const [near] = dots.filter(dot => scene.u && far(dot) < 16).sort((a, b) => far(a) - far(b));
+  return near ? {joint: near.joint, body: near.body, segment: segmentAt(scene, t), frame: t} : null;
 }
 
 function cellAt(x, y) {
@@ -448,35 +440,36 @@ function cellAt(x, y) {
   return segment >= 0 && segment < focused().segments && joint < focused().joints.length ? {joint, segment} : null;
 }
 
-function listenToPointer(player, cells) {
-  let drag = null;
-  player.onpointerdown = event => {
-    drag = {x: event.offsetX, y: event.offsetY, length: 0};
-    player.setPointerCapture(event.pointerId);
-  };
-  player.onpointermove = ({offsetX: x, offsetY: y}) => {
-    if (!drag) return state.playing || point(jointAt(x, y));
-    const [across, up] = [x - drag.x, y - drag.y];
-    drag = {x, y, length: drag.length + Math.hypot(across, up)};
-    return turn(across * 0.01, up * 0.01);
-  };
-  player.onpointerup = ({offsetX: x, offsetY: y}) => {
-    const cell = drag?.length < 4 && jointAt(x, y);
-    drag = null;
-    if (cell) select(cell);
-  };
-  player.addEventListener('wheel', event => {
-    event.preventDefault();
-    zoom(Math.exp(-event.deltaY * 0.001));
-  }, {passive: false});
-  cells.onpointermove = event => point(cellAt(event.offsetX, event.offsetY));
-  cells.onclick = event => select(cellAt(event.offsetX, event.offsetY));
-  player.onpointerleave = cells.onpointerleave = () => point(null);
-}
+const player = element('player'), cells = element('cells');
+let drag = null;
+player.onpointerdown = event => {
+  drag = {x: event.offsetX, y: event.offsetY, length: 0};
+  player.setPointerCapture(event.pointerId);
+};
+player.onpointermove = ({offsetX: x, offsetY: y}) => {
+  if (!drag) return state.playing || point(jointAt(x, y));
+  const [across, up] = [x - drag.x, y - drag.y];
+  drag = {x, y, length: drag.length + Math.hypot(across, up)};
+  return turn(across * 0.01, up * 0.01);
+};
+player.onpointerup = ({offsetX: x, offsetY: y}) => {
+  const cell = drag?.length < 4 && jointAt(x, y);
+  drag = null;
+  if (cell) select(cell);
+};
+player.onpointercancel = () => drag = null;       // the browser scrolls instead
+player.onwheel = event => {
+  event.preventDefault();
+  zoom(Math.exp(-event.deltaY * 0.001));
+};
+cells.onpointermove = event => point(cellAt(event.offsetX, event.offsetY));
+cells.onclick = event => select(cellAt(event.offsetX, event.offsetY));
+player.onpointerleave = cells.onpointerleave = cells.onblur = () => point(null);
 
 /** Keys of the whole page, of the player and of the map; controls keep their own. */
-function pressKey(event) {
-  const {key, target} = event, isControl = /^(SELECT|INPUT|BUTTON|SUMMARY)$/.test(target.tagName);
+document.onkeydown = event => {
+  const {key, target} = event, isControl = /^(SELECT|INPUT|BUTTON|SUMMARY)$/.test(target.tagName)
+    && !(key === ' ' && target.id === 'frame');
   const [x, y] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[key] ?? [0, 0];
   if (isControl || event.ctrlKey || event.altKey || event.metaKey) return;
   if (key === ' ') toggle();
@@ -492,19 +485,15 @@ function pressKey(event) {
   } else if (x) step(x);
   else return;
   event.preventDefault();
-}
+};
 
 for (const id of CHOICES) {
-  element(id).onchange = ({target: {value}}) => {
-    const isOther = ['scene', 'beside', 'focus'].includes(id);      // a cell of one scene need not exist in another
-    change({[id]: Number.isNaN(Number(value)) ? value : Number(value), ...isOther && {hover: null, query: null}});
-  };
+  element(id).onchange = ({target: {value}}) => change({      // a cell of one scene need not exist in another
+    query: /scene|beside|focus/.test(id) ? null : state.query, [id]: isNaN(value) ? value : Number(value)});
 }
 element('play').onclick = toggle;
 element('reset').onclick = () => change({yaw: 0, pitch: 0.12, zoom: 1});
 element('frame').oninput = event => change({frame: Number(event.target.value), hover: null, playing: false});
-document.onkeydown = pressKey;
-listenToPointer(element('player'), element('cells'));
 window.onresize = render;
 window.matchMedia('(prefers-color-scheme: dark)').onchange = () => render(readPalette());
 readPalette();

@@ -105,7 +105,8 @@ def clip_scene(opened: OpenModel, clip: Clip, seed: int = 0) -> dict:
         attention = attention_fields(model, bodies[kept])
         scene = pose_fields(pose[kept], clip.layout, clip.title, settings.get('keypoints') == '2d') | {
             'intro': captions.INTRO['encoder'], 'facts': table(opened.facts), 'u': model.t_patch_size,
-            'segments': model.num_segments, 'intensity': pack(100 * intensity, 'float16'), 'attention': attention,
+            'segments': model.num_segments, 'busiest': int(intensity.mean(axis=(0, 2)).argmax()),
+            'intensity': pack(100 * intensity, 'float16'), 'attention': attention,
             'blocks': len(model.blocks), 'heads': model.blocks[0].attn.num_heads,
             'maps': captions.maps(clip.unit), 'kept': captions.kept(RANK, attention['difference'])}
         if isinstance(model, MAMP):
