@@ -151,11 +151,12 @@ def make_page(args: Namespace, opened: OpenModel, clips: list[ModelClip], query:
     """Write the page of --html, with the clip, block, head and query of the options selected."""
     scenes = [clip_scene(opened, clip, args.seed) for clip in clips]
     others = compared_scenes(args)
-    if args.compare and is_checkpoint(args.compare):      # the same clips: what differs in the paths tells them apart
+    if args.compare and is_checkpoint(args.compare):      # the same clips: the paths tell them apart
         folder = os.path.commonpath([Path(path).absolute().parent for path in (args.checkpoint, args.compare)])
         for group, path in ((scenes, args.checkpoint), (others, args.compare)):
             for scene in group:
-                scene['name'] = f'{printable(os.path.relpath(path, folder))}: {scene["title"]}'
+                name = printable(os.path.relpath(path, folder))
+                scene['name'] = name + (f': {scene["title"]}' if len(scenes) > 1 else '')
     start = {name: value for name, value in (('block', args.block), ('head', args.head)) if value is not None}
     if others:
         start['beside'] = len(scenes)

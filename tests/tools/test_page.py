@@ -198,7 +198,7 @@ def test_two_checkpoints_side_by_side(driver, tmp_path):
     options += [str(tmp_path / 'b.pth'), '--html', str(tmp_path / 'p.html')]
     assert tools.visualize.main(options) == 0 and os.path.getsize(tmp_path / 'p.html') < 200_000
     opened = Page(driver, tmp_path / 'p.html')
-    assert opened.js('state.views.length') == 2 and opened.text('left') == 'a.pth: walk.npy'
+    assert opened.js('state.views.length') == 2 and opened.text('left') == 'a.pth'
     assert driver.find_element('id', 'answers').is_displayed()
     driver.find_element('css selector', '#focus option[value="1"]').click()
     assert driver.find_element('id', 'classes').is_displayed()

@@ -6,7 +6,6 @@
 'use strict';
 
 const RATE = 30;            // frames a second at speed 1, that of the Kinect
-const TIMELINE = ['#e69f00', '#56b4e9', '#009e73', '#f0e442', '#cc79a7', '#d55e00', '#b0b0b0'];
 const state = {
   scene: 0, beside: -1, focus: 0, frame: 0, playing: false, speed: 1, yaw: 0, pitch: 0.12, zoom: 1, overlay: 'arrows',
   map: 'intensity', body: 0, mask: 0, hover: null, query: null,     // hover and query: {joint, segment}
@@ -340,15 +339,14 @@ function setUp() {
 
 /** A button for each segment of the timeline of labels, which jumps to its first frame. */
 function makeTimeline(scene) {
-  const timeline = scene.timeline ?? [], labels = [...new Set(timeline.map(one => one.label))];
   const share = frames => `${100 * frames / scene.frames}%`;
-  return timeline.map(one => {
+  return (scene.timeline ?? []).map(one => {
     const name = scene.classes[one.label], button = document.createElement('button');
     Object.assign(button, {type: 'button', segment: one, onclick: () => change({frame: one.start}),
       textContent: one.end - one.start > 0.03 * scene.frames ? name : '',
       title: `${name}: ${clock(one.start)} to ${clock(one.end)}, probability ${one.probability.toFixed(2)}`});
-    Object.assign(button.style, {left: share(one.start), width: share(one.end - one.start), color: '#111',
-      background: TIMELINE[labels.indexOf(one.label) % TIMELINE.length]});
+    Object.assign(button.style, {left: share(one.start), width: share(one.end - one.start),
+      background: scene.colours[one.label]});
     return button;
   });
 }
@@ -363,7 +361,8 @@ function showClasses(scene) {
   element('top').replaceChildren(...(place?.top ?? []).map(([index, probability]) => {
     const item = document.createElement('li');
     const percent = (100 * probability).toFixed(1);
-    item.innerHTML = `<span></span><b style="width: ${percent}%"></b><span>${percent} %</span>`;
+    item.innerHTML = `<span></span><b></b><span>${percent} %</span>`;
+    Object.assign(item.children[1].style, {width: `${percent}%`, background: scene.colours?.[index]});
     item.firstChild.textContent = scene.classes[index] + (index === scene.label ? ' (true)' : '');
     return item;
   }));

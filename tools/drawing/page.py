@@ -33,10 +33,12 @@ from tools.drawing.analysis import (
 from tools.drawing.animation import arrow_scale
 from tools.drawing.pictures import side_view, write
 from tools.recordings import Prediction, timeline
+from util.errors import printable
 
 RATIOS, SEEDS, TAU = (0.5, 0.75, 0.9), 2, 0.8       # of the masks computed beforehand, besides those of training
 RANK = 6        # of the attention scores kept: 1.5 MB for 8 blocks of 8 heads and two bodies of 750 tokens
 TOP = 5         # classes listed
+COLOURS = '#e69f00', '#56b4e9', '#009e73', '#f0e442', '#cc79a7', '#d55e00', '#b0b0b0'     # of labels, repeated
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,16 @@ def recording_scene(prediction: Prediction, names: list[str], layout: Layout, fa
     pose = recording.frames.transpose(1, 0, 2, 3)                                           # (M, T, V, 3)
     if recording.planar:        # the third number is a score; drawn in the plane z = 0
         pose = pose * np.array([1, 1, 0], pose.dtype)
+    segments = timeline(prediction.windows, prediction.scores)
+    labels = dict.fromkeys(segment.label for segment in segments)       # in order of appearance
     windows = [place._asdict() | {'top': top_classes(scores)}
                for place, scores in zip(prediction.windows, prediction.scores, strict=True)]
-    return pose_fields(pose[distinct_bodies(pose)], layout, recording.title, recording.planar) | {
+    title = recording.path.name + (f', {recording.member}' if recording.member is not None else '')
+    return pose_fields(pose[distinct_bodies(pose)], layout, printable(title), recording.planar) | {
         'intro': captions.INTRO['recording'], 'facts': table(facts), 'classes': names, 'label': recording.label,
         'windows': windows, 'kept': captions.INTRO['frames'],
-        'timeline': [segment._asdict() for segment in timeline(prediction.windows, prediction.scores)]}
+        'timeline': [segment._asdict() for segment in segments],
+        'colours': {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
