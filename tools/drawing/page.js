@@ -497,3 +497,4 @@ window.onresize = render;
 window.matchMedia('(prefers-color-scheme: dark)').onchange = () => render(readPalette());
 readPalette();
 change({scene: 0, ...start});
+element('opened').textContent = `This page was drawn ${(performance.now() / 1000).toFixed(1)} s after it was opened.`;

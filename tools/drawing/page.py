@@ -169,8 +169,8 @@ def prediction_fields(predictions: list[MotionPrediction]) -> dict:
 def attention_fields(model: SkeletonEncoder, bodies: torch.Tensor) -> dict:
     """Return the attention of every block and head for bodies (M, T, V, C), with nothing masked.
 
-    Scores q kᵀ / √E are kept as a product of int8 factors of rank RANK, from which the page computes softmax; the
-    weights themselves would take 36 MB in float32 for a body of 750 tokens. `difference` is the share of a query's
+    Scores q kᵀ / √E are kept as a product of int8 factors of rank RANK, from which the page computes softmax: 8
+    blocks of 8 heads have 36 million weights for a body of 750 tokens. `difference` is the share of a query's
     attention that this moves to other keys, mean over queries and heads, for each block.
     """
     tokens, blocks = model.embed(bodies), []
