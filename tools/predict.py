@@ -36,6 +36,7 @@ from util.errors import Parser, UserError, printable, run_main
 from util.files import atomic_write, check_outputs
 from util.options import COUNT, POSITIVE, text
 
+PAGE_MOST = 20      # recordings on a page
 COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
@@ -101,6 +102,18 @@ def write(target: str, content: str) -> None:
         return
     with atomic_write(target) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
         file.write(content)
+
+
+def write_entries(args: argparse.Namespace, entries: list[dict], unreadable: list[dict],
+                  recogniser: Recogniser) -> None:
+    """Write the files of --json and --csv, if requested."""
+    content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
+               'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
+               'recordings': entries, 'unreadable': unreadable}
+    if args.json:
+        write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+    if args.csv:
+        write(args.csv, to_csv(entries))
 
 
 def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
@@ -183,23 +196,19 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
             predictions.append(prediction._replace(recording=blank))
         if recogniser.class_names is not None:
             entries.append(to_entry(prediction, recogniser.class_names, args))
-            if args.html:
+            if args.html and len(scenes) < PAGE_MOST:
                 scenes.append(to_scene(prediction, recogniser, args))
             if prints_text:
                 print(to_text(entries[-1]), flush=True)
     unreadable = [{'file': printable(path), 'reason': printable(str(error))} for path, error in failures]
-    content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
-               'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
-               'recordings': entries, 'unreadable': unreadable}
-    if args.json:
-        write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
-    if args.csv:
-        write(args.csv, to_csv(entries))
+    write_entries(args, entries, unreadable, recogniser)
     if predictions:
         write_features(args.features, predictions, args.window is not None, recogniser)
+    notes = assumption_notes(assumptions, len(sizes)) + size_note(sizes)
     if scenes:
         write_page(args.html, f'MAMP: {scenes[0]["title"]}', scenes)
-    notes = assumption_notes(assumptions, len(sizes)) + size_note(sizes)
+        if len(entries) > len(scenes):
+            notes = [*notes, f'note: {args.html} has the first {len(scenes)} of {len(entries)} recordings']
     print(f'{count:,} {"windows" if args.window else "clips"} in {time.perf_counter() - start:.1f} s on '
           f'{recogniser.device}', *notes, sep='\n', file=sys.stderr)
     for failure in unreadable:

@@ -16,6 +16,7 @@ const palette = {};
 const element = id => document.getElementById(id);
 const range = count => [...Array(count).keys()];
 const within = (value, least, most) => Math.max(least, Math.min(value, most));
+const clock = frame => `${Math.floor(frame / RATE / 60)}:${(frame / RATE % 60).toFixed(1).padStart(4, '0')}`;
 
 // ---- data -----------------------------------------------------------------------------------------------------------
 
@@ -42,11 +43,11 @@ const currentBlock = scene => state.block < 0 ? scene.blocks - 1 : Math.min(stat
 
 const segmentAt = (scene, t) => Math.floor(t / scene.u);
 
-/** The frame of a scene that is drawn. Scenes of other lengths keep in step; a hovered cell shows its middle. */
+/** The frame of a scene that is drawn, the last one of a scene that is over; a hovered cell shows its middle. */
 function shownFrame(scene) {
   const {hover, playing} = state, middle = (hover?.segment + 0.5) * scene.u;
   if (hover && !playing && scene.u) return Math.min(hover.frame ?? Math.floor(middle), scene.frames - 1);
-  return Math.round(state.frame * (scene.frames - 1) / Math.max(scenes[state.scene].frames - 1, 1));
+  return Math.min(Math.round(state.frame), scene.frames - 1);
 }
 
 /** The coordinates of a joint in an array (M, T, V, 3). */
@@ -96,9 +97,7 @@ function addAttention(scene, part, query, sum) {
   const {queries, keys, scale, rank} = scene.attention, count = sum.length, first = part * count * rank;
   const q = range(rank).map(r => queries[first + query * rank + r] * scale[part * rank + r]);
   const scores = new Float32Array(count);
-  for (let i = 0; i < count; i++) {
-    for (let r = 0; r < rank; r++) scores[i] += q[r] * keys[first + i * rank + r];
-  }
+  for (let i = 0; i < count * rank; i++) scores[Math.floor(i / rank)] += q[i % rank] * keys[first + i];
   const most = scores.reduce((a, b) => Math.max(a, b));
   let total = 0;
   for (let i = 0; i < count; i++) total += scores[i] = Math.exp(scores[i] - most);
@@ -140,13 +139,11 @@ function line(context, from, to, colour, width) {
 }
 
 function arrow(context, from, to, colour, width) {
-  const [x, y] = [to[0] - from[0], to[1] - from[1]], angle = Math.atan2(y, x), length = Math.hypot(x, y);
-  if (length < 1.5) return;
-  line(context, from, to, colour, width);
-  for (const side of [angle + 2.6, angle - 2.6]) {
-    const head = Math.min(7, length / 2.5);
-    line(context, to, [to[0] + head * Math.cos(side), to[1] + head * Math.sin(side)], colour, width);
-  }
+  const [x, y] = [to[0] - from[0], to[1] - from[1]], angle = Math.atan2(y, x);
+  const head = Math.min(7, Math.hypot(x, y) / 2.5);
+  if (head < 0.6) return;
+  const side = turn => [to[0] + head * Math.cos(angle + turn), to[1] + head * Math.sin(angle + turn)];
+  for (const end of [from, side(2.6), side(-2.6)]) line(context, to, end, colour, width);
 }
 
 function circle(context, [x, y], radius, colour, fill) {
@@ -342,7 +339,7 @@ function makeTimeline(scene) {
   const share = frames => `${100 * frames / scene.frames}%`;
   return (scene.timeline ?? []).map(one => {
     const name = scene.classes[one.label], button = document.createElement('button');
-    Object.assign(button, {type: 'button', segment: one, onclick: () => change({frame: one.start}),
+    Object.assign(button, {type: 'button', segment: one, tabIndex: -1, onclick: () => change({frame: one.start}),
       textContent: one.end - one.start > 0.03 * scene.frames ? name : '',
       title: `${name}: ${clock(one.start)} to ${clock(one.end)}, probability ${one.probability.toFixed(2)}`});
     Object.assign(button.style, {left: share(one.start), width: share(one.end - one.start),
@@ -370,8 +367,6 @@ function showClasses(scene) {
     one.setAttribute('aria-current', one.segment.start <= t && t < one.segment.end);
   }
 }
-
-const clock = frame => `${Math.floor(frame / RATE / 60)}:${(frame / RATE % 60).toFixed(1).padStart(4, '0')}`;
 
 /** Draw what depends on the frame or the pointer. */
 function render() {
@@ -416,10 +411,14 @@ const zoom = factor => change({zoom: within(state.zoom * factor, 0.3, 8)});
 const step = count => change({playing: false, hover: null,
   frame: within(Math.round(state.frame) + count, 0, scenes[state.scene].frames - 1)});
 
-/** Select a cell as the query of attention, or clear the selection. */
-function select(cell) {
-  if (focused().u) change(cell ? {query: cell, map: 'attention'} : {query: null, hover: null});
+/** Go to the next (way 1) or previous (way -1) segment of the timeline. */
+function jump(way) {
+  const segments = focused().timeline, now = segments.findLastIndex(one => one.start <= state.frame);
+  change({playing: false, frame: segments[within(now + way, 0, segments.length - 1)].start});
 }
+
+/** Select a cell as the query of attention, or clear the selection. */
+const select = cell => focused().u && change(cell ? {query: cell, map: 'attention'} : {query: null, hover: null});
 
 /** Point at a joint-segment; one of another body selects that body. */
 function point(hover) {
@@ -477,6 +476,7 @@ document.onkeydown = event => {
   else if ('+=-−'.includes(key)) zoom('+='.includes(key) ? 1.15 : 1 / 1.15);
   else if (key === 'Enter' && state.hover) select(state.hover);
   else if (event.shiftKey && (x || y)) turn(x * 0.15, y * 0.15);
+  else if (target.id === 'timeline' && x) jump(x);
   else if (target.id === 'cells' && (x || y)) {
     const scene = focused();
     const {joint, segment} = state.hover ?? state.query ?? {joint: 0, segment: segmentAt(scene, shownFrame(scene))};
