@@ -5,14 +5,13 @@ Axis letters: M bodies, V joints, P segments.
 
 import numpy as np
 
+SEGMENTS = 'A clip is cut into segments of {u} frames; one joint in one segment is a joint-segment.'
+VISIBLE = 'All of them are visible to the model.'
 INTRO = {
-    'mamp': 'The model was trained on skeletons without labels. A clip is cut into short segments; one joint in one '
-            'segment is a joint-segment. Most joint-segments are masked, and the model predicts their motion from the '
-            'few visible ones.',
-    'classifier': 'The model recognises actions. A clip is cut into short segments; one joint in one segment is a '
-                  'joint-segment. All of them are visible to the model.',
-    'encoder': 'The model is an encoder of skeletons, without classes. A clip is cut into short segments; one joint in '
-               'one segment is a joint-segment. All of them are visible to the model.',
+    'mamp': f'The model was trained on skeletons without labels. {SEGMENTS} Most joint-segments are masked, and the '
+            'model predicts their {target} from the few visible ones.',
+    'classifier': f'The model recognises actions. {SEGMENTS} {VISIBLE}',
+    'encoder': f'The model is an encoder of skeletons, without classes. {SEGMENTS} {VISIBLE}',
     'recording': 'A classifier labels this recording through windows that slide over it. Each frame has the label of '
                  'the window whose centre is nearest; neighbouring windows with the same label form a segment of the '
                  'timeline.',
@@ -47,26 +46,31 @@ def mask_name(ratio: float, is_aware: bool, seed: int) -> str:
     return f'{"motion-aware" if is_aware else "random"}, {100 * ratio:.0f} %, seed {seed}'
 
 
-def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, unit: str) -> str:
+def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, is_trained: bool, unit: str) -> str:
     """Describe a mask (M, P, V) of joint-segments with motion intensity (M, P, V) in metres."""
     moves = [100 * float(intensity[part].mean()) if part.any() else 0. for part in (mask, ~mask)]
     how = 'The more a joint-segment moves, the more likely it is masked' if is_aware else \
         'All joint-segments are equally likely to be masked'
     return (f'{mask.sum():,} of {mask.size:,} joint-segments ({100 * mask.mean():.0f} %). On the skeleton they are '
             f'grey; only the {(~mask).sum():,} blue ones are input to the model. {how}: from one segment to the next, '
-            f'masked ones move {moves[0]:.1f} {unit} on average, visible ones {moves[1]:.1f}.')
+            f'masked ones move {moves[0]:.1f} {unit} on average, visible ones {moves[1]:.1f}.'
+            + (' The model was trained with such masks.' if is_trained else ''))
 
 
-def predicted(stride: int, scale: float, is_normalised: bool) -> str:
+def predicted(stream: str, stride: int, scale: float, is_normalised: bool) -> str:
     """Describe the prediction: of motion over `stride` frames, or of positions if it is 0."""
+    what = {'joint': 'each masked joint', 'bone': 'the bone that ends at each masked joint',
+            'velocity': 'the velocity of each masked joint'}[stream]
     if stride:
-        frames = 'the next frame' if stride == 1 else f'{stride} frames later'
-        text = (f'The motion of each masked joint to {frames}, from the visible joint-segments alone. Arrows show true '
-                f'(thick) and predicted (orange) motion, {scale:.0f} times enlarged. The second skeleton adds up '
-                'predicted motion from the last frame in which a joint was visible.')
+        frames = 'to the next frame' if stride == 1 else f'over the next {stride} frames'
+        enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
+        text = (f'The motion of {what} {frames}, from the visible joint-segments alone. Arrows show true (thick) and '
+                f'predicted (orange) motion{enlarged}.')
+        text += ' The second skeleton adds up predicted motion from the last frame in which a joint was visible.' \
+            if stream == 'joint' else ''
     else:
-        text = ('The position of each masked joint, from the visible joint-segments alone. Orange arrows lead from '
-                'true to predicted positions.')
+        text = f'The position of {what}, from the visible joint-segments alone. Orange arrows lead from true to ' \
+            'predicted positions.'
     return text + (' The model predicts how values change within a segment, not their mean and spread; for drawing, '
                    'the true mean and spread are put back.' if is_normalised else '')
 
@@ -75,17 +79,19 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
     """Describe how good a prediction is, from the metrics of `prediction_metrics`."""
     if 'r2' not in metrics:
         return 'Nothing moves in the masked joint-segments, so there is nothing to predict.'
-    target = 'motion' if target == 'motion' else 'positions'
-    r2 = f'R² {metrics["r2"]:.3f}'
-    verdict = f'Always giving the mean would be better than this prediction ({r2}).'
+    target, r2 = 'motion' if target == 'motion' else 'positions', f'R² {number(metrics["r2"], 3)}'
+    text = f'Always giving the mean would be better than this prediction ({r2}).'
     if metrics['r2'] > 0:
-        verdict = f'The prediction explains {100 * metrics["r2"]:.0f} % of the variation of true {target} ({r2}); ' \
+        text = f'The prediction explains {100 * metrics["r2"]:.0f} % of the variation of true {target} ({r2}); ' \
             '100 % would be perfect.'
-    numbers = f' Mean squared error {metrics["loss"]:.4f}; always predicting zero has {metrics["loss_zero"]:.4f}.'
+    text += f' Mean squared error {metrics["loss"]:.4f}; always predicting zero has {metrics["loss_zero"]:.4f}.'
     if 'r' in metrics:
-        numbers += f' Correlation of predicted and true values {metrics["r"]:.3f}.'
-    note = ' Values are normalised within each joint-segment, as in training.' if is_normalised else ''
-    return (verdict + numbers + note).replace('-0', '−0')
+        text += f' Correlation of predicted and true values {number(metrics["r"], 3)}.'
+    return text + (' Values are normalised within each joint-segment, as in training.' if is_normalised else '')
+
+
+def number(value: float, digits: int) -> str:
+    return f'{value:.{digits}f}'.replace('-', '−')
 
 
 def mask_table(masks: list[dict]) -> list[list[str]]:
@@ -95,6 +101,6 @@ def mask_table(masks: list[dict]) -> list[list[str]]:
         pairs = [[mask for mask in masks if (mask['ratio'], mask['aware']) == (ratio, aware)]
                  for aware in (True, False)]
         means = [np.mean([(mask['moving'], mask['metrics'].get('r2', 0)) for mask in group], axis=0) for group in pairs]
-        rows.append([f'{100 * ratio:.0f} % masked', *(f'{100 * moving:.0f} % of motion, R² {r2:.2f}'.replace('-', '−')
+        rows.append([f'{100 * ratio:.0f} % masked', *(f'{100 * moving:.0f} % of motion, R² {number(r2, 2)}'
                                                       for moving, r2 in means)])
     return rows

@@ -292,12 +292,11 @@ function describeMap(scene) {
 
 /** Describe the cell pointed at or selected. */
 function describeCell(scene) {
-  const cell = state.hover ?? state.query, mask = currentMask(scene);
-  element('readout').textContent = 'Point at a cell or a joint; select one to see where it attends.';
-  if (!cell) return;
+  const cell = state.hover ?? state.query, mask = currentMask(scene), readout = element('readout');
+  if (!cell) return readout.replaceChildren();         // page.css shows a hint
   const i = cellIndex(scene, currentBody(scene), cell.segment, cell.joint), from = cell.segment * scene.u;
   const attention = state.map === 'attention' && attentionMap(scene)[cell.segment * scene.joints.length + cell.joint];
-  element('readout').textContent = [
+  return readout.textContent = [
     `${scene.joints[cell.joint]}, frames ${from} to ${from + scene.u - 1}`,
     `moves ${scene.intensity[i].toFixed(1)} ${scene.maps.intensity.unit}`,
     mask && (mask.masked[i] ? `masked, error ${mask.error[i].toFixed(2)}` : 'visible'),
@@ -330,6 +329,7 @@ function setUp() {
     (all.length > 1 ? `${['Left', 'Right'][i]}: ` : '') + currentMask(one).quality).filter(Boolean).join('\n');
   [element('left').textContent, element('right').textContent] = [...shownScenes(), {name: ''}].map(one => one.name);
   element('frame').max = scenes[state.scene].frames - 1;
+  element('overlay').options[1].disabled = scene.lag === null;
   element('timeline').replaceChildren(...makeTimeline(scene));
   state.place = undefined;
 }

@@ -118,7 +118,8 @@ def clip_scene(opened: OpenModel, clip: Clip, seed: int = 0) -> dict:
             classes, names = classify(model, settings, clip, opened.class_names)
             whole = {'start': 0, 'end': pose.shape[1], 'begin': 0, 'stop': pose.shape[1], 'top': top_classes(classes)}
             scene |= {'intro': captions.INTRO['classifier'], 'classes': names, 'label': clip.label, 'windows': [whole]}
-    return scene
+    target = 'positions' if getattr(model, 'target', '') == 'joint' else 'motion'
+    return scene | {'intro': scene['intro'].format(u=model.t_patch_size, target=target)}
 
 
 def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[int], seed: int, unit: str) -> dict:
@@ -137,7 +138,7 @@ def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[in
         masked = np.stack([one.masked for one in predictions])
         masks.append({'ratio': share, 'aware': other > 0, 'seed': number,
                       'name': captions.mask_name(share, other > 0, number),
-                      'text': captions.masked(intensity, masked, other > 0, unit),
+                      'text': captions.masked(intensity, masked, other > 0, (share, other) == (ratio, tau), unit),
                       'moving': float(intensity[masked].sum() / max(intensity.sum(), 1e-12))}
                      | prediction_fields(predictions))
         masks[-1]['quality'] = captions.quality(masks[-1]['metrics'], model.target, model.norm_skes_loss)
@@ -147,7 +148,7 @@ def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[in
     # A prediction adds up to a path only if it is for joints; bones and velocities have arrows alone.
     return {'masks': masks, 'true': pack(true if is_motion else 0 * true, 'float16'),
             'lag': stride if settings['stream'] == 'joint' else None, 'enlarged': arrows if is_motion else 1,
-            'predicted': captions.predicted(stride, arrows, model.norm_skes_loss),
+            'predicted': captions.predicted(settings['stream'], stride, arrows, model.norm_skes_loss),
             'table': table(captions.mask_table(masks))}
 
 
