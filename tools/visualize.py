@@ -135,6 +135,7 @@ def open_all(args: Namespace) -> tuple[OpenModel, list[ModelClip]]:
 
 
 def is_checkpoint(path: str) -> bool:
+    """Return True if --compare is a checkpoint, by its suffix."""
     return Path(path).suffix.lower() == '.pth'
 
 

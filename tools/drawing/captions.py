@@ -1,6 +1,6 @@
 """Texts of the page (page.py): what is masked, what is predicted, and how good it is.
 
-Axis letters: M bodies, V joints, P segments.
+Axis letters: M bodies, P segments, V joints.
 """
 
 import numpy as np
@@ -43,6 +43,7 @@ def kept(rank: int, difference: list[float]) -> str:
 
 
 def mask_name(ratio: float, is_aware: bool, seed: int) -> str:
+    """Name a mask in the list of masks."""
     return f'{"motion-aware" if is_aware else "random"}, {100 * ratio:.0f} %, seed {seed}'
 
 
@@ -91,6 +92,7 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
 
 
 def number(value: float, digits: int) -> str:
+    """Format a number with a minus sign, not a hyphen."""
     return f'{value:.{digits}f}'.replace('-', '−')
 
 
