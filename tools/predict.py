@@ -1,7 +1,7 @@
 """Classify skeleton recordings, or extract features, with a trained checkpoint.
 
     python tools/predict.py --checkpoint runs/finetune/checkpoint-last.pth clip.skeleton clips.npz FOLDER
-    python tools/predict.py --checkpoint runs/finetune/checkpoint-last.pth video.txt --window 90 --json video.json
+    python tools/predict.py --checkpoint runs/finetune/checkpoint-last.pth video.txt --window 90 --html video.html
     python tools/predict.py --checkpoint runs/pretrain/checkpoint-last.pth FOLDER --features features.npz
 
 Reads all formats of data/formats: NTU .skeleton, PKU text, NW-UCLA JSON, BVH, .npy of (T, V, 3) or (T, M, V, 3), npz,
@@ -28,12 +28,15 @@ if __name__ == '__main__':     # run as a file, from any working directory
 
 from data.formats import FORMATS
 from data.formats.recording import Recording, assumption_notes, body_size, size_note
+from feeder.layouts import default_layout
+from tools.drawing.page import recording_scene, write_page
 from tools.recognition import Recogniser
 from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline
 from util.errors import Parser, UserError, printable, run_main
 from util.files import atomic_write, check_outputs
 from util.options import COUNT, POSITIVE, text
 
+PAGE_MOST = 20      # recordings on a page
 COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
@@ -55,6 +58,17 @@ def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace)
     windows = [{'start': place.start, 'end': place.end, 'top': top_classes(scores, names, args.top)}
                for place, scores in zip(prediction.windows, prediction.scores, strict=True)]
     return entry | {'segments': segments, 'windows': windows}
+
+
+def to_scene(prediction: Prediction, recogniser: Recogniser, args: argparse.Namespace) -> dict:
+    """Return the scene of a recording for --html."""
+    windows = f'{args.window} frames, every {args.hop or max(args.window // 2, 1)}' if args.window else \
+        'the whole recording'
+    facts = {'checkpoint': args.checkpoint, 'benchmark': recogniser.benchmark or 'not recorded', 'window': windows,
+             'classes': str(len(recogniser.class_names))}
+    layout = prediction.recording.layout or recogniser.layout or default_layout(recogniser.num_joints)
+    return recording_scene(prediction, recogniser.class_names, layout,
+                           [[name, printable(fact)] for name, fact in facts.items()])
 
 
 def to_rows(entry: dict) -> list[dict]:
@@ -90,6 +104,18 @@ def write(target: str, content: str) -> None:
         file.write(content)
 
 
+def write_entries(args: argparse.Namespace, entries: list[dict], unreadable: list[dict],
+                  recogniser: Recogniser) -> None:
+    """Write the files of --json and --csv, if requested."""
+    content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
+               'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
+               'recordings': entries, 'unreadable': unreadable}
+    if args.json:
+        write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+    if args.csv:
+        write(args.csv, to_csv(entries))
+
+
 def write_features(path: str, predictions: list[Prediction], has_windows: bool, recogniser: Recogniser) -> None:
     """Write features.npz with one row per recording, or with `has_windows` one per window, `name[start:end]`.
 
@@ -118,6 +144,7 @@ def build_parser() -> Parser:
     add('--hop', type=COUNT, metavar='FRAMES', help='frames from one window to the next (default: half a window)')
     add('--json', metavar='PATH', help='write everything as JSON; - for stdout')
     add('--csv', metavar='PATH', help='write a row per class, or per segment with --window; - for stdout')
+    add('--html', metavar='PAGE', help='a self-contained web page: the recordings, with a timeline of labels')
     add('--features', metavar='NPZ', help='write mean features, for tools/retrieval.py')
     add('--split', choices=('train', 'test'), default='test', help='split of npz files (default: test)')
     add('--format', choices=tuple(FORMATS), help='format of all files (default: by suffix)')
@@ -141,15 +168,15 @@ def check(args: argparse.Namespace) -> list[Path]:
     if args.hop and (args.window is None or args.hop > args.window):
         raise UserError(f'--hop {args.hop}: must be used with a --window of at least as many frames')
     files = find_files(args.files, args.format)
-    targets = [(f'--{name}', target) for name in ('json', 'csv', 'features') if (target := getattr(args, name))
-               and (name == 'features' or target != '-')]
+    targets = [(f'--{name}', target) for name in ('json', 'csv', 'html', 'features') if (target := getattr(args, name))
+               and (name in ('html', 'features') or target != '-')]
     check_outputs(targets, [args.checkpoint, *files])
     return files
 
 
 def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
     """Predict all files and write the outputs; returns the exit code."""
-    failures, entries, predictions, sizes, assumptions, count = [], [], [], {}, Counter(), 0
+    failures, entries, predictions, scenes, sizes, assumptions, count = [], [], [], [], {}, Counter(), 0
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
     def readable_clips() -> Iterator[Recording]:
@@ -169,19 +196,19 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
             predictions.append(prediction._replace(recording=blank))
         if recogniser.class_names is not None:
             entries.append(to_entry(prediction, recogniser.class_names, args))
+            if args.html and len(scenes) < PAGE_MOST:
+                scenes.append(to_scene(prediction, recogniser, args))
             if prints_text:
                 print(to_text(entries[-1]), flush=True)
     unreadable = [{'file': printable(path), 'reason': printable(str(error))} for path, error in failures]
-    content = {'checkpoint': printable(args.checkpoint), 'benchmark': recogniser.benchmark,
-               'stream': recogniser.stream, 'classes': recogniser.class_names, 'window': args.window, 'hop': args.hop,
-               'recordings': entries, 'unreadable': unreadable}
-    if args.json:
-        write(args.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
-    if args.csv:
-        write(args.csv, to_csv(entries))
+    write_entries(args, entries, unreadable, recogniser)
     if predictions:
         write_features(args.features, predictions, args.window is not None, recogniser)
     notes = assumption_notes(assumptions, len(sizes)) + size_note(sizes)
+    if scenes:
+        write_page(args.html, f'MAMP: {scenes[0]["title"]}', scenes)
+        if len(entries) > len(scenes):
+            notes = [*notes, f'note: {args.html} has the first {len(scenes)} of {len(entries)} recordings']
     print(f'{count:,} {"windows" if args.window else "clips"} in {time.perf_counter() - start:.1f} s on '
           f'{recogniser.device}', *notes, sep='\n', file=sys.stderr)
     for failure in unreadable:
@@ -193,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     files = check(args)
     recogniser = Recogniser(args.checkpoint, args.device, args.precision, args.centre)
-    if not args.features or args.json or args.csv or args.top:
+    if not args.features or args.json or args.csv or args.html or args.top:
         recogniser.check_classes()
     args.top = args.top or 5
     return run(args, files, recogniser)

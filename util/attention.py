@@ -82,8 +82,13 @@ class Attention(timm.layers.Attention):
 
         This is for figures, in eval mode; `forward` multiplies the values by these weights without storing them.
         """
-        q, k, _ = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.queries_and_keys(x)
         return _attention_weights(q.flatten(0, 1), k.flatten(0, 1)).unflatten(0, q.shape[:2])
+
+    def queries_and_keys(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute queries and keys, (B, L, H·E) -> two of (B, H, L, E); weights are softmax(q kᵀ / √E)."""
+        q, k, _ = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k
 
 
 def select_attention(model: nn.Module, name: str, device: torch.device) -> None:

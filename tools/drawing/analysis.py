@@ -133,22 +133,33 @@ def analyse_clip(model: Model, settings: dict, clip: Clip, body: int = 0, seed: 
 
     The model and PyTorch's random generators are unchanged afterwards, so that this can be called during training.
     """
-    u = model.t_patch_size
     with evaluation_mode(model):
         bodies = model.fold_bodies(clip.stream)                                             # (M, T, V, C)
         classes, prediction = None, None
         if isinstance(model, ActionTransformer):
-            classes = model(clip.stream).float().softmax(1)[0].cpu().numpy()
-            class_names = class_names or find_class_names(settings['benchmark'], len(classes)) \
-                or [f'class {i}' for i in range(len(classes))]
+            classes, class_names = classify(model, settings, clip, class_names)
         if isinstance(model, MAMP):
-            prediction = predict_motion(model, settings, bodies, body, seed)
-        coordinates = bodies[[body], :, :, :2] if settings.get('keypoints') == '2d' else bodies[[body]]
-        intensity = motion_intensity(patchify(coordinates, u))[0].view(-1, model.num_joints)
+            prediction = predict_motion(model, settings, bodies, seed)[body]
         return ClipAnalysis(
-            clip, body, u, model.fold_bodies(clip.joints)[body].cpu().numpy(), intensity.cpu().numpy(),
+            clip, body, model.t_patch_size, model.fold_bodies(clip.joints)[body].cpu().numpy(),
+            intensities(model, settings, bodies)[body],
             block_attention(model, bodies[[body]], len(model.blocks) - 1 if block is None else block, head, query),
             settings['stream'], prediction, classes, class_names or [])
+
+
+def classify(model: ActionTransformer, settings: dict, clip: Clip,
+             class_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Return the class probabilities (classes,) of a clip, and the names of the classes."""
+    classes = model(clip.stream).float().softmax(1)[0].cpu().numpy()
+    return classes, class_names or find_class_names(settings['benchmark'], len(classes)) \
+        or [f'class {i}' for i in range(len(classes))]
+
+
+def intensities(model: Model, settings: dict, bodies: torch.Tensor) -> np.ndarray:
+    """Return the motion intensity (M, P, V) in metres of bodies (M, T, V, C), as in masking."""
+    coordinates = bodies[..., :2] if settings.get('keypoints') == '2d' else bodies
+    intensity = motion_intensity(patchify(coordinates, model.t_patch_size))
+    return intensity.view(len(bodies), -1, model.num_joints).cpu().numpy()
 
 
 def block_attention(model: Model, bodies: torch.Tensor, block: int, head: int | None,
@@ -161,26 +172,34 @@ def block_attention(model: Model, bodies: torch.Tensor, block: int, head: int | 
     return Attention(received.view(-1, model.num_joints).float().cpu().numpy(), block, head, query)
 
 
-def predict_motion(model: MAMP, settings: dict, bodies: torch.Tensor, body: int, seed: int) -> MotionPrediction:
-    """Mask and predict all bodies (M, T, V, C) of a clip as in pre-training; returns the result for one of them."""
+def predict_motion(model: MAMP, settings: dict, bodies: torch.Tensor, seed: int) -> list[MotionPrediction]:
+    """Mask and predict all bodies (M, T, V, C) of a clip as in pre-training; returns the result for each of them.
+
+    `settings` holds mask_ratio, motion_aware_tau and motion_stride.
+    """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(len(bodies), model.num_segments * model.num_joints, generator=generator).to(bodies.device)
     ids_keep, ids_restore, mask = model.draw_mask(bodies, settings['mask_ratio'], settings['motion_aware_tau'], uniform)
-    pred = model.forward_decoder(model.forward_encoder(bodies, ids_keep), ids_restore)[body].float()
-    target = model.prediction_target(bodies, settings['motion_stride'])[body]               # (L, u·C)
+    pred = model.forward_decoder(model.forward_encoder(bodies, ids_keep), ids_restore).float()      # (M, L, u·C)
+    target = model.prediction_target(bodies, settings['motion_stride'])                     # (M, L, u·C)
     bodies = bodies[..., :model.target_dim]
     signal = motion(bodies, settings['motion_stride']) if model.target == 'motion' else bodies
-    true = patchify(signal[[body]], model.t_patch_size).flatten(1, 2)[0]                    # (L, u·C)
+    true = patchify(signal, model.t_patch_size).flatten(1, 2)                               # (M, L, u·C)
     rescaled = pred
     if model.norm_skes_loss:
         rescaled = pred * (true.var(dim=-1, keepdim=True) + 1e-6).sqrt() + true.mean(dim=-1, keepdim=True)
-    rescaled = rescaled.view(model.num_segments, model.num_joints, model.t_patch_size, -1)
-    rescaled = rescaled.transpose(1, 2).flatten(0, 1)                                       # (T, V, 2 or 3)
-    signal, rescaled = (F.pad(values, (0, 3 - model.target_dim)) for values in (signal[body], rescaled))
-    masked = mask[body] == 1
+    rescaled = rescaled.view(len(bodies), model.num_segments, model.num_joints, model.t_patch_size, -1)
+    rescaled = rescaled.transpose(2, 3).flatten(1, 2)                                       # (M, T, V, 2 or 3)
+    signal, rescaled = (F.pad(values, (0, 3 - model.target_dim)) for values in (signal, rescaled))
+    return [_body_prediction(model, *values) for values in zip(mask == 1, target, pred, signal, rescaled, strict=True)]
+
+
+def _body_prediction(model: MAMP, masked: torch.Tensor, target: torch.Tensor, pred: torch.Tensor, true: torch.Tensor,
+                     rescaled: torch.Tensor) -> MotionPrediction:
+    """Return the result for one body: mask (L,), target and prediction (L, u·C), motion (T, V, 3)."""
     target_values, pred_values = target[masked].cpu().numpy(), pred[masked].cpu().numpy()
     metrics = prediction_metrics(target_values, pred_values) | {'masked': float(masked.float().mean())}
-    return MotionPrediction(masked.view(-1, model.num_joints).cpu().numpy(), signal.cpu().numpy(),
+    return MotionPrediction(masked.view(-1, model.num_joints).cpu().numpy(), true.cpu().numpy(),
                             rescaled.cpu().numpy(), target_values, pred_values, metrics, model.target,
                             model.norm_skes_loss)
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tools.drawing.analysis import ClipAnalysis
+from tools.drawing.analysis import ClipAnalysis, MotionPrediction
 from tools.drawing.pictures import (
     BONE,
     FAINT,
@@ -30,9 +30,9 @@ from tools.drawing.pictures import (
 )
 
 
-def arrow_scale(analysis: ClipAnalysis) -> float:
+def arrow_scale(prediction: MotionPrediction) -> float:
     """Return the scale that makes the arrow of a fast joint (85 % quantile of speed) about 15 cm long."""
-    speed = np.quantile(np.linalg.norm(analysis.prediction.true, axis=-1), 0.85)
+    speed = np.quantile(np.linalg.norm(prediction.true, axis=-1), 0.85)
     return float(np.clip(round(0.15 / max(speed, 1e-6)), 1, 10))
 
 
@@ -47,7 +47,7 @@ def animate(analysis: ClipAnalysis, most: int = 60, milliseconds: int = 100) -> 
     figure = Figure((6.4, 4.6), dpi=100, facecolor='white')
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(0.01, 0.14, 0.99, 0.92, 0.02)
-    scale = arrow_scale(analysis) if arrows else 1
+    scale = arrow_scale(analysis.prediction) if arrows else 1
     view = side_view(analysis.pose)
     true, pred = (values @ view * scale for values in (analysis.prediction.true, analysis.prediction.pred))
     frames = []

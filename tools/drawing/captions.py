@@ -1,0 +1,108 @@
+"""Texts of the page (page.py): what is masked, what is predicted, and how good it is.
+
+Axis letters: M bodies, P segments, V joints.
+"""
+
+import numpy as np
+
+SEGMENTS = 'A clip is cut into segments of {u} frames; one joint in one segment is a joint-segment.'
+VISIBLE = 'All of them are visible to the model.'
+INTRO = {
+    'mamp': f'The model was trained on skeletons without labels. {SEGMENTS} Most joint-segments are masked, and the '
+            'model predicts their {target} from the few visible ones.',
+    'classifier': f'The model recognises actions. {SEGMENTS} {VISIBLE}',
+    'encoder': f'The model is an encoder of skeletons, without classes. {SEGMENTS} {VISIBLE}',
+    'recording': 'A classifier labels this recording through windows that slide over it. Each frame has the label of '
+                 'the window whose centre is nearest; neighbouring windows with the same label form a segment of the '
+                 'timeline.',
+    'frames': 'The page keeps every frame of the recording (float16), and the most likely classes of each window. '
+              'Times assume 30 frames a second.',
+}
+
+
+def maps(unit: str, u: int = 0, loss_zero: float | None = None) -> dict[str, dict[str, str]]:
+    """Return title, unit and text of each map; mask and error only with the loss of predicting zero."""
+    entries = {'intensity': ('motion', unit, 'How far each joint moves from one segment to the next, averaged over its '
+                                             'coordinates.')}
+    if loss_zero is not None:
+        entries['mask'] = ('mask', '', f'A joint is masked or visible for a whole segment of {u} frames.')
+        entries['error'] = ('error of the prediction', '', 'Squared error of the prediction in each masked '
+                            f'joint-segment. Always predicting zero has {loss_zero:.2f} on average.')
+    entries['attention'] = ('attention', '× uniform', 'Attention with nothing masked, as in recognition. It shows '
+                            'where the model attends, not why.')
+    return {name: dict(zip(('title', 'unit', 'text'), entry, strict=True)) for name, entry in entries.items()}
+
+
+def kept(rank: int, difference: list[float]) -> str:
+    """Return what the page keeps of the numbers; `difference` as in `attention_fields`, for each block."""
+    blocks = ', '.join(f'{100 * value:.1f}' for value in difference)
+    return ('The page keeps coordinates, motion and predictions in half precision (float16). Of the attention of each '
+            f'block and head it keeps a compressed form (scores of rank {rank} in 8 bits). In this clip, that moves '
+            f'{blocks} % of the attention of a joint-segment to others, on average over all heads of blocks 0 to '
+            f'{len(difference) - 1}. Times assume 30 frames a second; clips are cropped and resized as for the model.')
+
+
+def mask_name(ratio: float, is_aware: bool, seed: int) -> str:
+    """Name a mask in the list of masks."""
+    return f'{"motion-aware" if is_aware else "random"}, {100 * ratio:.0f} %, seed {seed}'
+
+
+def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, is_trained: bool, unit: str) -> str:
+    """Describe a mask (M, P, V) of joint-segments with motion intensity (M, P, V) in metres."""
+    moves = [100 * float(intensity[part].mean()) if part.any() else 0. for part in (mask, ~mask)]
+    how = 'The more a joint-segment moves, the more likely it is masked' if is_aware else \
+        'All joint-segments are equally likely to be masked'
+    return (f'{mask.sum():,} of {mask.size:,} joint-segments ({100 * mask.mean():.0f} %). On the skeleton they are '
+            f'grey; only the {(~mask).sum():,} blue ones are input to the model. {how}: from one segment to the next, '
+            f'masked ones move {moves[0]:.1f} {unit} on average, visible ones {moves[1]:.1f}.'
+            + (' The model was trained with such masks.' if is_trained else ''))
+
+
+def predicted(stream: str, stride: int, scale: float, is_normalised: bool) -> str:
+    """Describe the prediction: of motion over `stride` frames, or of positions if it is 0."""
+    what = {'joint': 'each masked joint', 'bone': 'the bone that ends at each masked joint',
+            'velocity': 'the velocity of each masked joint'}[stream]
+    if stride:
+        frames = 'to the next frame' if stride == 1 else f'over the next {stride} frames'
+        enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
+        text = (f'The motion of {what} {frames}, from the visible joint-segments alone. Arrows show true (thick) and '
+                f'predicted (orange) motion{enlarged}.')
+        text += ' The second skeleton adds up predicted motion from the last frame in which a joint was visible.' \
+            if stream == 'joint' else ''
+    else:
+        text = f'The position of {what}, from the visible joint-segments alone. Orange arrows lead from true to ' \
+            'predicted positions.'
+    return text + (' The model predicts how values change within a segment, not their mean and spread; for drawing, '
+                   'the true mean and spread are put back.' if is_normalised else '')
+
+
+def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
+    """Describe how good a prediction is, from the metrics of `prediction_metrics`."""
+    if 'r2' not in metrics:
+        return 'Nothing moves in the masked joint-segments, so there is nothing to predict.'
+    target, r2 = 'motion' if target == 'motion' else 'positions', f'R² {number(metrics["r2"], 3)}'
+    text = f'Always giving the mean would be better than this prediction ({r2}).'
+    if metrics['r2'] > 0:
+        text = f'The prediction explains {100 * metrics["r2"]:.0f} % of the variation of true {target} ({r2}); ' \
+            '100 % would be perfect.'
+    text += f' Mean squared error {metrics["loss"]:.4f}; always predicting zero has {metrics["loss_zero"]:.4f}.'
+    if 'r' in metrics:
+        text += f' Correlation of predicted and true values {number(metrics["r"], 3)}.'
+    return text + (' Values are normalised within each joint-segment, as in training.' if is_normalised else '')
+
+
+def number(value: float, digits: int) -> str:
+    """Format a number with a minus sign, not a hyphen."""
+    return f'{value:.{digits}f}'.replace('-', '−')
+
+
+def mask_table(masks: list[dict]) -> list[list[str]]:
+    """Return rows of text, by mask ratio: share of all motion that is masked, and R²."""
+    rows = [['', 'motion-aware', 'random']]
+    for ratio in sorted({mask['ratio'] for mask in masks}):
+        pairs = [[mask for mask in masks if (mask['ratio'], mask['aware']) == (ratio, aware)]
+                 for aware in (True, False)]
+        means = [np.mean([(mask['moving'], mask['metrics'].get('r2', 0)) for mask in group], axis=0) for group in pairs]
+        rows.append([f'{100 * ratio:.0f} % masked', *(f'{100 * moving:.0f} % of motion, R² {number(r2, 2)}'
+                                                      for moving, r2 in means)])
+    return rows
