@@ -49,8 +49,8 @@ def report(capsys, *options) -> str:
 
 
 def rows_of(text: str) -> dict[str, dict[str, str]]:
-    """{experiment: {column: cell}} of the only table in `text`."""
-    head, *rows = cells(text)
+    """{experiment: {column: cell}} of the first table in `text`."""
+    head, *rows = cells(text.split("| MAMP's lead")[0])
     return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
 
@@ -108,7 +108,7 @@ def test_lead_of_mamp_over_baselines(tmp_path, capsys):
             write_run(tmp_path / f'{i}_{seed}', value, seed=seed, **fields)
     head, *rows = cells(report(capsys, tmp_path).split('\n\n')[-1])
     assert head[1:] == ['over MAE', 'over random encoder', 'over scratch'] and rows == [
-        ['linear, MAMP', '+5.0 ± 1.5', '–', '–'],
+        ['linear, MAMP', '+5.0 ± 1.5', '+21.0 (n = 1)', '–'],
         ['semi 10 %, MAMP', '–', '–', '+10.0 ± 0.0'], ['transfer from pku1_xsub, MAMP', '–', '–', '+3.0 ± 1.0']]
 
 
