@@ -5,6 +5,7 @@ python main_finetune.py --config config/finetune.yaml config/nwucla_xview.yaml -
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from util.config import parse_args, resolve_batch
 from util.dist import World
 from util.errors import UserError, run_main
 from util.files import check_writable, write_json, write_text
+from util.log import command_line
 from util.optim import adamw
 from util.precision import Precision
 from util.predictions import Features, Scores, write_features, write_projector, write_scores
@@ -45,7 +47,20 @@ def finetune(args: argparse.Namespace, world: World):
     torch.manual_seed(args.seed)
     model = create_model(ActionTransformer, vars(args), protocol='finetune').to(world.device)
     optimizer = adamw(model, betas=(0.9, 0.999), weight_decay=args.weight_decay, layer_decay=args.layer_decay)
-    return train_classifier(args, world, model, optimizer, train, test, protocol='finetune')
+    result = train_classifier(args, world, model, optimizer, train, test, protocol='finetune')
+    if args.finetune and not args.eval:
+        log.info('for the same training from scratch: %s', scratch_command(args))
+    return result
+
+
+def scratch_command(args: argparse.Namespace) -> str | None:
+    """Return the command that trains the same model from scratch, for comparison, or None in another program."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for option in ('--finetune', '--layer_decay', '--output_dir', '--log_dir', '--resume'):
+        parser.add_argument(option)
+    command = command_line()
+    return command and shlex.join(['python', *parser.parse_known_args(shlex.split(command))[1], '--layer_decay', '1',
+                                   '--output_dir', f'{args.output_dir}_scratch'])
 
 
 def train_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,

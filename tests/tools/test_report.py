@@ -47,8 +47,8 @@ def report(capsys, *options) -> str:
 
 
 def rows_of(text: str) -> dict[str, dict[str, str]]:
-    """{experiment: {column: cell}} of the only table in `text`."""
-    head, *rows = cells(text)
+    """{experiment: {column: cell}} of the first table in `text`."""
+    head, *rows = cells(text.split("| MAMP's lead")[0])
     return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
 
@@ -98,7 +98,7 @@ def test_mean_deviation_and_lead_beside_published_figures(tmp_path, capsys):
     assert list(rows_of(first)['linear, random encoder'].values())[1:4] == ['–', '–', '40.0 (1)']
     head, *rows = cells(second)
     assert head[1:] == ['over MAE', 'over random encoder', 'over scratch'] and rows == [
-        ['linear, MAMP', '+5.0 ± 1.5', '–', '–'],
+        ['linear, MAMP', '+5.0 ± 1.5', '+21.0 (n = 1)', '–'],
         ['semi 10 %, MAMP', '–', '–', '+10.0 ± 0.0'], ['transfer from pku1_xsub, MAMP', '–', '–', '+3.0 ± 1.0']]
 
 

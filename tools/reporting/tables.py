@@ -98,29 +98,30 @@ def _run_cells(runs: list[Result]) -> list[str | None]:
 def lead_table(groups: dict[tuple[Experiment, str], list[Result]]) -> str:
     """Return the table of MAMP's lead over MAE, a random encoder and training from scratch.
 
-    The lead is the difference of mean top-1 % at the last epoch, with its standard error; the table is empty unless
-    both sides have at least two seeds.
+    The lead is the difference of mean top-1 % at the last epoch, with its standard error if both sides have at least
+    two seeds.
     """
     scores = {row: [run.last['top1'] for run in runs if run.last] for row, runs in groups.items()}
     rows = []
     for (experiment, note), own in sorted(scores.items(), key=lambda item: (item[0][0].sort_key, item[0][1])):
-        if experiment.method != 'MAMP' or len(own) < 2:
+        if experiment.method != 'MAMP' or not own:
             continue
         baselines = [replace(experiment, method='MAE'), replace(experiment, method='random encoder'), None]
         if experiment.kind in ('fine-tune', 'transfer', 'semi'):
             kind = 'semi' if experiment.kind == 'semi' else 'scratch'
             baselines[2] = replace(experiment, kind=kind, method='scratch', source=None)
         others = [scores.get((baseline, note), []) for baseline in baselines]
-        if any(len(other) > 1 for other in others):
-            rows.append([_row_name(experiment, note), *(_lead(own, other) if len(other) > 1 else None
-                                                        for other in others)])
+        if any(others):
+            rows.append([_row_name(experiment, note), *(_lead(own, other) if other else None for other in others)])
     return markdown(["MAMP's lead: points ± standard error", 'over MAE', 'over random encoder', 'over scratch'],
                     rows) if rows else ''
 
 
 def _lead(own: list[float], other: list[float]) -> str:
-    error = (stdev(own) ** 2 / len(own) + stdev(other) ** 2 / len(other)) ** 0.5
-    return f'{mean(own) - mean(other):+.1f} ± {error:.1f}'
+    lead = f'{mean(own) - mean(other):+.1f}'
+    if min(len(own), len(other)) < 2:
+        return f'{lead} (n = 1)'
+    return f'{lead} ± {(stdev(own) ** 2 / len(own) + stdev(other) ** 2 / len(other)) ** 0.5:.1f}'
 
 
 def spread(values: list[float]) -> str:

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The study of small training sets in docs/small-data.md. It changes settings of pre-training and fine-tuning on clips of
+# 1, 3 or 7 subjects of Northwestern-UCLA in views 1 and 2 (about 100, 300 and 733 clips); test clips are those of
+# subjects 3, 6 and 9 in the same views. The test view of the benchmark is not used.
+#   bash scripts/small_data.sh SETTING...       runs -> OUT/subjects_N/SETTING (default: runs/small)
+# A setting is `recipe`, options of pre-training such as `mask_ratio=0.75,motion_stride=4`, or `scratch`.
+#   RAW=nw_ucla.tar.xz        raw data of data/prepare_nwucla.py       SUBJECTS="1 3 7"     sizes of the training set
+#   FINETUNE="layer_decay=1"  settings of fine-tuning, all are run     SEEDS="0 1 2"        JOBS=2   runs at a time
+#   PRETRAIN_CLIPS=48000      lengths of the stages in clips, that is epochs · training clips: also PROBE_CLIPS,
+#                             FINETUNE_CLIPS
+# Finished runs are skipped, interrupted ones continued. Each job writes to OUT/console_JOB.txt.
+set -euo pipefail
+case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/help.sh
+[ "${1:-}" != --help ] || show_help scripts/small_data.sh
+export OUT="${OUT:-$PWD/runs/small}" SKIP_FINISHED=1 GPUS="${GPUS:-0}"
+POOL=(1 2 4 5 7 8 10)           # subjects for training
+declare -A CLIPS=([1]=105 [3]=314 [7]=733)
+
+options() {     # a=1,b=2 -> --a 1 --b 2
+    local option
+    for option in ${1//,/ }; do
+        [ "$option" = recipe ] || echo "--${option%%=*} ${option#*=}"
+    done
+}
+
+train_subjects() {      # number, seed: consecutive subjects in the pool, others for each seed
+    local i
+    for ((i = 0; i < $1; i++)); do echo "${POOL[($2 * 3 + i) % 7]}"; done
+}
+
+if [ -n "${JOB:-}" ]; then
+    read -r number SEED setting <<< "$JOB"
+    export SEED
+    clips="${CLIPS[$number]}" base=(--data_path "$OUT/data/${number}_$SEED/NWUCLA_Validation.npz"
+        --benchmark "small_$number" --precision bf16 --save_epochs 9999)
+    if [ ! -e "${base[1]}" ]; then
+        "$PYTHON" data/prepare_nwucla.py --raw "$RAW" --out "$(dirname "${base[1]}")" --protocol validation \
+            --train_subjects $(train_subjects "$number" "$SEED")
+    fi
+    pretrain=("${base[@]}" --effective_batch_size 32 --warmup_epochs 10 --epochs $((${PRETRAIN_CLIPS:-48000} / clips)))
+    probe=("${base[@]}" --epochs $((${PROBE_CLIPS:-10000} / clips)))
+    finetune=("${base[@]}" --effective_batch_size 16 --lr 5e-4 --warmup_epochs 5 --epochs $((${FINETUNE_CLIPS:-16000} / clips)))
+    export OUT="$OUT/subjects_$number/$setting"
+    if [ "$setting" != scratch ]; then
+        bash scripts/pretrain.sh nwucla_xview "${pretrain[@]}" $(options "$setting")
+        bash scripts/linprobe.sh nwucla_xview "${probe[@]}"
+    fi
+    for fine in ${FINETUNE:-layer_decay=1}; do
+        script=finetune
+        [ "$setting" != scratch ] || script=scratch
+        bash "scripts/$script.sh" nwucla_xview "${finetune[@]}" $(options "$fine") \
+            --output_dir "$OUT/${script}_$fine/seed_$SEED"
+    done
+    exit
+fi
+
+source scripts/env.sh
+JOBS="${JOBS:-1}"
+export RAW="${RAW:-nw_ucla.tar.xz}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
+mkdir -p "$OUT"
+for setting in "${@:-recipe}"; do
+    for number in ${SUBJECTS:-1 3 7}; do
+        for seed in ${SEEDS:-0 1 2}; do
+            echo "$number $seed $setting"
+        done
+    done
+done | xargs -P "$JOBS" -I '{}' env JOB='{}' bash -c '
+    file="$OUT/console_${JOB// /_}.txt"
+    echo "$(date +%T) $JOB -> $file"
+    bash scripts/small_data.sh >> "$file" 2>&1 || { code=$?; tail -n 5 "$file" >&2; exit "$code"; }'
+for number in ${SUBJECTS:-1 3 7}; do
+    "$PYTHON" tools/report.py "$OUT/subjects_$number"
+done
