@@ -7,6 +7,7 @@ before `write_protocol` writes a dataset file from it.
 import argparse
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -191,6 +192,17 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
     print(f'{path}: {len(train):,} train, {len(test):,} test')
     if not train or not test:
         print(f'note: {path.stem} has no {"test" if train else "training"} sample')
+
+
+def print_commands(settings: str, name: str) -> None:
+    """Print the commands that train on a new dataset file; `settings` is its config file, or options."""
+    runs = f'runs/{shlex.quote(name)}'
+    print(f'next: python main_pretrain.py --config config/pretrain.yaml {settings} --output_dir {runs}/pretrain\n'
+          f'      python main_finetune.py --config config/finetune.yaml {settings} --finetune '
+          f'{runs}/pretrain/checkpoint-last.pth --output_dir {runs}/finetune\n'
+          f'      python tools/predict.py --checkpoint {runs}/finetune/checkpoint-last.pth RECORDINGS\n'
+          'On a CPU, insert config/demo.yaml (a small model) after config/pretrain.yaml and config/finetune.yaml. To '
+          'use another encoder, omit the first command.')
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

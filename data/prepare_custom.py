@@ -37,7 +37,7 @@ if not __package__:     # run as a file, from any working directory
 from data.formats import format_from_suffix, read_recording
 from data.formats.keypoints import is_keypoint_folder
 from data.formats.recording import Recording, bodies_note, body_size, select_bodies, size_note
-from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, add_options, collect, print_commands, settle_damaged, write_protocol
 from data.sources import Source
 from data.spool import Sample, Spool
 from feeder.classes import metadata_path
@@ -262,7 +262,7 @@ def build_parser() -> Parser:
     parser.add_argument('--test_subjects', nargs='+', metavar='SUBJECT', help='subjects of the test split')
     parser.add_argument('--scale', type=POSITIVE, default=1., help='metres per unit of npy, BVH and PYSKL files')
     parser.add_argument('--centre', action=argparse.BooleanOptionalAction, default=True,
-                        help='move the bodies in npy, BVH, PYSKL and PKU files to the origin')
+                        help='move the bodies in npy, BVH, PYSKL and PKU files to the origin (default: yes)')
     parser.add_argument('--planar', action='store_true', help='read .npy arrays of three numbers per joint as '
                         '2D keypoints: x, y in pixels, and score')
     parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those '
@@ -301,8 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         print(note, file=sys.stderr)
     write_all(args, rows, spool, layout, classes, planar)
     tally.print(spool)
-    print('next: python main_finetune.py --config config/finetune.yaml '
-          f'{shlex.quote(str(output_files(args)[2]))} --finetune CHECKPOINT')
+    print_commands(shlex.quote(str(output_files(args)[2])), args.name)
     return 0
 
 

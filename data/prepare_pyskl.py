@@ -27,7 +27,7 @@ if not __package__:     # run as a file, from any working directory
 from data.datasets import DataSet, find_dataset
 from data.formats.pyskl import check_annotation, clip_name, is_planar, read_pickle
 from data.formats.recording import Options, bodies_note, make_recording, select_bodies
-from data.pipeline import Parsed, Tally, add_options, collect, settle_damaged, write_protocol
+from data.pipeline import Parsed, Tally, add_options, collect, print_commands, settle_damaged, write_protocol
 from data.spool import Sample, Spool
 from feeder.classes import metadata_path
 from feeder.layouts import read_layout
@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     settle_damaged(tally.damaged, args.skip_damaged, out / f'{stem}_damaged.txt', 'correct the file')
     if not len(spool):
         raise UserError('no clip to write: every annotation is damaged')
+    commands = []
     for protocol, pair in pairs.items():
         file = dataset.protocols[protocol].file if dataset and protocol in dataset.protocols else \
             '_'.join(filter(None, (stem, protocol)))
@@ -188,9 +189,9 @@ def main(argv: list[str] | None = None) -> int:
         config = f'config/{dataset.key}_{protocol}{"_2d" * planar}.yaml' if dataset else f'config/{stem}.yaml'
         words = config if (HERE.parent / config).is_file() else f'--num_joints {num_joints}'
         words += f' --layout {args.layout}' if args.layout else ''
-        print('next: python main_pretrain.py --config config/pretrain.yaml', words, '--data_path',
-              shlex.quote(str(path)))
+        commands.append((f'{words} --data_path {shlex.quote(str(path))}', path.stem))
     tally.print(spool)
+    print_commands(*commands[0])
     return 0
 
 

@@ -110,5 +110,5 @@ def read_recording(path: str | Path, layout: Layout | str | None = None, name: s
     if isinstance(recording, UserError):
         raise recording
     if next(recordings, None) is not None:
-        raise UserError(f'{path}: contains several clips; use a file with one clip')
+        raise UserError(f'{path}: contains several clips; use a file with one clip (for PYSKL, data/prepare_pyskl.py)')
     return recording

@@ -169,10 +169,9 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
     done = run('data/prepare_custom.py', '--raw', str(folder), '--labels', str(write_table(tmp_path / 'l.csv', rows)),
                '--out', str(tmp_path / 'out of it'), '--num_frames', '16', '--scale', '0.5')
     assert done.returncode == 0 and not done.stderr, done.stderr
-    (command,) = re.findall(r'^next: python (.*)$', done.stdout, re.MULTILINE)
-    script, *words = shlex.split(command)
-    assert script == 'main_finetune.py' and words[-2:] == ['--finetune', 'CHECKPOINT']
-    words[1], words[-1] = str(ROOT / words[1]), str(tmp_path / 'pre/checkpoint-last.pth')
+    (command,) = re.findall(r'python main_finetune.py (.* --finetune) runs', done.stdout)
+    words = [*shlex.split(command), str(tmp_path / 'pre/checkpoint-last.pth')]
+    words[1] = str(ROOT / words[1])
     train('finetune', [*words, *SMALL, '--save_scores', '--stream', 'bone'], tmp_path / 'fine')
     assert 'from the layout kinect-v2 to coco-17: 17 of 17 joints' in capsys.readouterr().err
     scores = read_scores(tmp_path / 'fine/scores.npz')
