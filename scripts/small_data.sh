@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The study of small training sets in docs/small-data.md. It changes settings of pre-training and fine-tuning on clips of
-# 1, 3 or 7 subjects of Northwestern-UCLA in views 1 and 2 (about 100, 300 and 733 clips); test clips are those of
-# subjects 3, 6 and 9 in the same views. The test view of the benchmark is not used.
+# Compare settings of pre-training and fine-tuning on small training sets: clips of 1, 3 or 7 subjects of
+# Northwestern-UCLA in views 1 and 2 (about 100, 300 and 733 clips). Test clips are those of subjects 3, 6 and 9 in the
+# same views; the test view of the benchmark is not used.
 #   bash scripts/small_data.sh SETTING...       runs -> OUT/subjects_N/SETTING (default: runs/small)
 # A setting is `recipe`, options of pre-training such as `mask_ratio=0.75,motion_stride=4`, or `scratch`.
 #   RAW=nw_ucla.tar.xz        raw data of data/prepare_nwucla.py       SUBJECTS="1 3 7"     sizes of the training set

@@ -84,7 +84,7 @@ def test_invalid_files_and_arrays(tmp_path):
         refusal(lambda: read_recording(tmp_path / 'a.npy'), tmp_path / 'a.npy', part)
     for name, content, part in (
             ('a.skeleton', b'1\n1\n', 'line 2'), ('a.txt', b'1 2 3\n', 'line 1'), ('a.json', b'{', 'JSON'),
-            ('b.npy', b'', 'damaged'), ('a.npz', b'x', 'not a complete npz'), ('a.csv', b'', 'unknown file suffix'),
+            ('b.npy', b'', 'damaged'), ('a.npz', b'x', 'not a complete npz'), ('a.doc', b'', 'unknown file suffix'),
             ('a.pkl', pickle.dumps(list(range(99)))[:50], 'not a complete pickle')):
         (tmp_path / name).write_bytes(content)
         refusal(lambda name=name: read_recording(tmp_path / name), tmp_path / name, part)

@@ -220,12 +220,12 @@ def test_interrupted_and_killed(number, tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True, env=os.environ | {'OMP_NUM_THREADS': '1'},
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    wait_for(lambda: (tmp_path / 'begun').exists())
-    workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    wait_for(lambda: (tmp_path / 'begun').exists() and len(children.read_text().split()) == 2)
+    workers = children.read_text().split()
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     printed = process.communicate(timeout=60)
     assert (process.returncode, *printed) == ((130, '', 'interrupted\n') if number == signal.SIGINT else (-9, '', ''))
-    assert len(workers) == 2
     wait_for(lambda: not any(is_running(worker) for worker in workers))
     assert read_folder(out) == {'NTU60_XSub.npz': b'old'}
 
