@@ -39,7 +39,7 @@ def kept(rank: int, difference: list[float]) -> str:
     return ('The page keeps coordinates, motion and predictions in half precision (float16). Of the attention of each '
             f'block and head it keeps a compressed form (scores of rank {rank} in 8 bits). In this clip, that moves '
             f'{blocks} % of the attention of a joint-segment to others, on average over all heads of blocks 0 to '
-            f'{len(difference) - 1}. Times assume 30 frames a second; clips are cropped and resized as for the model.')
+            f'{len(difference) - 1}. Clips are cropped and resized as for the model.')
 
 
 def mask_name(ratio: float, is_aware: bool, seed: int) -> str:
@@ -67,8 +67,8 @@ def predicted(stream: str, stride: int, scale: float, is_normalised: bool) -> st
         enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
         text = (f'The motion of {what} {frames}, from the visible joint-segments alone. Arrows show true (thick) and '
                 f'predicted (orange) motion{enlarged}.')
-        text += ' The second skeleton adds up predicted motion from the last frame in which a joint was visible.' \
-            if stream == 'joint' else ''
+        text += ' The second skeleton starts at the true joint where masked frames begin, and adds up predicted ' \
+            'motion.' if stream == 'joint' else ''
     else:
         text = f'The position of {what}, from the visible joint-segments alone. Orange arrows lead from true to ' \
             'predicted positions.'
@@ -93,7 +93,7 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
 
 def number(value: float, digits: int) -> str:
     """Format a number with a minus sign, not a hyphen."""
-    return f'{value:.{digits}f}'.replace('-', '−')
+    return f'{round(value, digits) + 0.:.{digits}f}'.replace('-', '−')
 
 
 def mask_table(masks: list[dict]) -> list[list[str]]:

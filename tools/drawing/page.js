@@ -16,7 +16,8 @@ const palette = {};
 const element = id => document.getElementById(id);
 const range = count => [...Array(count).keys()];
 const within = (value, least, most) => Math.max(least, Math.min(value, most));
-const clock = frame => `${Math.floor(frame / RATE / 60)}:${(frame / RATE % 60).toFixed(1).padStart(4, '0')}`;
+const tenths = frame => Math.floor(10 * frame / RATE);     // of a second
+const clock = frame => `${Math.floor(tenths(frame) / 600)}:${(tenths(frame) % 600 / 10).toFixed(1).padStart(4, '0')}`;
 
 // ---- data -----------------------------------------------------------------------------------------------------------
 
@@ -234,7 +235,7 @@ function jointStyle(scene, body, t, joint) {
   const segment = segmentAt(scene, t), masked = isMasked(scene, body, segment, joint);
   if (state.map === 'attention' && scene.u && body === currentBody(scene)) {
     const share = Math.min(attentionMap(scene)[segment * scene.joints.length + joint] / state.limit, 1);
-    return [4 + 7 * share, palette.panel, shade('attention', share)];
+    return [4 + 7 * share, palette.bone, shade('attention', share)];
   }
   return masked ? [5, palette.bone, palette.masked] : [5.5, palette.panel, palette.visible];
 }
@@ -380,7 +381,8 @@ function render() {
   if (scene.windows) showClasses(scene);
   element('frame').value = state.frame;
   element('play').textContent = state.playing ? 'Pause' : 'Play';
-  element('time').textContent = `frame ${t} of ${scenes[state.scene].frames} · ${clock(t)}`;
+  const {frames, u} = scenes[state.scene];
+  element('time').textContent = `frame ${t} of ${frames}` + (u ? '' : ` · ${clock(t)}`);    // clips are resized
   element('mark').hidden = !hover;
   if (hover) Object.assign(element('mark').style, {left: `${hover.segment * share}%`, width: `${share}%`});
 }
@@ -395,7 +397,7 @@ function change(values) {
 
 function play(time) {
   if (!state.playing) return;
-  const passed = Math.min((time - state.time) / 1000, 0.2) || 0;        // after a hidden tab, go on without a jump
+  const passed = Math.min((time - (state.time ?? time)) / 1000, 0.2);       // after a hidden tab, go on without a jump
   Object.assign(state, {time, frame: (state.frame + passed * RATE * state.speed) % (scenes[state.scene].frames - 0.5)});
   render();
   requestAnimationFrame(play);
@@ -435,7 +437,8 @@ function jointAt(x, y) {
 
 function cellAt(x, y) {
   const {left, wide, high} = state.grid, joint = Math.floor(y / high), segment = Math.floor((x - left) / wide);
-  return segment >= 0 && segment < focused().segments && joint < focused().joints.length ? {joint, segment} : null;
+  return segment >= 0 && segment < focused().segments && joint >= 0 && joint < focused().joints.length ?
+    {joint, segment} : null;
 }
 
 const player = element('player'), cells = element('cells');
@@ -466,7 +469,8 @@ player.onpointerleave = cells.onpointerleave = cells.onblur = () => point(null);
 
 /** Keys of the whole page, of the player and of the map; controls keep their own. */
 document.onkeydown = event => {
-  const {key, target} = event, isControl = /^(SELECT|INPUT|BUTTON|SUMMARY)$/.test(target.tagName)
+  const {key, target} = event, isButton = /^(BUTTON|SUMMARY)$/.test(target.tagName);
+  const isControl = isButton ? [' ', 'Enter'].includes(key) : /^(SELECT|INPUT)$/.test(target.tagName)
     && !(key === ' ' && target.id === 'frame');
   const [x, y] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[key] ?? [0, 0];
   if (isControl || event.ctrlKey || event.altKey || event.metaKey) return;
@@ -476,7 +480,7 @@ document.onkeydown = event => {
   else if ('+=-−'.includes(key)) zoom('+='.includes(key) ? 1.15 : 1 / 1.15);
   else if (key === 'Enter' && state.hover) select(state.hover);
   else if (event.shiftKey && (x || y)) turn(x * 0.15, y * 0.15);
-  else if (target.id === 'timeline' && x) jump(x);
+  else if (target.closest('#timeline') && x) jump(x);
   else if (target.id === 'cells' && (x || y)) {
     const scene = focused();
     const {joint, segment} = state.hover ?? state.query ?? {joint: 0, segment: segmentAt(scene, shownFrame(scene))};
