@@ -62,6 +62,7 @@ FORMATS = {'stage': '', 'mode': '', 'batch': 'd', 'clips_per_s': ',.1f', 'ms_per
            'kernels_ms': ',.2f', 'tflops': '.2f', 'share_of_peak': '.0%', 'waiting_for_data': '.0%',
            'memory_gb': '.1f', 'start_s': '.0f', 'recipe_hours': ',.2f'}
 CLIPS = 1024            # clips of the synthetic file, repeated as needed
+PROFILED = 4            # steps under the profiler, whose tables take seconds to compute
 
 
 class StageRun:
@@ -121,16 +122,17 @@ class StageRun:
             self.memory = torch.cuda.max_memory_allocated(device) / 1e9
 
     def profile(self) -> str:
-        """Run one round under PyTorch's profiler; returns a table of the longest operations and sets `kernels_ms`."""
+        """Run a few steps under PyTorch's profiler; returns a table of the longest operations and sets `kernels_ms`."""
         device = 'cuda' if self.world.device.type == 'cuda' else 'cpu'
         activity = getattr(torch.profiler.ProfilerActivity, device.upper())
+        self.loader.limit = steps = min(PROFILED, self.steps)
         with torch.profiler.profile(activities=[activity], acc_events=True) as profiler:
             self.run()
         self.seconds.pop(), self.waited.pop()
         averages = profiler.key_averages()
         if device == 'cuda':
             microseconds = sum(event.self_device_time_total for event in averages)
-            self.kernels_ms = microseconds / 1000 / (self.loader.warmup + self.steps)
+            self.kernels_ms = microseconds / 1000 / steps
         return averages.table(sort_by=f'self_{device}_time_total', row_limit=25, max_name_column_width=90)
 
     def row(self, plain: 'StageRun | None', peak: float, train_clips: int, test_clips: int) -> dict:

@@ -58,12 +58,13 @@ def _backward_q(qkv, out, grad, lse, delta, dqkv, scale, H, L: tl.constexpr, E: 
     q = tl.load(qkv + row[:, None] * 3 * H * E + e[None, :], mask=valid, other=0.)
     s = tl.load(lse + head * L + row, mask=row < L, other=float('inf'))
     dq = tl.zeros([ROWS, E], tl.float32)
-    for first in range(0, L, COLS):     # keys beyond L are zero, and so is what they add
+    for first in range(0, L, COLS):
         col = first + tl.arange(0, COLS)
         offset = col[:, None] * 3 * H * E + e[None, :]
         k = tl.load(qkv + H * E + offset, mask=col[:, None] < L, other=0.)
         v = tl.load(qkv + 2 * H * E + offset, mask=col[:, None] < L, other=0.)
-        weight = tl.math.exp2(tl.dot(q, tl.trans(k)) * scale - s[:, None])
+        score = tl.where(col[None, :] < L, tl.dot(q, tl.trans(k)), float('-inf'))     # a score of 0 can overflow exp2
+        weight = tl.math.exp2(score * scale - s[:, None])
         ds = weight * (tl.dot(do, tl.trans(v)) - d[:, None])
         dq += tl.dot(ds.to(k.dtype), k)
     dqkv += sample * L * 3 * H * E + column

@@ -85,11 +85,12 @@ def matmul_peak(device: torch.device, precision: str, repeats: int = 7) -> float
 class TimedLoader:
     """Forwards the batches of a loader and measures the waiting time after the first `warmup` batches.
 
-    `start`: time.perf_counter() after the warm-up, once the device has finished its work; `waited`: seconds since then.
+    `start`: time.perf_counter() after the warm-up, once the device has finished its work; `waited`: seconds since then;
+    `limit`: number of batches to stop after, None for all.
     """
 
     def __init__(self, loader, warmup: int, device: torch.device):
-        self.loader, self.warmup, self.device = loader, warmup, device
+        self.loader, self.warmup, self.device, self.limit = loader, warmup, device, None
 
     def __iter__(self) -> Iterator:
         batches, number = iter(self.loader), 0
@@ -99,7 +100,7 @@ class TimedLoader:
                 self.start, self.waited = time.perf_counter(), 0.
             began = time.perf_counter()
             batch = next(batches, None)
-            if batch is None:
+            if batch is None or number == self.limit:
                 return
             if number >= self.warmup:
                 self.waited += time.perf_counter() - began
