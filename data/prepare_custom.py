@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -151,32 +151,32 @@ def class_names(rows: Sequence[Row]) -> list[str]:
 # ---- the clips -------------------------------------------------------------------------------------------------------
 
 
-def read_row(row: Row, layout: Layout | None, scale: float, centre: bool, planar: bool) -> Recording:
-    """Read the recording of a row; raises UserError without the path, which `str(row)` contains."""
+def read_row(row: Row, layout: Layout | None, **options) -> Recording:
+    """Read the recording of a row, with options of `read_recording`; raises UserError without the path of the file."""
     try:
-        return read_recording(row.path, layout, scale=scale, centre=centre, planar=planar)
+        return read_recording(row.path, layout, **options)
     except UserError as error:
         raise UserError(str(error).removeprefix(f'{row.path}: ')) from error
 
 
-def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], scale: float,
-          centre: bool, three_is_planar: bool, planar: bool, most_bodies: int) -> Parsed:
+def parse(row: Row, requested: Layout | None, layout: Layout, labels: dict[str, int], options: dict[str, Any],
+          planar: bool, most_bodies: int) -> Parsed:
     """Read the clip of a row, in the requested layout or its own; raises UserError if this is not `layout`."""
-    recording = read_row(row, requested, scale, centre, three_is_planar)
+    recording = read_row(row, requested, **options)
     if recording.planar != planar:
         kind = '2D keypoints' if recording.planar else '3D joints'
         raise UserError(f'has {kind}, unlike the first file; omit this file')
     if recording.layout is None or recording.layout.joints != layout.joints:
         raise UserError(f'its {recording.num_joints} joints differ from the {len(layout.joints)} joints of the other '
                         f'files ({layout.name}); omit this file, or set --layout if only the names differ')
-    frames = select_bodies(recording.frames, most_bodies, layout, centre, planar)           # (T, M, V, 3)
+    frames = select_bodies(recording.frames, most_bodies, layout, options['centre'], planar)       # (T, M, V, 3)
     bodies = int(frames.any(axis=(0, 2, 3)).nonzero()[0].max(initial=0)) + 1        # without empty bodies at the end
     sample = Sample(row.name, labels[row.label], frames[:, :bodies].reshape(len(frames), -1))
     notes = recording.notes + bodies_note(recording.frames, most_bodies)
     return Parsed([sample], row.path.stat().st_size, Counter(notes))
 
 
-def inspect_first(rows: Sequence[Row], requested: Layout | None, planar: bool) -> tuple[Layout, bool]:
+def inspect_first(rows: Sequence[Row], requested: Layout | None, options: dict[str, Any]) -> tuple[Layout, bool]:
     """Return the layout of the first readable file, and if it has 2D keypoints.
 
     Raises UserError if the layout is unknown, or no file is readable.
@@ -184,7 +184,7 @@ def inspect_first(rows: Sequence[Row], requested: Layout | None, planar: bool) -
     message = 'there is no file'
     for row in rows:
         try:
-            recording = read_row(row, requested, 1., True, planar)
+            recording = read_row(row, requested, **options)
         except UserError as error:
             message = f'{row}: {error}'
             continue
@@ -265,6 +265,8 @@ def build_parser() -> Parser:
                         help='move the bodies in npy, BVH, PYSKL and PKU files to the origin (default: yes)')
     parser.add_argument('--planar', action='store_true', help='read .npy arrays of three numbers per joint as '
                         '2D keypoints: x, y in pixels, and score')
+    parser.add_argument('--bodies_first', action=argparse.BooleanOptionalAction, help='read .npy arrays as (bodies, '
+                        'frames, joints, 3) (default: if they have more bodies than frames otherwise)')
     parser.add_argument('--bodies', type=COUNT, default=2, help='largest number of bodies per clip; those '
                         'that move most are kept')
     parser.add_argument('--num_frames', type=Number(int, least=SEGMENT), default=120,
@@ -287,12 +289,13 @@ def main(argv: list[str] | None = None) -> int:
     damaged, remedy = args.out / f'{args.name}_damaged.txt', 'correct the table or the files'
     if not rows:
         settle_damaged(errors, False, damaged, remedy)
-    layout, planar = inspect_first(rows, requested, args.planar)
+    options = {name: getattr(args, name) for name in ('scale', 'centre', 'planar', 'bodies_first')}
+    layout, planar = inspect_first(rows, requested, options)
     if not requested and layout not in known_layouts():     # of a BVH file
         layout = replace(layout, name=args.name)
     labels = {name: label for label, name in enumerate(classes)}
-    reader = partial(parse, requested=requested, layout=layout, labels=labels, scale=args.scale, centre=args.centre,
-                     three_is_planar=args.planar, planar=planar, most_bodies=args.bodies)
+    reader = partial(parse, requested=requested, layout=layout, labels=labels, options=options, planar=planar,
+                     most_bodies=args.bodies)
     spool = collect(rows, reader, args.out, args.workers, CHUNK, tally)
     settle_damaged(tally.damaged, args.skip_damaged, damaged, remedy)
     sizes = {name: body_size(spool[index].reshape(spool.lengths[index], -1, len(layout.joints), 3))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check and time this machine's GPU in under 6 minutes (or its CPU, slower): speed of pre-training, tests of the GPU,
+# Check and time this machine's GPU in some 6 minutes (or its CPU, slower): speed of pre-training, tests of the GPU,
 # losses in bf16 against fp32 over 300 steps, speed of the other stages. Results are in OUT as soon as they are known;
 # run again after an interruption, it continues with the first step that is missing.
 #   bash scripts/check_device.sh [OUT]

@@ -154,6 +154,8 @@ def build_parser() -> Parser:
         'data)')
     add('--centre', action=argparse.BooleanOptionalAction, help='move the bodies of npy, BVH, PYSKL and PKU files '
         'and of each window to the origin (default: as for the training data)')
+    add('--bodies_first', action=argparse.BooleanOptionalAction, help='read .npy arrays as (bodies, frames, joints, 3) '
+        '(default: if they have more bodies than frames otherwise)')
     add('--batch_size', type=COUNT, default=64, help='clips or windows per batch (default: 64)')
     add('--device', type=text, default='auto', help='auto, cpu, cuda or cuda:N')
     add('--precision', choices=('fp32', 'tf32', 'bf16'), help='precision of matrix products (default: bf16 on GPUs '
@@ -180,7 +182,8 @@ def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> 
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
     def readable_clips() -> Iterator[Recording]:
-        for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split):
+        for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split,
+                               args.bodies_first):
             if isinstance(clip, Recording):
                 sizes[clip.title] = 1. if clip.planar else body_size(clip.frames)
                 assumptions.update(clip.notes)

@@ -53,27 +53,28 @@ def find_files(paths: Iterable[Path], format_name: str | None) -> list[Path]:
 
 
 def read_clips(files: Iterable[Path], recogniser: Recogniser, layout: str | None = None, format_name: str | None = None,
-               scale: float | None = None, split: str = 'test') -> Iterator[Recording | tuple[Path, UserError]]:
+               scale: float | None = None, split: str = 'test', bodies_first: bool | None = None
+               ) -> Iterator[Recording | tuple[Path, UserError]]:
     """Yield the recordings of all files that fit the model, and for each failure the file and the error.
 
-    Layout, format, scale and split are as in `read_recordings`; the default scale is that of the training data.
+    Other arguments are as in `read_recordings`; the default scale is that of the training data.
     """
     requested = read_layout(layout) if layout else None
     for path in files:
         try:
             name = format_name or format_from_suffix(path)
-            for recording in _read_file(path, name, recogniser, requested, scale, split):
+            for recording in _read_file(path, name, recogniser, requested, scale, split, bodies_first):
                 yield (path, recording) if isinstance(recording, UserError) else recording
         except UserError as error:
             yield path, error
 
 
-def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | None, scale: float | None,
-               split: str) -> Iterator[Recording | UserError]:
+def _read_file(path: Path, name: str, recogniser: Recogniser, layout: Layout | None, scale: float | None, split: str,
+               bodies_first: bool | None) -> Iterator[Recording | UserError]:
     scale = recogniser.scale if scale is None else scale
     has_labels = _has_same_labels(path, name, recogniser, split)
     for recording in read_recordings(path, layout, name, scale, recogniser.centre, split, recogniser.num_joints,
-                                     recogniser.layout, recogniser.planar):
+                                     recogniser.layout, recogniser.planar, bodies_first):
         if isinstance(recording, Recording):
             _check_joints(recording, recogniser)
             notes = recording.notes + bodies_note(recording.frames, recogniser.num_bodies)

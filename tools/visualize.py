@@ -7,7 +7,7 @@ python tools/visualize.py --checkpoint runs/nwucla_xview/pretrain/checkpoint-las
 
 import os
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +45,8 @@ def build_parser() -> Parser:
     parser.add_argument('--layout', metavar='NAME|YAML', help='joint layout, if the checkpoint does not record it')
     parser.add_argument('--scale', type=POSITIVE, help='metres per unit of npy, BVH and PYSKL files (default: that of '
                         'the training data)')
+    parser.add_argument('--bodies_first', action=BooleanOptionalAction, help='read .npy arrays as (bodies, '
+                        'frames, joints, 3) (default: if they have more bodies than frames otherwise)')
     parser.add_argument('--body', type=WHOLE, default=0, help='body of the clip, numbered from 0')
     parser.add_argument('--seed', type=Number(int, least=0, most=2**62), default=0, help='seed of the mask')
     parser.add_argument('--block', type=WHOLE, help='encoder block for attention, numbered from 0 (default: the last)')
@@ -85,7 +87,8 @@ def open_clips(args: Namespace, settings: dict, layout: Layout | None) -> list[M
         return [load_clip(path, args.split, row, settings, layout) for row in args.clip]
     recogniser, clips, count = Recogniser(args.checkpoint, 'cpu'), {}, 0
     files = find_files([Path(path)], None)
-    for row, clip in enumerate(read_clips(files, recogniser, args.layout, None, args.scale, args.split)):
+    for row, clip in enumerate(read_clips(files, recogniser, args.layout, None, args.scale, args.split,
+                                            args.bodies_first)):
         count = row + 1
         if row in args.clip:
             if not isinstance(clip, Recording):

@@ -63,7 +63,8 @@ def format_from_suffix(path: Path) -> str:
 
 def read_recordings(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
                     centre: bool = True, split: str | None = None, num_joints: int | None = None,
-                    default_layout: Layout | None = None, planar: bool = False) -> Iterator[Recording | UserError]:
+                    default_layout: Layout | None = None, planar: bool = False,
+                    bodies_first: bool | None = None) -> Iterator[Recording | UserError]:
     """Yield the recordings in a file; a damaged one in a file of many is replaced by a UserError.
 
     Args:
@@ -76,6 +77,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
         num_joints: joints per body in npz files, if the layout is not known.
         default_layout: layout of npy and pyskl files with as many joints, if `layout` is None.
         planar: three numbers per joint in npy files are x, y in pixels and a score, not x, y, z.
+        bodies_first: npy files have the axes (M, T, V, 3) or not; by default, what their shape suggests.
 
     Raises:
         UserError: the file cannot be read, is damaged or has another format, or its joints do not fit the layout.
@@ -87,7 +89,7 @@ def read_recordings(path: str | Path, layout: Layout | str | None = None, name: 
     layout = read_layout(layout) if isinstance(layout, str | Path) else layout
     try:
         recording = None
-        options = Options(layout, scale, centre, split, num_joints, default_layout, planar)
+        options = Options(layout, scale, centre, split, num_joints, default_layout, planar, bodies_first)
         for recording in FORMATS[name].read(path, options):
             yield _locate(recording, path) if isinstance(recording, UserError) else recording
         if recording is None:
@@ -103,9 +105,9 @@ def _locate(error: UserError, path: Path) -> UserError:
 
 
 def read_recording(path: str | Path, layout: Layout | str | None = None, name: str | None = None, scale: float = 1.,
-                   centre: bool = True, planar: bool = False) -> Recording:
+                   centre: bool = True, planar: bool = False, bodies_first: bool | None = None) -> Recording:
     """Read a file with one recording; arguments and errors as for `read_recordings`."""
-    recordings = read_recordings(path, layout, name, scale, centre, planar=planar)
+    recordings = read_recordings(path, layout, name, scale, centre, planar=planar, bodies_first=bodies_first)
     recording = next(recordings)
     if isinstance(recording, UserError):
         raise recording

@@ -1,10 +1,13 @@
 """NumPy arrays: one recording (frames, joints, 3) or (frames, bodies, joints, 3); 2 for 2D keypoints without scores.
 
-An array with more bodies than frames is read as (bodies, frames, joints, 3).
+`bodies_first` selects (bodies, frames, joints, 3); by default, this is the order if the other one had more bodies than
+frames.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from data.formats.recording import Options, Recording, make_recording
 from feeder.npz import open_npy
@@ -24,12 +27,21 @@ def read(path: Path, options: Options) -> Iterator[Recording]:
     if frames.ndim == 4 and (frames.shape[0], frames.shape[3]) == (3, 2):
         raise UserError(f'has shape {frames.shape}, probably (coordinates, frames, joints, bodies); save it as '
                         '(frames, bodies, joints, 3)')
-    frames, notes = frames[:, None] if frames.ndim == 3 else frames, ()                     # (T, M, V, 3)
-    if frames.shape[1] > len(frames) > 0:
-        frames = frames.swapaxes(0, 1)
-        notes = ('read as (bodies, frames, joints, 3), with more bodies than frames otherwise (save it as (frames, '
-                 'bodies, joints, 3))',)
+    frames, notes = _order_axes(frames, options.bodies_first)
     if frames.shape[1] > MAX_BODIES:
         raise UserError(f'has {frames.shape[1]} bodies in {len(frames)} frames; save the array as (frames, bodies, '
                         f'joints, 3) with up to {MAX_BODIES} bodies')
     yield make_recording(path, frames, options, notes=notes)
+
+
+def _order_axes(frames: np.ndarray, bodies_first: bool | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return bodies (T, M, V, C), and a note on the order of axes if it is assumed and another one is possible."""
+    if frames.ndim == 3:
+        return frames[:, None], ()
+    if bodies_first is not None:
+        return frames.swapaxes(0, 1) if bodies_first else frames, ()
+    if frames.shape[1] > len(frames) > 0:
+        return frames.swapaxes(0, 1), ('read as (bodies, frames, joints, 3), with more bodies than frames otherwise; '
+                                       '--no-bodies_first selects the other order',)
+    return frames, ('read as (frames, bodies, joints, 3); --bodies_first selects the other order',) \
+        if 1 < len(frames) <= MAX_BODIES and frames.shape[1] > 1 else ()

@@ -58,6 +58,7 @@ class Options(NamedTuple):
     num_joints: int | None = None
     default_layout: Layout | None = None    # of files without joint names, if it has their number of joints
     planar: bool = False            # three numbers per joint are x, y and score
+    bodies_first: bool | None = None        # axes of npy arrays: (M, T, V, 3)
 
 
 def make_recording(path: Path, frames: np.ndarray, options: Options, own: Layout | None = None,

@@ -74,6 +74,13 @@ def test_npy(tmp_path):
     assert (recording.name, recording.layout, recording.label, recording.frames.dtype) == ('a', V2, None, np.float32)
     np.testing.assert_allclose(recording.frames, expected, rtol=0, atol=2e-7)
     np.testing.assert_allclose(read_recording(tmp_path / 'a.npy', centre=False).frames, 100 * kept, rtol=1e-7)
+    swapped = frames.swapaxes(0, 1)
+    for saved, bodies_first, note in ((frames, None, '--bodies_first selects'), (frames, False, ''),
+                                      (swapped, None, '--no-bodies_first'), (swapped, True, '')):
+        np.save(tmp_path / 'a.npy', saved)
+        again = read_recording(tmp_path / 'a.npy', bodies_first=bodies_first)
+        np.testing.assert_allclose(again.frames, expected, rtol=0, atol=2e-7)
+        assert note in str(again.notes) and bool(again.notes[1:]) == bool(note)
 
 
 def test_invalid_files_and_arrays(tmp_path):
