@@ -15,6 +15,7 @@ FLOPs count every body.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -126,6 +127,7 @@ class StageRun:
         device = 'cuda' if self.world.device.type == 'cuda' else 'cpu'
         activity = getattr(torch.profiler.ProfilerActivity, device.upper())
         self.loader.limit = steps = min(PROFILED, self.steps)
+        os.environ.setdefault('KINETO_LOG_LEVEL', '5')      # no message about a missing GPU driver
         with torch.profiler.profile(activities=[activity], acc_events=True) as profiler:
             self.run()
         self.seconds.pop(), self.waited.pop()
