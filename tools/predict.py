@@ -31,7 +31,7 @@ from data.formats.recording import Recording, assumption_notes, body_size, size_
 from feeder.layouts import default_layout
 from tools.drawing.page import recording_scene, write_page
 from tools.recognition import Recogniser
-from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline
+from tools.recordings import Prediction, find_files, predict_clips, read_clips, timeline, top_classes
 from util.errors import Parser, UserError, printable, run_main
 from util.files import atomic_write, check_outputs
 from util.options import COUNT, POSITIVE, text
@@ -40,10 +40,10 @@ PAGE_MOST = 20      # recordings on a page
 COLUMNS = ('recording', 'start', 'end', 'rank', 'label', 'class', 'probability')
 
 
-def top_classes(scores: np.ndarray, names: list[str], count: int) -> list[dict]:
-    """Return the most likely classes of scores (C,), best first; ties are sorted by label."""
-    best = np.argsort(-scores, kind='stable')[:count].tolist()
-    return [{'label': label, 'class': names[label], 'probability': round(float(scores[label]), 6)} for label in best]
+def named_classes(scores: np.ndarray, names: list[str], count: int) -> list[dict]:
+    """Return the most likely classes of scores (C,) as JSON, best first."""
+    return [{'label': label, 'class': names[label], 'probability': probability}
+            for label, probability in top_classes(scores, count)]
 
 
 def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace) -> dict:
@@ -51,11 +51,11 @@ def to_entry(prediction: Prediction, names: list[str], args: argparse.Namespace)
     recording = prediction.recording
     entry = {'recording': recording.title, 'frames': len(recording.frames), 'label': recording.label}
     if args.window is None:
-        return entry | {'top': top_classes(prediction.scores[0], names, args.top)}
+        return entry | {'top': named_classes(prediction.scores[0], names, args.top)}
     segments = [{'start': segment.start, 'end': segment.end, 'label': segment.label, 'class': names[segment.label],
                  'probability': round(segment.probability, 6)}
                 for segment in timeline(prediction.windows, prediction.scores)]
-    windows = [{'start': place.start, 'end': place.end, 'top': top_classes(scores, names, args.top)}
+    windows = [{'start': place.start, 'end': place.end, 'top': named_classes(scores, names, args.top)}
                for place, scores in zip(prediction.windows, prediction.scores, strict=True)]
     return entry | {'segments': segments, 'windows': windows}
 

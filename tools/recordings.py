@@ -152,6 +152,12 @@ def sliding_windows(num_frames: int, window: int | None, hop: int | None) -> lis
             for start, (begin, stop) in zip(starts, pairwise(borders), strict=True)]
 
 
+def top_classes(scores: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """Return label and probability of the most likely of scores (C,), best first; ties are sorted by label."""
+    best = np.argsort(-scores, kind='stable')[:count].tolist()
+    return [(label, round(float(scores[label]), 6)) for label in best]
+
+
 def timeline(windows: Sequence[Window], scores: np.ndarray) -> list[Segment]:
     """Merge neighbouring windows with the same most likely label; `scores` are (windows, C)."""
     gaps = np.cumsum([0, *(a.stop != b.begin for a, b in pairwise(windows))])

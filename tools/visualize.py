@@ -94,8 +94,8 @@ def open_clips(args: Namespace, settings: dict, layout: Layout | None) -> list[M
             if not isinstance(clip, Recording):
                 raise clip[1]
             print(*assumption_notes(Counter(clip.notes), 1), sep='\n', file=sys.stderr)
-            title = clip.path.name + (f', {clip.member}' if clip.member is not None else '')
-            clips[row] = make_clip(pack_clips([recogniser.fit_bodies(clip.frames)]), settings, layout, title, None)
+            packed = pack_clips([recogniser.fit_bodies(clip.frames)])
+            clips[row] = make_clip(packed, settings, layout, clip.short_title, None)
     if missing := [row for row in args.clip if row not in clips]:
         raise UserError(f'--clip {missing[0]}: {path} has clips 0 to {count - 1}; choose one of them')
     return [clips[row] for row in args.clip]

@@ -44,6 +44,11 @@ class Recording(NamedTuple):
         return printable(self.path if self.member is None else f'{self.path}:{self.member}')
 
     @property
+    def short_title(self) -> str:
+        """The title without folders."""
+        return printable(self.path.name if self.member is None else f'{self.path.name}, {self.member}')
+
+    @property
     def num_joints(self) -> int:
         return self.frames.shape[2]
 

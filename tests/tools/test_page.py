@@ -101,9 +101,12 @@ def test_it_plays_and_scrubs(opened, driver):
     assert opened.js(PLAYER) != first
     driver.find_element('id', 'play').click()
     assert not opened.js('state.playing') and opened.text('play') == 'Play'
+    driver.find_element('id', 'reset').click()      # keeps the keyboard focus
+    webdriver.ActionChains(driver).send_keys(webdriver.Keys.HOME, webdriver.Keys.RIGHT).perform()
+    assert opened.js('state.frame') == 1
     for key, frame in ((webdriver.Keys.HOME, 0), (webdriver.Keys.RIGHT, 1), (webdriver.Keys.END, 15)):
         driver.find_element('id', 'frame').send_keys(key)
-        assert opened.js('state.frame') == frame and f'frame {frame} of 16' in opened.text('time')
+        assert opened.js('state.frame') == frame and f'frame {frame + 1} of 16' in opened.text('time')
         images.append(opened.js(PLAYER))
     assert len(set(images)) == 3 and images[0] == first
 
@@ -116,25 +119,25 @@ def test_turn_zoom_point_and_select(opened, driver):
     webdriver.ActionChains(driver).scroll_from_origin(origin, 0, -200).perform()
     assert opened.js('state.zoom') > 1.1
     driver.find_element('id', 'reset').click()
-    left, wide, high = (opened.js(f'state.grid.{name}') for name in ('left', 'wide', 'high'))
-    cell = (left + 2.5 * wide, 7.5 * high)
+    left, width, height = (opened.js(f'state.grid.{name}') for name in ('left', 'width', 'height'))
+    cell = (left + 2.5 * width, 7.5 * height)
     opened.over('cells', *cell).perform()
     assert opened.js('[state.hover.joint, state.hover.segment, shownFrame(scenes[0])]') == [7, 2, 10]
-    assert 'left hand, frames 8 to 11' in opened.text('readout')
+    assert 'left hand, frames 9 to 12' in opened.text('readout')
     vermilion, pale = opened.pixels('cells', 'predicted'), opened.js(PLAYER)
     opened.over('cells', *cell).click().perform()
-    assert opened.js('[state.query.joint, state.query.segment, state.map]') == [7, 2, 'attention']
+    assert opened.js('[state.query.joint, state.query.segment, state.map, state.frame]') == [7, 2, 'attention', 10]
     assert opened.pixels('cells', 'predicted') > vermilion + 50 and opened.js(PLAYER) != pale
-    x, y = opened.js('state.views[0].project(vector(scenes[0], scenes[0].pose, 1, 0, 3))')
+    x, y = opened.js('state.views[0].project(vector(scenes[0], scenes[0].pose, 1, 10, 3))')
     opened.over('player', x, y).perform()
-    assert opened.js('state.hover?.segment') == 0 and opened.js("!element('mark').hidden")
+    assert opened.js('state.hover?.segment') == 2 and opened.js("!element('mark').hidden")
 
 
 def test_its_numbers_are_those_of_the_model(opened, driver, model, clip):
     names = opened.js('scenes[0].masks.map(mask => mask.name)')
     assert len(set(names)) == 12
     for row in (0, names.index('random, 90 %, seed 1')):
-        opened.js(f'change({{mask: {row}}})')
+        opened.js(f'change({{mask: {names[row]!r}}})')
         settings = SETTINGS if row == 0 else SETTINGS | {'motion_aware_tau': 0., 'mask_ratio': 0.9}
         for body in (0, 1):
             expected = analysis.analyse_clip(model, settings, clip, body, seed=int(row > 0)).prediction
@@ -163,6 +166,46 @@ def test_predicted_motion_adds_up_from_visible_joints(opened):
     np.testing.assert_allclose(path, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('changes, settings', [
+    ({'target': 'joint'}, {}), ({}, {'motion_stride': 2}), ({}, {'stream': 'bone'}), ({}, {'keypoints': '2d'})])
+def test_other_targets_and_streams(driver, clip, tmp_path, changes, settings):
+    """The frame, the overlay and the caption fit what is predicted; without errors of the script."""
+    scene = page.clip_scene(page.OpenModel(a_model(num_frames=16, **changes), SETTINGS | settings, None, []), clip)
+    page.write_page(tmp_path / 'page.html', 'title', [scene])
+    opened = Page(driver, tmp_path / 'page.html')
+    is_motion, has_path = changes.get('target') != 'joint', settings.get('stream') != 'bone'
+    legend = driver.find_element('css selector', '[data-for="true"]')
+    assert legend.is_displayed() == is_motion == ('motion of' in opened.text('predicted').lower())
+    assert opened.js("element('overlay').options[1].disabled") == (not has_path)
+    if has_path:
+        lag = settings.get('motion_stride', 1) if is_motion else 0
+        pose, pred, path = (np.array(opened.js(f'[...{name}]')).reshape(2, 16, 20, 3) for name in (
+            'scenes[0].pose', 'currentMask(scenes[0]).pred', 'predictedPath(scenes[0])'))
+        v = int(np.flatnonzero(opened.js('[...scenes[0].masks[0].masked]'))[0])     # of body 0 in its first segment
+        np.testing.assert_allclose(path[0, lag, v], pose[0, 0, v] + pred[0, 0, v], atol=1e-5)
+    assert driver.get_log('browser') == []
+
+
+def test_scenes_of_different_lengths(driver, model, clip, tmp_path):
+    """Cells are matched by joint and time, masks by name; play and the slider reach the end of the longer scene."""
+    short = clip._replace(joints=clip.joints[:, :, :8], stream=clip.stream[:, :, :8])
+    other = a_model(num_frames=8, t_patch_size=2)
+    scenes = [page.clip_scene(page.OpenModel(model, SETTINGS | {'mask_ratio': share}, None, []), sequence)
+              for model, share, sequence in ((other, 0.6, short), (model, 0.5, clip))]
+    page.write_page(tmp_path / 'page.html', 'title', scenes, {'beside': 1})
+    opened = Page(driver, tmp_path / 'page.html')
+    driver.find_element('id', 'frame').send_keys(webdriver.Keys.END)
+    assert opened.js('[state.frame, ...shownScenes().map(shownFrame)]') == [15, 7, 15]
+    opened.js("change({mask: 'random, 75 %, seed 1'})")
+    assert opened.js('shownScenes().map(scene => currentMask(scene).name)') == ['random, 75 %, seed 1'] * 2
+    opened.js('select({joint: 3, segment: 2})')      # frames 5 and 6
+    assert opened.js('[cellOf(scenes[1], state.query), ...shownScenes().map(shownFrame)]') == [
+        {'joint': 3, 'segment': 1}, 5, 5]
+    opened.js('change({focus: 1, query: {joint: 3, segment: 3}, map: "attention"})')
+    assert opened.js('cellOf(scenes[0], state.query)') is None
+    assert opened.js('attentionMap(scenes[0]).every(value => value === 0)') and driver.get_log('browser') == []
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The working folder, with a pre-trained model, a classifier and a recording."""
@@ -178,13 +221,16 @@ def folder(tmp_path, monkeypatch):
 def test_a_timeline_of_labels(driver, folder):
     tools.predict.main(['--checkpoint', 'classifier.pth', 'walk.npy', '--window', '20', '--html', 'p.html'])
     opened = Page(driver, folder / 'p.html')
-    segments, buttons = opened.js('scenes[0].timeline'), driver.find_elements('css selector', '#timeline button')
+    segments, buttons = opened.js('scenes[0].timeline'), driver.find_elements('css selector', '#labels button')
     assert len(buttons) == len(segments) > 2 and segments[-1]['end'] == 90
+    longest = max({segment['label'] for segment in segments}, key=lambda label: sum(
+        segment['end'] - segment['start'] for segment in segments if segment['label'] == label))
+    assert driver.find_element('css selector', '#key li').text == opened.js(f'scenes[0].classes[{longest}]')
     buttons[-1].click()
     assert opened.js('state.frame') == segments[-1]['start'] and buttons[-1].get_attribute('aria-current') == 'true'
     top = driver.find_elements('css selector', '#top li')
     assert len(top) == 5 and top[0].text.startswith(opened.js(f'scenes[0].classes[{segments[-1]["label"]}]'))
-    driver.find_element('id', 'timeline').send_keys(webdriver.Keys.LEFT)
+    driver.find_element('id', 'labels').send_keys(webdriver.Keys.LEFT)
     assert opened.js('state.frame') == segments[-2]['start'] and driver.get_log('browser') == []
 
 

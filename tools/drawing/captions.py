@@ -5,6 +5,11 @@ Axis letters: M bodies, P segments, V joints.
 
 import numpy as np
 
+MOTION = {      # title and text of the map of motion intensity
+    'joint': ('motion', 'How far each joint moves'),
+    'bone': ('change of bones', 'How much the bone that ends at each joint changes'),
+    'velocity': ('change of velocity', 'How much the velocity of each joint changes'),
+}
 SEGMENTS = 'A clip is cut into segments of {u} frames; one joint in one segment is a joint-segment.'
 VISIBLE = 'All of them are visible to the model.'
 INTRO = {
@@ -20,14 +25,16 @@ INTRO = {
 }
 
 
-def maps(unit: str, u: int = 0, loss_zero: float | None = None) -> dict[str, dict[str, str]]:
+def maps(stream: str, unit: str, u: int = 0, loss_zero: float | None = None) -> dict[str, dict[str, str]]:
     """Return title, unit and text of each map; mask and error only with the loss of predicting zero."""
-    entries = {'intensity': ('motion', unit, 'How far each joint moves from one segment to the next, averaged over its '
-                                             'coordinates.')}
+    title, text = MOTION[stream]
+    body_unit = ' A body unit is half the diagonal of the box around the body, about a metre.'
+    entries = {'intensity': (title, unit, f'{text} from one segment to the next, averaged over coordinates.'
+                                          + (body_unit if 'body' in unit else ''))}
     if loss_zero is not None:
         entries['mask'] = ('mask', '', f'A joint is masked or visible for a whole segment of {u} frames.')
         entries['error'] = ('error of the prediction', '', 'Squared error of the prediction in each masked '
-                            f'joint-segment. Always predicting zero has {loss_zero:.2f} on average.')
+                            f'joint-segment. The mean error of predicting zero is {loss_zero:.3g}.')
     entries['attention'] = ('attention', '× uniform', 'Attention with nothing masked, as in recognition. It shows '
                             'where the model attends, not why.')
     return {name: dict(zip(('title', 'unit', 'text'), entry, strict=True)) for name, entry in entries.items()}
@@ -47,14 +54,15 @@ def mask_name(ratio: float, is_aware: bool, seed: int) -> str:
     return f'{"motion-aware" if is_aware else "random"}, {100 * ratio:.0f} %, seed {seed}'
 
 
-def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, is_trained: bool, unit: str) -> str:
+def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, is_trained: bool, stream: str, unit: str) -> str:
     """Describe a mask (M, P, V) of joint-segments with motion intensity (M, P, V) in metres."""
     moves = [100 * float(intensity[part].mean()) if part.any() else 0. for part in (mask, ~mask)]
     how = 'The more a joint-segment moves, the more likely it is masked' if is_aware else \
         'All joint-segments are equally likely to be masked'
     return (f'{mask.sum():,} of {mask.size:,} joint-segments ({100 * mask.mean():.0f} %). On the skeleton they are '
-            f'grey; only the {(~mask).sum():,} blue ones are input to the model. {how}: from one segment to the next, '
-            f'masked ones move {moves[0]:.1f} {unit} on average, visible ones {moves[1]:.1f}.'
+            f'grey; only the {(~mask).sum():,} blue ones are input to the model. {how}. The mean '
+            f'{MOTION[stream][0]} from one segment to the next is {moves[0]:.1f} {unit} in masked ones '
+            f'and {moves[1]:.1f} in visible ones.'
             + (' The model was trained with such masks.' if is_trained else ''))
 
 
@@ -67,7 +75,7 @@ def predicted(stream: str, stride: int, scale: float, is_normalised: bool) -> st
         enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
         text = (f'The motion of {what} {frames}, from the visible joint-segments alone. Arrows show true (thick) and '
                 f'predicted (orange) motion{enlarged}.')
-        text += ' The second skeleton starts at the true joint where masked frames begin, and adds up predicted ' \
+        text += ' The predicted skeleton starts at the true joints where masked frames begin, and adds up predicted ' \
             'motion.' if stream == 'joint' else ''
     else:
         text = f'The position of {what}, from the visible joint-segments alone. Orange arrows lead from true to ' \
@@ -81,14 +89,15 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
     if 'r2' not in metrics:
         return 'Nothing moves in the masked joint-segments, so there is nothing to predict.'
     target, r2 = 'motion' if target == 'motion' else 'positions', f'R² {number(metrics["r2"], 3)}'
-    text = f'Always giving the mean would be better than this prediction ({r2}).'
+    text = 'Values are normalised within each joint-segment, as in training. ' if is_normalised else ''
     if metrics['r2'] > 0:
-        text = f'The prediction explains {100 * metrics["r2"]:.0f} % of the variation of true {target} ({r2}); ' \
-            '100 % would be perfect.'
-    text += f' Mean squared error {metrics["loss"]:.4f}; always predicting zero has {metrics["loss_zero"]:.4f}.'
+        text += f'The prediction explains {100 * metrics["r2"]:.0f} % of the variance of the true {target} ({r2}).'
+    else:
+        text += f'The prediction is worse than the mean of the true {target} ({r2}).'
+    text += f' Its mean squared error is {metrics["loss"]:.4g}, that of predicting zero {metrics["loss_zero"]:.4g}.'
     if 'r' in metrics:
-        text += f' Correlation of predicted and true values {number(metrics["r"], 3)}.'
-    return text + (' Values are normalised within each joint-segment, as in training.' if is_normalised else '')
+        text += f' Predicted and true values have a correlation of {number(metrics["r"], 3)}.'
+    return text
 
 
 def number(value: float, digits: int) -> str:
@@ -102,7 +111,10 @@ def mask_table(masks: list[dict]) -> list[list[str]]:
     for ratio in sorted({mask['ratio'] for mask in masks}):
         pairs = [[mask for mask in masks if (mask['ratio'], mask['aware']) == (ratio, aware)]
                  for aware in (True, False)]
-        means = [np.mean([(mask['moving'], mask['metrics'].get('r2', 0)) for mask in group], axis=0) for group in pairs]
-        rows.append([f'{100 * ratio:.0f} % masked', *(f'{100 * moving:.0f} % of motion, R² {number(r2, 2)}'
-                                                      for moving, r2 in means)])
+        cells = []
+        for group in pairs:
+            r2 = [mask['metrics']['r2'] for mask in group if 'r2' in mask['metrics']]
+            cells.append(f'{100 * np.mean([mask["moving"] for mask in group]):.0f} % of motion, '
+                         f'R² {number(np.mean(r2), 2) if r2 else "–"}')
+        rows.append([f'{100 * ratio:.0f} % masked', *cells])
     return rows

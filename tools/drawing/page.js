@@ -4,11 +4,10 @@
  * M bodies, T frames, V joints, P segments of u frames, L = P·V joint-segments, H heads, R rank of attention factors.
  */
 'use strict';
-
 const RATE = 30;            // frames a second at speed 1, that of the Kinect
 const state = {
   scene: 0, beside: -1, focus: 0, frame: 0, playing: false, speed: 1, yaw: 0, pitch: 0.12, zoom: 1, overlay: 'arrows',
-  map: 'intensity', body: 0, mask: 0, hover: null, query: null,     // hover and query: {joint, segment}
+  map: 'intensity', body: 0, mask: '', hover: null, query: null,    // hover and query: {joint, segment} of `focused`
   block: -1, head: -1,                                              // block -1: the last one; head -1: mean of all
 };
 const CHOICES = ['scene', 'beside', 'focus', 'map', 'body', 'mask', 'block', 'head', 'speed', 'overlay'];
@@ -17,14 +16,14 @@ const element = id => document.getElementById(id);
 const range = count => [...Array(count).keys()];
 const within = (value, least, most) => Math.max(least, Math.min(value, most));
 const tenths = frame => Math.floor(10 * frame / RATE);     // of a second
+const significant = value => Number(value.toPrecision(2)).toString();
 const clock = frame => `${Math.floor(tenths(frame) / 600)}:${(tenths(frame) % 600 / 10).toFixed(1).padStart(4, '0')}`;
 
 // ---- data -----------------------------------------------------------------------------------------------------------
 
 /** Decode {dtype, data} to a typed array; float16 becomes Float32Array. */
 function unpack({dtype, data}) {
-  const text = atob(data), bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
   if (dtype === 'float16') return Float32Array.from(new Uint16Array(bytes.buffer), halfToFloat);
   return new {uint8: Uint8Array, int8: Int8Array, float32: Float32Array}[dtype](bytes.buffer);
 }
@@ -35,20 +34,28 @@ function halfToFloat(bits) {
 }
 
 const {scenes, start} = JSON.parse(element('data').textContent, (_, value) => value?.dtype ? unpack(value) : value);
-
 const shownScenes = () => [state.scene, state.beside].filter(i => i >= 0).map(i => scenes[i]);
 const focused = () => shownScenes()[state.focus] ?? scenes[state.scene];
-const currentMask = scene => scene.masks?.[state.mask] ?? scene.masks?.[0];
+const currentMask = scene => scene.masks?.find(({name}) => name === state.mask) ?? scene.masks?.[0];
+const longest = () => Math.max(...shownScenes().map(({frames}) => frames));
 const currentBody = scene => Math.min(state.body, scene.bodies - 1);
 const currentBlock = scene => state.block < 0 ? scene.blocks - 1 : Math.min(state.block, scene.blocks - 1);
-
 const segmentAt = (scene, t) => Math.floor(t / scene.u);
+const middle = (scene, segment) => Math.floor((segment + 0.5) * scene.u);
+
+/** The cell of a scene with the joint and the time of a cell of the focused scene, or null. */
+function cellOf(scene, cell) {
+  const other = focused();
+  if (!cell || scene === other) return cell;
+  const joint = scene.joints.indexOf(other.joints[cell.joint]), segment = segmentAt(scene, middle(other, cell.segment));
+  return joint >= 0 && segment < scene.segments ? {joint, segment} : null;
+}
 
 /** The frame of a scene that is drawn, the last one of a scene that is over; a hovered cell shows its middle. */
 function shownFrame(scene) {
-  const {hover, playing} = state, middle = (hover?.segment + 0.5) * scene.u;
-  if (hover && !playing && scene.u) return Math.min(hover.frame ?? Math.floor(middle), scene.frames - 1);
-  return Math.min(Math.round(state.frame), scene.frames - 1);
+  const {hover, playing, frame} = state;
+  const t = hover && !playing ? hover.frame ?? middle(focused(), hover.segment) : Math.round(frame);
+  return Math.min(t, scene.frames - 1);
 }
 
 /** The coordinates of a joint in an array (M, T, V, 3). */
@@ -74,29 +81,29 @@ function predictedPath(scene) {
   for (let i = scene.lag * size; i < path.length && !mask.path; i++) {
     const from = i - scene.lag * size, [body, t] = [Math.floor(from / size / scene.frames), from / size % scene.frames];
     if (body !== Math.floor(i / size / scene.frames)) continue;     // the first frames of a body have none before them
-    const masked = isMasked(scene, body, segmentAt(scene, t), Math.floor(from % size / 3));
-    if (masked) path[i] = path[from] + mask.pred[from];
+    if (isMasked(scene, body, segmentAt(scene, t), Math.floor(from % size / 3))) path[i] = path[from] + mask.pred[from];
   }
   return mask.path = path;
 }
 
 /** Attention (P, V) in multiples of uniform attention: that of the selected query, or the mean over all queries. */
 function attentionMap(scene) {
-  const {query, head} = state, part = (currentBlock(scene) * scene.bodies + currentBody(scene)) * scene.heads;
-  const key = [part, head, query?.segment, query?.joint].join(), count = scene.segments * scene.joints.length;
+  const {head} = state, query = cellOf(scene, state.query), count = scene.segments * scene.joints.length;
+  const first = (currentBlock(scene) * scene.bodies + currentBody(scene)) * scene.heads;
+  const key = [first, head, query?.segment, query?.joint, !state.query].join();
   if (scene.attentionKey === key) return scene.attentionMap;
   const heads = head < 0 ? range(scene.heads) : [Math.min(head, scene.heads - 1)], sum = new Float32Array(count);
-  const queries = query ? [query.segment * scene.joints.length + query.joint] : range(count);
-  for (const one of heads) queries.forEach(i => addAttention(scene, part + one, i, sum));
-  const multiple = count / (heads.length * queries.length);
+  const queries = query ? [query.segment * scene.joints.length + query.joint] : range(state.query ? 0 : count);
+  for (const number of heads) queries.forEach(i => addAttention(scene, first + number, i, sum));
+  const multiple = count / heads.length / Math.max(queries.length, 1);
   scene.attentionKey = key;
   return scene.attentionMap = sum.map(value => value * multiple);
 }
 
-/** Add softmax(q kᵀ) of one query to `sum` (L). `part` numbers block, body and head; `scale` undoes the rounding. */
-function addAttention(scene, part, query, sum) {
-  const {queries, keys, scale, rank} = scene.attention, count = sum.length, first = part * count * rank;
-  const q = range(rank).map(r => queries[first + query * rank + r] * scale[part * rank + r]);
+/** Add softmax(q kᵀ) of one query to `sum` (L). `index` numbers block, body and head; `scale` undoes the rounding. */
+function addAttention(scene, index, query, sum) {
+  const {queries, keys, scale, rank} = scene.attention, count = sum.length, first = index * count * rank;
+  const q = range(rank).map(r => queries[first + query * rank + r] * scale[index * rank + r]);
   const scores = new Float32Array(count);
   for (let i = 0; i < count * rank; i++) scores[Math.floor(i / rank)] += q[i % rank] * keys[first + i];
   const most = scores.reduce((a, b) => Math.max(a, b));
@@ -115,10 +122,10 @@ function readPalette() {
 /** The colour of a share (0 to 1) on a scale from the ground over a hue towards ink. */
 function shade(hue, share) {
   if (hue === 'mask') return share ? palette.masked : palette.visible;
-  const place = within(share, 0, 1) * 1.7, i = place < 1 ? 0 : 1;     // ends before ink, for frames
+  const position = within(share, 0, 1) * 1.7, i = position < 1 ? 0 : 1;     // ends before ink, for frames
   const [from, to] = [palette.low, palette[hue], palette.high].slice(i, i + 2)
     .map(hex => [1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16)));
-  return `rgb(${from.map((value, c) => Math.round(value + (to[c] - value) * (place - i)))})`;
+  return `rgb(${from.map((value, c) => Math.round(value + (to[c] - value) * (position - i)))})`;
 }
 
 /** Fit a canvas to its size on the screen and clear it; returns its context in CSS pixels, width and height. */
@@ -142,9 +149,8 @@ function line(context, from, to, colour, width) {
 function arrow(context, from, to, colour, width) {
   const [x, y] = [to[0] - from[0], to[1] - from[1]], angle = Math.atan2(y, x);
   const head = Math.min(7, Math.hypot(x, y) / 2.5);
-  if (head < 0.6) return;
   const side = turn => [to[0] + head * Math.cos(angle + turn), to[1] + head * Math.sin(angle + turn)];
-  for (const end of [from, side(2.6), side(-2.6)]) line(context, to, end, colour, width);
+  if (head >= 0.6) for (const end of [from, side(2.6), side(-2.6)]) line(context, to, end, colour, width);
 }
 
 function circle(context, [x, y], radius, colour, fill) {
@@ -164,13 +170,14 @@ function makeViews(width, height) {
     Math.min(panel / (2.3 * reach), height / (1.2 * Math.max(high - low, 0.1)))));
   return shown.map((scene, i) => {
     const t = shownFrame(scene), [x0, z0] = scene.centre.subarray(2 * t, 2 * t + 2), y0 = (scene.low + scene.high) / 2;
-    const yaw = scene.yaw + state.yaw, far = 5 * Math.max(scene.reach, scene.high - scene.low);
+    const yaw = scene.yaw + state.yaw, distance = 5 * Math.max(scene.reach, scene.high - scene.low);
     const project = ([x, y, z]) => {
       const across = (x - x0) * Math.cos(yaw) + (z - z0) * Math.sin(yaw);
       const depth = (z - z0) * Math.cos(yaw) - (x - x0) * Math.sin(yaw);
       const up = (y - y0) * Math.cos(state.pitch) - depth * Math.sin(state.pitch);
-      const near = scale * far / (far - (y - y0) * Math.sin(state.pitch) - depth * Math.cos(state.pitch));
-      return [(i + 0.5) * panel + across * near, height / 2 - up * near];
+      const toward = (y - y0) * Math.sin(state.pitch) + depth * Math.cos(state.pitch);
+      const enlarged = scale * distance / (distance - toward);
+      return [(i + 0.5) * panel + across * enlarged, height / 2 - up * enlarged];
     };
     return {scene, t, project, left: i * panel, width: panel, x0, z0, dots: []};
   });
@@ -185,9 +192,8 @@ function drawPlayer() {
     context.rect(view.left, 0, view.width, height);
     context.clip();
     if (!view.scene.planar) drawFloor(context, view);
-    for (const body of range(view.scene.bodies)) {
-      if (view.scene.present[body * view.scene.frames + view.t]) drawBody(context, view, body);
-    }
+    const isPresent = body => view.scene.present[body * view.scene.frames + view.t];
+    range(view.scene.bodies).filter(isPresent).forEach(body => drawBody(context, view, body));
     context.restore();
   }
   if (state.views.length > 1) line(context, [width / 2, 0], [width / 2, height], palette.line, 1);
@@ -215,12 +221,13 @@ function drawBody(context, {scene, t, project, dots}, body) {
   pixels.forEach((pixel, joint) => circle(context, pixel, ...jointStyle(scene, body, t, joint)));
   if (scene.masks && state.overlay === 'arrows') {
     const tip = (joint, value) => project(points[joint].map((x, c) => x + value[c] * scene.enlarged));
-    for (const one of arrows(scene, body, t)) {
-      arrow(context, pixels[one.joint], tip(one.joint, one.true), palette.ink, 3.5);
-      arrow(context, pixels[one.joint], tip(one.joint, one.pred), palette.predicted, 2);
+    for (const vectors of arrows(scene, body, t)) {
+      arrow(context, pixels[vectors.joint], tip(vectors.joint, vectors.true), palette.ink, 3.5);
+      arrow(context, pixels[vectors.joint], tip(vectors.joint, vectors.pred), palette.predicted, 2);
     }
   }
-  for (const [cell, colour] of [[state.hover, palette.ink], [state.query, palette.predicted]]) {
+  for (const [selected, colour] of [[state.hover, palette.ink], [state.query, palette.predicted]]) {
+    const cell = cellOf(scene, selected);
     if (!pixels[cell?.joint] || body !== currentBody(scene)) continue;
     const [x, y] = pixels[cell.joint], label = [scene.joints[cell.joint], x + 15, y - 8];
     circle(context, [x, y], 11, colour);
@@ -245,36 +252,38 @@ function jointStyle(scene, body, t, joint) {
 /** Values (P, V) of the map for one body. */
 function mapValues(scene) {
   const count = scene.segments * scene.joints.length, first = currentBody(scene) * count, mask = currentMask(scene);
-  const all = {intensity: scene.intensity, mask: mask?.masked, error: mask?.error}[state.map];
-  return all ? all.subarray(first, first + count) : attentionMap(scene);
+  const values = {intensity: scene.intensity, mask: mask?.masked, error: mask?.error}[state.map];
+  return values ? values.subarray(first, first + count) : attentionMap(scene);
 }
 
 function drawMap(scene) {
   const canvas = element('cells'), names = scene.joints, left = canvas.clientWidth < 420 ? 92 : 118;
-  const high = names.length > 22 ? 16 : 19, values = mapValues(scene), body = currentBody(scene);
+  const height = names.length > 22 ? 16 : 19, values = mapValues(scene), body = currentBody(scene);
   const hasFrames = scene.masks && 'intensity error'.includes(state.map);
-  canvas.style.height = `${names.length * high + 20}px`;
-  const {context, width} = fit(canvas), wide = (width - left) / scene.segments;
+  canvas.style.height = `${names.length * height + 20}px`;
+  const {context, width: total} = fit(canvas), width = (total - left) / scene.segments;
   // The last colour begins at a quantile, so that a few outliers do not make the rest pale.
-  Object.assign(state, {grid: {left, wide, high}, limit: values.toSorted()[Math.floor(values.length * 0.99)] || 1});
-  const frame = ({segment, joint}, inset, colour, lineWidth, rows = 1) => {
-    Object.assign(context, {strokeStyle: colour, lineWidth});
-    context.strokeRect(left + segment * wide + inset, joint * high + inset, wide - 2 * inset, rows * high - 2 * inset);
+  Object.assign(state, {grid: {left, width, height}, limit: values.toSorted()[Math.floor(values.length * 0.99)] || 1});
+  const frame = ({segment, joint}, gap, strokeStyle, lineWidth, rows = 1) => {
+    Object.assign(context, {strokeStyle, lineWidth});
+    context.strokeRect(left + segment * width + gap, joint * height + gap, width - 2 * gap, rows * height - 2 * gap);
   };
   for (const joint of range(names.length)) {
     const isMarked = [state.hover, state.query].some(cell => cell?.joint === joint);
     Object.assign(context, {font: `${isMarked ? 'bold ' : ''}12px system-ui`, textAlign: 'right',
       fillStyle: isMarked ? palette.ink : palette.soft});
-    context.fillText(names[joint], left - 7, (joint + 0.5) * high, left - 9);
+    context.fillText(names[joint], left - 7, (joint + 0.5) * height, left - 9);
     for (const segment of range(scene.segments)) {
       context.fillStyle = shade(state.map, values[segment * names.length + joint] / state.limit);
-      context.fillRect(left + segment * wide + 0.5, joint * high + 0.5, wide - 1, high - 1);
+      context.fillRect(left + segment * width + 0.5, joint * height + 0.5, width - 1, height - 1);
       if (hasFrames && !isMasked(scene, body, segment, joint)) frame({segment, joint}, 2, palette.visible, 2);
     }
   }
-  Object.assign(context, {fillStyle: palette.soft, font: '11px system-ui', textAlign: 'center'});
+  Object.assign(context, {fillStyle: palette.soft, font: '11px system-ui'});
+  context.fillText('segment', left - 7, names.length * height + 10);
+  context.textAlign = 'center';
   for (let segment = 0; segment < scene.segments; segment += 5) {
-    context.fillText(segment, left + (segment + 0.5) * wide, names.length * high + 10);
+    context.fillText(segment, left + (segment + 0.5) * width, names.length * height + 10);
   }
   frame({segment: segmentAt(scene, shownFrame(scene)), joint: 0}, 0, palette.ink, 1.5, names.length);
   if (state.hover) frame(state.hover, 0, palette.ink, 2.5);
@@ -283,12 +292,12 @@ function drawMap(scene) {
 
 /** Describe the map and its scale. */
 function describeMap(scene) {
-  const {limit, map, query} = state, {unit, text} = scene.maps[map], isMask = map === 'mask';
-  const which = query ? `Where ${scene.joints[query.joint]}, segment ${query.segment}, attends. ` : 'Mean of queries. ';
+  const {limit, map, query} = state, {unit, text} = scene.maps[map];
+  const queries = query ? `Query: ${scene.joints[query.joint]}, segment ${query.segment}. ` : 'Mean over all queries. ';
   element('ramp').style.background = `linear-gradient(90deg, ${[0, 0.3, 0.6, 1].map(share => shade(map, share))})`;
-  element('low').textContent = isMask ? 'visible' : '0';
-  element('high').textContent = isMask ? 'masked' : `${limit.toFixed(limit < 10 ? 1 : 0)} ${unit} or more`;
-  element('explanation').textContent = (map === 'attention' ? which : '') + text;
+  [element('low').textContent, element('high').textContent] =
+    map === 'mask' ? ['visible', 'masked'] : ['0', `${significant(limit)} ${unit} or more`];
+  element('explanation').textContent = (map === 'attention' ? queries : '') + text;
 }
 
 /** Describe the cell pointed at or selected. */
@@ -296,94 +305,75 @@ function describeCell(scene) {
   const cell = state.hover ?? state.query, mask = currentMask(scene), readout = element('readout');
   if (!cell) return readout.replaceChildren();         // page.css shows a hint
   const i = cellIndex(scene, currentBody(scene), cell.segment, cell.joint), from = cell.segment * scene.u;
-  const attention = state.map === 'attention' && attentionMap(scene)[cell.segment * scene.joints.length + cell.joint];
-  return readout.textContent = [
-    `${scene.joints[cell.joint]}, frames ${from} to ${from + scene.u - 1}`,
-    `moves ${scene.intensity[i].toFixed(1)} ${scene.maps.intensity.unit}`,
-    mask && (mask.masked[i] ? `masked, error ${mask.error[i].toFixed(2)}` : 'visible'),
-    attention !== false && `attention ${attention.toFixed(1)} × uniform`].filter(Boolean).join('; ');
+  const {title, unit} = scene.maps.intensity, isAttention = state.map === 'attention';
+  const values = isAttention ?
+    [`attention ${significant(attentionMap(scene)[cell.segment * scene.joints.length + cell.joint])} × uniform`] :
+    [`${title} ${significant(scene.intensity[i])} ${unit}`,
+      mask && (mask.masked[i] ? `masked, squared error ${significant(mask.error[i])}` : 'visible')];
+  return readout.textContent = [`${scene.joints[cell.joint]}, frames ${from + 1} to ${from + scene.u}`, ...values]
+    .filter(Boolean).join('; ');
 }
 
 // ---- words, classes, controls ---------------------------------------------------------------------------------------
 
 /** Fill the choices and texts of the scenes shown. */
 function setUp() {
-  const scene = focused(), mask = currentMask(scene), numbers = count => range(count ?? 0).map(i => [i, i]);
+  const scene = focused(), mask = currentMask(scene), {overlay} = state, isPredicted = mask && overlay !== 'none';
   if (scene.u && !scene.maps[state.map]) state.map = 'intensity';
-  const isAttention = state.map === 'attention', titles = scenes.map((one, i) => [i, one.name]);
+  const isAttention = state.map === 'attention', titles = scenes.map(({name}, i) => [i, name]);
   const isFor = {attention: scene.u && isAttention, plain: mask && !isAttention, bodies: scene.bodies > 1, map: scene.u,
-    masks: mask, frames: mask && 'intensity error'.includes(state.map), classes: scene.windows,
-    timeline: scene.timeline, scenes: scenes.length > 1, beside: state.beside >= 0};
-  for (const one of document.querySelectorAll('[data-for]')) one.hidden = !isFor[one.dataset.for];
-  const choices = {scene: titles, beside: [[-1, 'nothing'], ...titles], focus: [[0, 'left'], [1, 'right']],
-    map: Object.entries(scene.maps ?? {}).map(([name, {title}]) => [name, title]), body: numbers(scene.bodies),
-    mask: scene.masks?.map((one, i) => [i, one.name]) ?? [], block: numbers(scene.blocks),
-    head: [[-1, 'mean of all'], ...numbers(scene.heads)]};
+    masks: mask, true: isPredicted && overlay === 'arrows' && scene.isMotion, predicted: isPredicted,
+    frames: mask && 'intensity error'.includes(state.map), classes: scene.windows, timeline: scene.timeline,
+    scenes: scenes.length > 1, beside: state.beside >= 0};
+  for (const part of document.querySelectorAll('[data-for]')) part.hidden = !isFor[part.dataset.for];
+  const choices = {...scene.choices, scene: titles, beside: [[-1, 'none'], ...titles],
+    focus: [[0, 'left'], [1, 'right']]};
   for (const [id, entries] of Object.entries(choices)) {
     element(id).replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
-    element(id).value = {block: currentBlock(scene), body: currentBody(scene)}[id] ?? state[id];
+    element(id).value = {block: currentBlock(scene), body: currentBody(scene), mask: mask?.name}[id] ?? state[id];
   }
   const texts = {...scene, masked: mask?.text};
   for (const name of ['title', 'intro', 'kept', 'masked', 'predicted']) element(name).textContent = texts[name] ?? '';
-  for (const name of ['facts', 'table']) element(name).innerHTML = texts[name] ?? '';       // escaped by page.py
-  element('good').textContent = shownScenes().map((one, i, all) => one.masks &&
-    (all.length > 1 ? `${['Left', 'Right'][i]}: ` : '') + currentMask(one).quality).filter(Boolean).join('\n');
-  [element('left').textContent, element('right').textContent] = [...shownScenes(), {name: ''}].map(one => one.name);
-  element('frame').max = scenes[state.scene].frames - 1;
+  for (const name of ['facts', 'table', 'labels', 'key']) element(name).innerHTML = texts[name] ?? '';    // is escaped
+  element('good').textContent = shownScenes().map((shown, i) => ({...currentMask(shown), side: ['Left', 'Right'][i]}))
+    .filter(({quality}) => quality).map(({side, name, quality}) =>
+      state.beside < 0 ? quality : `${side}, mask ${name}: ${quality}`).join('\n');
+  [element('left').textContent, element('right').textContent] = [...shownScenes(), {name: ''}].map(({name}) => name);
+  element('frame').max = longest() - 1;
   element('overlay').options[1].disabled = scene.lag === null;
-  element('timeline').replaceChildren(...makeTimeline(scene));
-  state.place = undefined;
-}
-
-/** A button for each segment of the timeline of labels, which jumps to its first frame. */
-function makeTimeline(scene) {
-  const share = frames => `${100 * frames / scene.frames}%`;
-  return (scene.timeline ?? []).map(one => {
-    const name = scene.classes[one.label], button = document.createElement('button');
-    Object.assign(button, {type: 'button', segment: one, tabIndex: -1, onclick: () => change({frame: one.start}),
-      textContent: one.end - one.start > 0.03 * scene.frames ? name : '',
-      title: `${name}: ${clock(one.start)} to ${clock(one.end)}, probability ${one.probability.toFixed(2)}`});
-    Object.assign(button.style, {left: share(one.start), width: share(one.end - one.start),
-      background: scene.colours[one.label]});
-    return button;
-  });
+  state.window = undefined;
 }
 
 /** List the most likely classes of the window that the frame belongs to. */
 function showClasses(scene) {
-  const t = shownFrame(scene), place = scene.windows.find(one => one.begin <= t && t < one.stop) ?? null;
-  if (state.place === place) return;
-  state.place = place;
-  element('when').textContent = (place ? `Frames ${place.start} to ${place.end - 1}.` : 'No body in these frames.')
-    + (scene.label === null ? '' : ` True class: ${scene.classes[scene.label]}.`);
-  element('top').replaceChildren(...(place?.top ?? []).map(([index, probability]) => {
+  const t = shownFrame(scene), current = scene.windows.find(({begin, stop}) => begin <= t && t < stop) ?? null;
+  if (state.window === current) return;
+  state.window = current;
+  const when = current ? `Frames ${current.start + 1} to ${current.end}.` : 'No body in these frames.';
+  element('when').textContent = when + (scene.label === null ? '' : ` True class: ${scene.classes[scene.label]}.`);
+  element('top').replaceChildren(...(current?.top ?? []).map(([index, probability]) => {
     const item = document.createElement('li');
-    const percent = (100 * probability).toFixed(1);
-    item.innerHTML = `<span></span><b></b><span>${percent} %</span>`;
-    Object.assign(item.children[1].style, {width: `${percent}%`, background: scene.colours?.[index]});
+    item.innerHTML = `<span></span><b></b><span>${(100 * probability).toFixed(1)} %</span>`;
+    Object.assign(item.children[1].style, {width: `${100 * probability}%`, background: scene.colours?.[index]});
     item.firstChild.textContent = scene.classes[index] + (index === scene.label ? ' (true)' : '');
     return item;
   }));
-  for (const one of element('timeline').children) {
-    one.setAttribute('aria-current', one.segment.start <= t && t < one.segment.end);
-  }
+  scene.timeline?.forEach(({start, end}, i) =>
+    element('labels').children[i].setAttribute('aria-current', start <= t && t < end));
 }
 
 /** Draw what depends on the frame or the pointer. */
 function render() {
-  const scene = focused(), t = shownFrame(scenes[state.scene]), {hover} = state, share = 100 / scene.segments;
-  if (scene.u) {
-    drawMap(scene);
-    describeMap(scene);
-    describeCell(scene);
-  }
+  const scene = focused(), {hover} = state, t = Math.max(...shownScenes().map(shownFrame));
+  for (const show of scene.u ? [drawMap, describeMap, describeCell] : []) show(scene);
   drawPlayer();
   if (scene.windows) showClasses(scene);
   element('frame').value = state.frame;
   element('play').textContent = state.playing ? 'Pause' : 'Play';
-  const {frames, u} = scenes[state.scene];
-  element('time').textContent = `frame ${t} of ${frames}` + (u ? '' : ` · ${clock(t)}`);    // clips are resized
+  // Clips are resized, so that their frames have no time.
+  element('time').textContent = `frame ${t + 1} of ${longest()}` + (scene.u ? '' : ` · ${clock(t)}`);
   element('mark').hidden = !hover;
+  const share = 100 * scene.u / longest();
   if (hover) Object.assign(element('mark').style, {left: `${hover.segment * share}%`, width: `${share}%`});
 }
 
@@ -398,7 +388,7 @@ function change(values) {
 function play(time) {
   if (!state.playing) return;
   const passed = Math.min((time - (state.time ?? time)) / 1000, 0.2);       // after a hidden tab, go on without a jump
-  Object.assign(state, {time, frame: (state.frame + passed * RATE * state.speed) % (scenes[state.scene].frames - 0.5)});
+  Object.assign(state, {time, frame: (state.frame + passed * RATE * state.speed) % (longest() - 0.5)});
   render();
   requestAnimationFrame(play);
 }
@@ -411,16 +401,20 @@ function toggle() {
 const turn = (across, up) => change({yaw: state.yaw - across, pitch: within(state.pitch + up, -1.5, 1.5)});
 const zoom = factor => change({zoom: within(state.zoom * factor, 0.3, 8)});
 const step = count => change({playing: false, hover: null,
-  frame: within(Math.round(state.frame) + count, 0, scenes[state.scene].frames - 1)});
+  frame: within(Math.round(state.frame) + count, 0, longest() - 1)});
 
-/** Go to the next (way 1) or previous (way -1) segment of the timeline. */
+/** Go to the next (way 1) or previous (way -1) label. */
 function jump(way) {
-  const segments = focused().timeline, now = segments.findLastIndex(one => one.start <= state.frame);
+  const segments = focused().timeline, now = segments.findLastIndex(({start}) => start <= state.frame);
   change({playing: false, frame: segments[within(now + way, 0, segments.length - 1)].start});
 }
 
-/** Select a cell as the query of attention, or clear the selection. */
-const select = cell => focused().u && change(cell ? {query: cell, map: 'attention'} : {query: null, hover: null});
+/** Select a cell as the query of attention and go there, or clear the selection. */
+function select(cell) {
+  if (!focused().u) return;
+  const frame = state.playing || !cell ? state.frame : cell.frame ?? middle(focused(), cell.segment);
+  change(cell ? {query: cell, map: 'attention', frame} : {query: null, hover: null});
+}
 
 /** Point at a joint-segment; one of another body selects that body. */
 function point(hover) {
@@ -430,13 +424,14 @@ function point(hover) {
 
 /** The joint within 16 pixels of a point of the player, in the scene that the map belongs to. */
 function jointAt(x, y) {
-  const {scene, t, dots} = state.views[state.focus] ?? state.views[0], far = dot => Math.hypot(dot.x - x, dot.y - y);
-  const [near] = dots.filter(dot => scene.u && far(dot) < 16).sort((a, b) => far(a) - far(b));
-  return near ? {joint: near.joint, body: near.body, segment: segmentAt(scene, t), frame: t} : null;
+  const {scene, t, dots} = state.views[state.focus] ?? state.views[0];
+  const distance = dot => Math.hypot(dot.x - x, dot.y - y);
+  const [nearest] = dots.filter(dot => scene.u && distance(dot) < 16).sort((a, b) => distance(a) - distance(b));
+  return nearest ? {joint: nearest.joint, body: nearest.body, segment: segmentAt(scene, t), frame: t} : null;
 }
 
 function cellAt(x, y) {
-  const {left, wide, high} = state.grid, joint = Math.floor(y / high), segment = Math.floor((x - left) / wide);
+  const {left, width, height} = state.grid, joint = Math.floor(y / height), segment = Math.floor((x - left) / width);
   return segment >= 0 && segment < focused().segments && joint >= 0 && joint < focused().joints.length ?
     {joint, segment} : null;
 }
@@ -480,7 +475,7 @@ document.onkeydown = event => {
   else if ('+=-−'.includes(key)) zoom('+='.includes(key) ? 1.15 : 1 / 1.15);
   else if (key === 'Enter' && state.hover) select(state.hover);
   else if (event.shiftKey && (x || y)) turn(x * 0.15, y * 0.15);
-  else if (target.closest('#timeline') && x) jump(x);
+  else if (target.closest('#labels') && x) jump(x);
   else if (target.id === 'cells' && (x || y)) {
     const scene = focused();
     const {joint, segment} = state.hover ?? state.query ?? {joint: 0, segment: segmentAt(scene, shownFrame(scene))};
@@ -495,6 +490,7 @@ for (const id of CHOICES) {
     query: /scene|beside|focus/.test(id) ? null : state.query, [id]: isNaN(value) ? value : Number(value)});
 }
 element('play').onclick = toggle;
+element('labels').onclick = ({target}) => target.value && change({frame: Number(target.value)});
 element('reset').onclick = () => change({yaw: 0, pitch: 0.12, zoom: 1});
 element('frame').oninput = event => change({frame: Number(event.target.value), hover: null, playing: false});
 window.onresize = render;

@@ -10,6 +10,8 @@ import base64
 import html
 import json
 import re
+import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +34,15 @@ from tools.drawing.analysis import (
 )
 from tools.drawing.animation import arrow_scale
 from tools.drawing.pictures import side_view, write
-from tools.recordings import Prediction, timeline
-from util.errors import printable
+from tools.recordings import Prediction, Segment, timeline, top_classes
 
 RATIOS, SEEDS, TAU = (0.5, 0.75, 0.9), 2, 0.8       # of the masks computed beforehand, besides those of training
 RANK = 6        # of the attention scores kept: 1.5 MB for 8 blocks of 8 heads and two bodies of 750 tokens
 TOP = 5         # classes listed
-COLOURS = '#e69f00', '#56b4e9', '#009e73', '#f0e442', '#cc79a7', '#d55e00', '#b0b0b0'     # of labels, repeated
+RATE = 30       # frames a second, that of the Kinect; also in page.js
+MOST_BYTES = 20_000_000     # of a page without a note about its size
+# Of the most frequent labels; the last one of all others.
+COLOURS = '#e69f00', '#56b4e9', '#009e73', '#f0e442', '#cc79a7', '#d55e00', '#b0b0b0'
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,33 @@ def table(rows: list[list[str]]) -> str:
                    + '</tr>' for name, *values in rows)
 
 
-def top_classes(probabilities: np.ndarray) -> list[list]:
-    """Return label and probability of the most likely of (classes,), best first."""
-    best = np.argsort(-probabilities, kind='stable')[:TOP].tolist()
-    return [[label, round(float(probabilities[label]), 4)] for label in best]
+def colour_key(labels: list[int], names: list[str]) -> str:
+    """Return the key of the timeline as HTML; `labels` in the order of COLOURS."""
+    entries = [names[label] for label in labels]
+    if len(entries) > len(COLOURS):
+        entries[len(COLOURS) - 1:] = [f'{len(entries) - len(COLOURS) + 1} other labels']
+    return ''.join(f'<li><i style="background: {colour}"></i>{html.escape(name)}</li>'
+                   for colour, name in zip(COLOURS, entries, strict=False))
 
 
-def pose_fields(pose: np.ndarray, layout: Layout, title: str, planar: bool) -> dict:
-    """Return the fields that every scene has; `pose` is (M, T, V, 3) in metres, zeros where a body is absent."""
+def label_buttons(segments: list[Segment], frames: int, names: list[str], colours: dict[int, str]) -> str:
+    """Return the timeline as HTML: a button for each segment, whose value is its first frame."""
+    def clock(frame: int) -> str:
+        return f'{frame // (60 * RATE)}:{frame / RATE % 60:04.1f}'
+    buttons = []
+    for segment in segments:
+        left, width = (100 * number / frames for number in (segment.start, segment.end - segment.start))
+        name = html.escape(names[segment.label])
+        buttons.append(f'<button type="button" tabindex="-1" value="{segment.start}" title="{name}: '
+                       f'{clock(segment.start)} to {clock(segment.end)}, probability {segment.probability:.2f}" '
+                       f'style="left: {left:.3f}%; width: {width:.3f}%; background: {colours[segment.label]}">'
+                       f'{name if width > 3 else ""}</button>')
+    return ''.join(buttons)
+
+
+def pose_fields(pose: np.ndarray, kept: list[int], layout: Layout, title: str, planar: bool) -> dict:
+    """Return the fields that every scene has, for the kept ones of bodies (M, T, V, 3) in metres, 0 where absent."""
+    pose = pose[kept]
     present = pose.any(axis=(2, 3))                                                         # (M, T)
     flat = pose[..., [0, 2]].sum(axis=(0, 2)) / np.maximum(present.sum(0) * pose.shape[2], 1)[:, None]      # (T, 2)
     distance = np.linalg.norm(pose[..., [0, 2]] - flat[:, None], axis=-1).max(axis=2)[present]
@@ -105,19 +128,27 @@ def clip_scene(opened: OpenModel, clip: Clip, seed: int = 0) -> dict:
         kept = distinct_bodies(pose)
         intensity = intensities(model, settings, bodies)[kept]
         attention = attention_fields(model, bodies[kept])
-        scene = pose_fields(pose[kept], clip.layout, clip.title, settings.get('keypoints') == '2d') | {
+        planar = settings.get('keypoints') == '2d'
+        scene = pose_fields(pose, kept, clip.layout, clip.title, planar) | {
             'intro': captions.INTRO['encoder'], 'facts': table(opened.facts), 'u': model.t_patch_size,
             'segments': model.num_segments, 'busiest': int(intensity.mean(axis=(0, 2)).argmax()),
             'intensity': pack(100 * intensity, 'float16'), 'attention': attention,
             'blocks': len(model.blocks), 'heads': model.blocks[0].attn.num_heads,
-            'maps': captions.maps(clip.unit), 'kept': captions.kept(RANK, attention['difference'])}
+            'maps': captions.maps(settings['stream'], clip.unit), 'kept': captions.kept(RANK, attention['difference'])}
         if isinstance(model, MAMP):
             scene |= {'intro': captions.INTRO['mamp']} | mask_fields(model, settings, bodies, kept, seed, clip.unit)
-            scene['maps'] = captions.maps(clip.unit, model.t_patch_size, scene['masks'][0]['metrics']['loss_zero'])
+            loss_zero = scene['masks'][0]['metrics']['loss_zero']
+            scene['maps'] = captions.maps(settings['stream'], clip.unit, model.t_patch_size, loss_zero)
         if isinstance(model, ActionTransformer):
             classes, names = classify(model, settings, clip, opened.class_names)
-            whole = {'start': 0, 'end': pose.shape[1], 'begin': 0, 'stop': pose.shape[1], 'top': top_classes(classes)}
+            end = pose.shape[1]
+            whole = {'start': 0, 'end': end, 'begin': 0, 'stop': end, 'top': top_classes(classes, TOP)}
             scene |= {'intro': captions.INTRO['classifier'], 'classes': names, 'label': clip.label, 'windows': [whole]}
+    numbers = [[i, i] for i in range(max(scene['blocks'], scene['heads']))]
+    scene['choices'] = {
+        'map': [[name, entry['title']] for name, entry in scene['maps'].items()], 'body': list(enumerate(kept)),
+        'mask': [[mask['name'], mask['name']] for mask in scene.get('masks', [])],
+        'block': numbers[:scene['blocks']], 'head': [[-1, 'mean of all'], *numbers[:scene['heads']]]}
     target = 'positions' if getattr(model, 'target', '') == 'joint' else 'motion'
     return scene | {'intro': scene['intro'].format(u=model.t_patch_size, target=target)}
 
@@ -138,7 +169,8 @@ def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[in
         masked = np.stack([one.masked for one in predictions])
         masks.append({'ratio': share, 'aware': other > 0, 'seed': number,
                       'name': captions.mask_name(share, other > 0, number),
-                      'text': captions.masked(intensity, masked, other > 0, (share, other) == (ratio, tau), unit),
+                      'text': captions.masked(intensity, masked, other > 0, (share, other) == (ratio, tau),
+                                              settings['stream'], unit),
                       'moving': float(intensity[masked].sum() / max(intensity.sum(), 1e-12))}
                      | prediction_fields(predictions))
         masks[-1]['quality'] = captions.quality(masks[-1]['metrics'], model.target, model.norm_skes_loss)
@@ -146,7 +178,7 @@ def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[in
     true = np.stack([one.true for one in predictions])
     stride = settings['motion_stride'] if is_motion else 0
     # A prediction adds up to a path only if it is for joints; bones and velocities have arrows alone.
-    return {'masks': masks, 'true': pack(true if is_motion else 0 * true, 'float16'),
+    return {'masks': masks, 'isMotion': is_motion, 'true': pack(true if is_motion else 0 * true, 'float16'),
             'lag': stride if settings['stream'] == 'joint' else None, 'enlarged': arrows if is_motion else 1,
             'predicted': captions.predicted(settings['stream'], stride, arrows, model.norm_skes_loss),
             'table': table(captions.mask_table(masks))}
@@ -213,15 +245,19 @@ def recording_scene(prediction: Prediction, names: list[str], layout: Layout, fa
     if recording.planar:        # the third number is a score; drawn in the plane z = 0
         pose = pose * np.array([1, 1, 0], pose.dtype)
     segments = timeline(prediction.windows, prediction.scores)
-    labels = dict.fromkeys(segment.label for segment in segments)       # in order of appearance
-    windows = [place._asdict() | {'top': top_classes(scores)}
+    durations = Counter()
+    for segment in segments:
+        durations[segment.label] += segment.end - segment.start
+    labels = [label for label, _ in durations.most_common()]
+    windows = [place._asdict() | {'top': top_classes(scores, TOP)}
                for place, scores in zip(prediction.windows, prediction.scores, strict=True)]
-    title = recording.path.name + (f', {recording.member}' if recording.member is not None else '')
-    return pose_fields(pose[distinct_bodies(pose)], layout, printable(title), recording.planar) | {
+    colours = {label: COLOURS[min(i, len(COLOURS) - 1)] for i, label in enumerate(labels)}
+    return pose_fields(pose, distinct_bodies(pose), layout, recording.short_title, recording.planar) | {
         'intro': captions.INTRO['recording'], 'facts': table(facts), 'classes': names, 'label': recording.label,
         'windows': windows, 'kept': captions.INTRO['frames'],
         'timeline': [segment._asdict() for segment in segments],
-        'colours': {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}}
+        'labels': label_buttons(segments, pose.shape[1], names, colours), 'key': colour_key(labels, names),
+        'colours': colours}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -235,4 +271,8 @@ def write_page(path: str | Path, title: str, scenes: list[dict], start: dict | N
                       separators=(',', ':'))
     # Escaping '<' keeps any text in the data from ending the script element.
     values = {'title': html.escape(title), 'style': style, 'script': script, 'data': data.replace('<', '\\u003c')}
-    write(Path(path), re.sub(r'{{(\w+)}}', lambda match: values[match[1]], page).encode())
+    content = re.sub(r'{{(\w+)}}', lambda match: values[match[1]], page).encode()
+    write(Path(path), content)
+    if len(content) > MOST_BYTES:
+        print(f'note: {path} has {len(content) / 1e6:.0f} MB, which a browser may open slowly; use fewer recordings',
+              file=sys.stderr)
