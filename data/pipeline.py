@@ -33,6 +33,9 @@ from util.options import COUNT
 
 ROWS = 1024         # labels that are converted to one-hot at a time
 LISTED = 20         # number of damaged files that are printed; the list on disk is complete
+SMALL_CLIPS = 3000  # training clips from which the recipes of the paper are recommended
+# Epochs for fewer clips, in the order of the stages: at least, and clips to process.
+SMALL_EPOCHS = {'pretrain': (160, 48_000), 'linprobe': (30, 10_000), 'finetune': (30, 16_000)}
 
 
 class Parsed(NamedTuple):
@@ -194,15 +197,22 @@ def write_protocol(path: Path, spool: Spool, train: Sequence[int], test: Sequenc
         print(f'note: {path.stem} has no {"test" if train else "training"} sample')
 
 
-def print_commands(settings: str, name: str) -> None:
-    """Print the commands that train on a new dataset file; `settings` is its config file, or options."""
-    runs = f'runs/{shlex.quote(name)}'
-    print(f'next: python main_pretrain.py --config config/pretrain.yaml {settings} --output_dir {runs}/pretrain\n'
-          f'      python main_finetune.py --config config/finetune.yaml {settings} --finetune '
-          f'{runs}/pretrain/checkpoint-last.pth --output_dir {runs}/finetune\n'
-          f'      python tools/predict.py --checkpoint {runs}/finetune/checkpoint-last.pth RECORDINGS\n'
-          'On a CPU, insert config/demo.yaml (a small model) after config/pretrain.yaml and config/finetune.yaml. To '
-          'use another encoder, omit the first command.')
+def print_commands(settings: str, name: str, train_clips: int) -> None:
+    """Print the commands that train on a new dataset file; `settings` is its config file, or options.
+
+    For a small training set they have the small model, and epochs for a fixed number of clips.
+    """
+    runs, is_small = f'runs/{shlex.quote(name)}', train_clips < SMALL_CLIPS
+    print(f'next, for {train_clips:,} training clips:')
+    for stage in SMALL_EPOCHS:
+        least, clips = SMALL_EPOCHS[stage]
+        recipe = f'config/{stage}.yaml' + ' config/small.yaml' * is_small
+        epochs = f' --epochs {max(least, clips // max(train_clips, 1))}' * is_small
+        encoder = f' --finetune {runs}/pretrain/checkpoint-last.pth' * (stage != 'pretrain')
+        print(f'python main_{stage}.py --config {recipe} {settings}{epochs}{encoder} --output_dir {runs}/{stage}')
+    print(f'python tools/predict.py --checkpoint {runs}/finetune/checkpoint-last.pth RECORDINGS\n'
+          'Predictions do not need the linear probe. For another encoder, omit the first command and change --finetune.'
+          + ('' if is_small else ' On a CPU, insert config/small.yaml after the recipe.'))
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

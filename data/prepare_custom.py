@@ -219,8 +219,8 @@ def make_settings(args: argparse.Namespace, layout: Layout, num_classes: int, nu
 
 
 def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layout: Layout,
-              classes: Sequence[str], planar: bool) -> None:
-    """Write all files, the config file last; raises UserError if there are too few clips for training."""
+              classes: Sequence[str], planar: bool) -> int:
+    """Write all files, the config file last; returns the number of training clips, raises UserError for too few."""
     train_names = {row.name for row in rows if row.is_train}
     train = [index for index, name in enumerate(spool.names) if name in train_names]
     test = [index for index, name in enumerate(spool.names) if name not in train_names]
@@ -240,6 +240,7 @@ def write_all(args: argparse.Namespace, rows: Sequence[Row], spool: Spool, layou
     if missing := sorted(set(range(len(classes))) - {spool.labels[index] for index in train}):
         print(f'note: {len(missing)} classes have no training clip ({", ".join(classes[i] for i in missing[:3])}'
               f'{", …" if len(missing) > 3 else ""})')
+    return len(train)
 
 
 def to_yaml(content: dict) -> str:
@@ -302,9 +303,9 @@ def main(argv: list[str] | None = None) -> int:
              for index, name in enumerate(spool.names)}
     for note in [] if planar else size_note(sizes):
         print(note, file=sys.stderr)
-    write_all(args, rows, spool, layout, classes, planar)
+    train_clips = write_all(args, rows, spool, layout, classes, planar)
     tally.print(spool)
-    print_commands(shlex.quote(str(output_files(args)[2])), args.name)
+    print_commands(shlex.quote(str(output_files(args)[2])), args.name, train_clips)
     return 0
 
 

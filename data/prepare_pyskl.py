@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         config = f'config/{dataset.key}_{protocol}{"_2d" * planar}.yaml' if dataset else f'config/{stem}.yaml'
         words = config if (HERE.parent / config).is_file() else f'--num_joints {num_joints}'
         words += f' --layout {args.layout}' if args.layout else ''
-        commands.append((f'{words} --data_path {shlex.quote(str(path))}', path.stem))
+        commands.append((f'{words} --data_path {shlex.quote(str(path))}', path.stem, len(pair[0])))
     tally.print(spool)
     print_commands(*commands[0])
     return 0
