@@ -173,7 +173,7 @@ def make_page(args: Namespace, opened: OpenModel, clips: list[ModelClip], query:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.compare and not args.html:
-        raise UserError('--compare stands beside a clip on the page; add --html')
+        raise UserError('--compare needs a page; add --html')
     check_outputs(output_files(args), [args.checkpoint, *([args.compare] if args.compare else [])])
     opened, clips = open_all(args)
     query = args.query and parse_query(clips[0].layout, *args.query, opened.model.num_segments)

@@ -129,7 +129,11 @@ def test_turn_zoom_point_and_select(opened, driver):
     assert opened.js('[state.query.joint, state.query.segment, state.map, state.frame]') == [7, 2, 'attention', 10]
     assert opened.pixels('cells', 'predicted') > vermilion + 50 and opened.js(PLAYER) != pale
     x, y = opened.js('state.views[0].project(vector(scenes[0], scenes[0].pose, 1, 10, 3))')
-    opened.over('player', x, y).perform()
+    opened.over('player', x, y).perform()       # a cell of the other body is selected
+    assert opened.js('state.hover') is None and opened.js('state.body') == 0
+    opened.over('player', x, y).click().perform()
+    assert opened.js('[state.query.joint, state.body]') == [3, 1]
+    opened.over('player', x, y).move_by_offset(1, 0).perform()
     assert opened.js('state.hover?.segment') == 2 and opened.js("!element('mark').hidden")
 
 
@@ -230,6 +234,8 @@ def test_a_timeline_of_labels(driver, folder):
     assert opened.js('state.frame') == segments[-1]['start'] and buttons[-1].get_attribute('aria-current') == 'true'
     top = driver.find_elements('css selector', '#top li')
     assert len(top) == 5 and top[0].text.startswith(opened.js(f'scenes[0].classes[{segments[-1]["label"]}]'))
+    share = (segments[0]['end'] - segments[0]['start']) / 90
+    assert buttons[0].size['width'] == pytest.approx(share * driver.find_element('id', 'labels').size['width'], abs=1)
     driver.find_element('id', 'labels').send_keys(webdriver.Keys.LEFT)
     assert opened.js('state.frame') == segments[-2]['start'] and driver.get_log('browser') == []
 

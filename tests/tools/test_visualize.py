@@ -143,7 +143,7 @@ def test_picture_animation_and_page_of_a_clip(runs):
     mask = data['scenes'][0]['masks'][0]
     assert '(<i>a</i>)' in data['scenes'][0]['title'] and mask['metrics'] == pytest.approx(
         {name: value for name, value in numbers.items() if name != 'masked'}, rel=1e-5)
-    assert f'{numbers["loss"]:.4g}' in mask['quality'] and '20 of 40 joint-segments (50 %)' in mask['text']
+    assert f'{numbers["loss"]:.3g}' in mask['quality'] and '20 of 40 joint-segments (50 %)' in mask['text']
     with Image.open(runs / 'c.png') as image, Image.open(runs / 'c.gif') as film:
         assert np.asarray(image.convert('RGB')).std() > 12 and film.format == 'GIF' and film.n_frames == 8
 

@@ -17,25 +17,26 @@ INTRO = {
             'model predicts their {target} from the few visible ones.',
     'classifier': f'The model recognises actions. {SEGMENTS} {VISIBLE}',
     'encoder': f'The model is an encoder of skeletons, without classes. {SEGMENTS} {VISIBLE}',
-    'recording': 'A classifier labels this recording through windows that slide over it. Each frame has the label of '
-                 'the window whose centre is nearest; neighbouring windows with the same label form a segment of the '
-                 'timeline.',
+    'recording': 'A classifier predicts the labels of this recording in windows that slide over it. Each frame has '
+                 'the label of the window whose centre is nearest; neighbouring windows with the same label form a '
+                 'segment of the timeline.',
+    'whole': 'A classifier predicts the label of this recording as a whole.',
     'frames': 'The page keeps every frame of the recording (float16), and the most likely classes of each window. '
               'Times assume 30 frames a second.',
 }
 
 
-def maps(stream: str, unit: str, u: int = 0, loss_zero: float | None = None) -> dict[str, dict[str, str]]:
-    """Return title, unit and text of each map; mask and error only with the loss of predicting zero."""
+def maps(stream: str, unit: str, u: int = 0) -> dict[str, dict[str, str]]:
+    """Return title, unit and text of each map; mask and error only with u, the frames of a segment."""
     title, text = MOTION[stream]
     body_unit = ' A body unit is half the diagonal of the box around the body, about a metre.'
     entries = {'intensity': (title, unit, f'{text} from one segment to the next, averaged over coordinates.'
                                           + (body_unit if 'body' in unit else ''))}
-    if loss_zero is not None:
+    if u:
         entries['mask'] = ('mask', '', f'A joint is masked or visible for a whole segment of {u} frames.')
-        entries['error'] = ('error of the prediction', '', 'Squared error of the prediction in each masked '
-                            f'joint-segment. The mean error of predicting zero is {loss_zero:.3g}.')
-    entries['attention'] = ('attention', '× uniform', 'Attention with nothing masked, as in recognition. It shows '
+        entries['error'] = ('squared error of the prediction', '', 'Squared error of the prediction in each masked '
+                            'joint-segment.')
+    entries['attention'] = ('attention', '× average', 'Attention with nothing masked, as in recognition. It shows '
                             'where the model attends, not why.')
     return {name: dict(zip(('title', 'unit', 'text'), entry, strict=True)) for name, entry in entries.items()}
 
@@ -62,7 +63,7 @@ def masked(intensity: np.ndarray, mask: np.ndarray, is_aware: bool, is_trained: 
     return (f'{mask.sum():,} of {mask.size:,} joint-segments ({100 * mask.mean():.0f} %). On the skeleton they are '
             f'grey; only the {(~mask).sum():,} blue ones are input to the model. {how}. The mean '
             f'{MOTION[stream][0]} from one segment to the next is {moves[0]:.1f} {unit} in masked ones '
-            f'and {moves[1]:.1f} in visible ones.'
+            f'and {moves[1]:.1f} {unit} in visible ones.'
             + (' The model was trained with such masks.' if is_trained else ''))
 
 
@@ -70,18 +71,16 @@ def predicted(stream: str, stride: int, scale: float, is_normalised: bool) -> st
     """Describe the prediction: of motion over `stride` frames, or of positions if it is 0."""
     what = {'joint': 'each masked joint', 'bone': 'the bone that ends at each masked joint',
             'velocity': 'the velocity of each masked joint'}[stream]
-    if stride:
-        frames = 'to the next frame' if stride == 1 else f'over the next {stride} frames'
-        enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
-        text = (f'The motion of {what} {frames}, from the visible joint-segments alone. Arrows show true (thick) and '
-                f'predicted (orange) motion{enlarged}.')
-        text += ' The predicted skeleton starts at the true joints where masked frames begin, and adds up predicted ' \
-            'motion.' if stream == 'joint' else ''
-    else:
-        text = f'The position of {what}, from the visible joint-segments alone. Orange arrows lead from true to ' \
-            'predicted positions.'
-    return text + (' The model predicts how values change within a segment, not their mean and spread; for drawing, '
-                   'the true mean and spread are put back.' if is_normalised else '')
+    drawn = ' The model predicts how values change within a segment, not their mean and spread; the drawing uses ' \
+        'the true mean and spread.' if is_normalised else ''
+    if not stride:
+        return (f'The position of {what}, from the visible joint-segments alone.{drawn} Orange arrows lead from true '
+                'to predicted positions.')
+    frames = 'from frame to frame' if stride == 1 else f'over {stride} frames'
+    enlarged = f', {scale:.0f} times enlarged' if scale > 1 else ''
+    path = ' The predicted skeleton starts at the true joints where masked frames begin and adds up predictions.'
+    return (f'The motion of {what} {frames}, from the visible joint-segments alone.{drawn} Arrows show true (thick) '
+            f'and predicted (orange) motion{enlarged}.' + (path if stream == 'joint' else ''))
 
 
 def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
@@ -89,12 +88,13 @@ def quality(metrics: dict[str, float], target: str, is_normalised: bool) -> str:
     if 'r2' not in metrics:
         return 'Nothing moves in the masked joint-segments, so there is nothing to predict.'
     target, r2 = 'motion' if target == 'motion' else 'positions', f'R² {number(metrics["r2"], 3)}'
-    text = 'Values are normalised within each joint-segment, as in training. ' if is_normalised else ''
+    text = 'Each joint-segment is scaled to mean 0 and standard deviation 1, as in training, so that errors have no ' \
+        'unit. ' if is_normalised else ''
     if metrics['r2'] > 0:
         text += f'The prediction explains {100 * metrics["r2"]:.0f} % of the variance of the true {target} ({r2}).'
     else:
         text += f'The prediction is worse than the mean of the true {target} ({r2}).'
-    text += f' Its mean squared error is {metrics["loss"]:.4g}, that of predicting zero {metrics["loss_zero"]:.4g}.'
+    text += f' Its mean squared error is {metrics["loss"]:.3g}, that of predicting zero {metrics["loss_zero"]:.3g}.'
     if 'r' in metrics:
         text += f' Predicted and true values have a correlation of {number(metrics["r"], 3)}.'
     return text

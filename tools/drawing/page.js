@@ -1,5 +1,4 @@
 /* The page that page.py writes: a player of skeletons, a map of joint-segments linked to it, classes over time.
- *
  * `scenes` holds the data (see page.py), `state` what the reader chooses; `change` sets it and draws. Axis letters:
  * M bodies, T frames, V joints, P segments of u frames, L = P·V joint-segments, H heads, R rank of attention factors.
  */
@@ -45,9 +44,10 @@ const middle = (scene, segment) => Math.floor((segment + 0.5) * scene.u);
 
 /** The cell of a scene with the joint and the time of a cell of the focused scene, or null. */
 function cellOf(scene, cell) {
-  const other = focused();
-  if (!cell || scene === other) return cell;
-  const joint = scene.joints.indexOf(other.joints[cell.joint]), segment = segmentAt(scene, middle(other, cell.segment));
+  const source = focused();
+  if (!cell || scene === source) return cell;
+  const joint = scene.joints.indexOf(source.joints[cell.joint]);
+  const segment = segmentAt(scene, middle(source, cell.segment));
   return joint >= 0 && segment < scene.segments ? {joint, segment} : null;
 }
 
@@ -215,11 +215,12 @@ function drawBody(context, {scene, t, project, dots}, body) {
     scene.parents.forEach((parent, joint) => line(context, ends[joint], ends[parent], colour, width));
   bones(pixels, palette.bone, 3);
   dots.push(...pixels.map(([x, y], joint) => ({x, y, joint, body})));
-  if (scene.masks && state.overlay === 'path' && scene.lag !== null) {
+  const overlay = scene.masks && state.map !== 'attention' ? state.overlay : 'none';      // attention is without a mask
+  if (overlay === 'path' && scene.lag !== null) {
     bones(read(predictedPath(scene)).map(project), palette.predicted, 2);
   }
   pixels.forEach((pixel, joint) => circle(context, pixel, ...jointStyle(scene, body, t, joint)));
-  if (scene.masks && state.overlay === 'arrows') {
+  if (overlay === 'arrows') {
     const tip = (joint, value) => project(points[joint].map((x, c) => x + value[c] * scene.enlarged));
     for (const vectors of arrows(scene, body, t)) {
       arrow(context, pixels[vectors.joint], tip(vectors.joint, vectors.true), palette.ink, 3.5);
@@ -274,9 +275,10 @@ function drawMap(scene) {
       fillStyle: isMarked ? palette.ink : palette.soft});
     context.fillText(names[joint], left - 7, (joint + 0.5) * height, left - 9);
     for (const segment of range(scene.segments)) {
-      context.fillStyle = shade(state.map, values[segment * names.length + joint] / state.limit);
+      const masked = isMasked(scene, body, segment, joint), value = values[segment * names.length + joint];
+      context.fillStyle = state.map === 'error' && !masked ? palette.paper : shade(state.map, value / state.limit);
       context.fillRect(left + segment * width + 0.5, joint * height + 0.5, width - 1, height - 1);
-      if (hasFrames && !isMasked(scene, body, segment, joint)) frame({segment, joint}, 2, palette.visible, 2);
+      if (hasFrames && !masked) frame({segment, joint}, 2, palette.visible, 2);
     }
   }
   Object.assign(context, {fillStyle: palette.soft, font: '11px system-ui'});
@@ -290,7 +292,6 @@ function drawMap(scene) {
   if (state.query) frame(state.query, 0, palette.predicted, 3);
 }
 
-/** Describe the map and its scale. */
 function describeMap(scene) {
   const {limit, map, query} = state, {unit, text} = scene.maps[map];
   const queries = query ? `Query: ${scene.joints[query.joint]}, segment ${query.segment}. ` : 'Mean over all queries. ';
@@ -300,14 +301,13 @@ function describeMap(scene) {
   element('explanation').textContent = (map === 'attention' ? queries : '') + text;
 }
 
-/** Describe the cell pointed at or selected. */
 function describeCell(scene) {
   const cell = state.hover ?? state.query, mask = currentMask(scene), readout = element('readout');
   if (!cell) return readout.replaceChildren();         // page.css shows a hint
   const i = cellIndex(scene, currentBody(scene), cell.segment, cell.joint), from = cell.segment * scene.u;
   const {title, unit} = scene.maps.intensity, isAttention = state.map === 'attention';
   const values = isAttention ?
-    [`attention ${significant(attentionMap(scene)[cell.segment * scene.joints.length + cell.joint])} × uniform`] :
+    [`attention ${significant(attentionMap(scene)[cell.segment * scene.joints.length + cell.joint])} × average`] :
     [`${title} ${significant(scene.intensity[i])} ${unit}`,
       mask && (mask.masked[i] ? `masked, squared error ${significant(mask.error[i])}` : 'visible')];
   return readout.textContent = [`${scene.joints[cell.joint]}, frames ${from + 1} to ${from + scene.u}`, ...values]
@@ -318,16 +318,17 @@ function describeCell(scene) {
 
 /** Fill the choices and texts of the scenes shown. */
 function setUp() {
-  const scene = focused(), mask = currentMask(scene), {overlay} = state, isPredicted = mask && overlay !== 'none';
+  const scene = focused(), mask = currentMask(scene), predicted = shownScenes().find(({masks}) => masks);
   if (scene.u && !scene.maps[state.map]) state.map = 'intensity';
-  const isAttention = state.map === 'attention', titles = scenes.map(({name}, i) => [i, name]);
-  const isFor = {attention: scene.u && isAttention, plain: mask && !isAttention, bodies: scene.bodies > 1, map: scene.u,
-    masks: mask, true: isPredicted && overlay === 'arrows' && scene.isMotion, predicted: isPredicted,
+  const isAttention = scene.u && state.map === 'attention', hasLegend = predicted && !isAttention;
+  const isFor = {attention: isAttention, plain: mask && !isAttention, bodies: scene.bodies > 1, map: scene.u,
+    masks: mask, predicted, legend: hasLegend, true: hasLegend && state.overlay === 'arrows' && predicted.isMotion,
+    overlay: hasLegend && state.overlay !== 'none',
     frames: mask && 'intensity error'.includes(state.map), classes: scene.windows, timeline: scene.timeline,
     scenes: scenes.length > 1, beside: state.beside >= 0};
   for (const part of document.querySelectorAll('[data-for]')) part.hidden = !isFor[part.dataset.for];
-  const choices = {...scene.choices, scene: titles, beside: [[-1, 'none'], ...titles],
-    focus: [[0, 'left'], [1, 'right']]};
+  const titles = scenes.map(({name}, i) => [i, name]), focus = [[0, 'left'], [1, 'right']];
+  const choices = {...scene.choices, scene: titles, beside: [[-1, 'none'], ...titles], focus};
   for (const [id, entries] of Object.entries(choices)) {
     element(id).replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
     element(id).value = {block: currentBlock(scene), body: currentBody(scene), mask: mask?.name}[id] ?? state[id];
@@ -340,6 +341,7 @@ function setUp() {
       state.beside < 0 ? quality : `${side}, mask ${name}: ${quality}`).join('\n');
   [element('left').textContent, element('right').textContent] = [...shownScenes(), {name: ''}].map(({name}) => name);
   element('frame').max = longest() - 1;
+  element('labels').style.width = `calc((100% - 16px) * ${scene.frames / longest()})`;
   element('overlay').options[1].disabled = scene.lag === null;
   state.window = undefined;
 }
@@ -370,11 +372,9 @@ function render() {
   if (scene.windows) showClasses(scene);
   element('frame').value = state.frame;
   element('play').textContent = state.playing ? 'Pause' : 'Play';
-  // Clips are resized, so that their frames have no time.
-  element('time').textContent = `frame ${t + 1} of ${longest()}` + (scene.u ? '' : ` · ${clock(t)}`);
-  element('mark').hidden = !hover;
-  const share = 100 * scene.u / longest();
-  if (hover) Object.assign(element('mark').style, {left: `${hover.segment * share}%`, width: `${share}%`});
+  element('time').textContent = `frame ${t + 1} of ${longest()}${scene.u ? '' : ` · ${clock(t)}`}`;
+  const width = 100 * scene.u / longest(), left = width * hover?.segment;
+  Object.assign(element('mark'), {hidden: !hover, style: `left: ${left}%; width: ${width}%`});
 }
 
 function change(values) {
@@ -406,20 +406,20 @@ const step = count => change({playing: false, hover: null,
 /** Go to the next (way 1) or previous (way -1) label. */
 function jump(way) {
   const segments = focused().timeline, now = segments.findLastIndex(({start}) => start <= state.frame);
-  change({playing: false, frame: segments[within(now + way, 0, segments.length - 1)].start});
+  if (segments[now + way]) change({playing: false, frame: segments[now + way].start});
 }
 
 /** Select a cell as the query of attention and go there, or clear the selection. */
 function select(cell) {
   if (!focused().u) return;
   const frame = state.playing || !cell ? state.frame : cell.frame ?? middle(focused(), cell.segment);
-  change(cell ? {query: cell, map: 'attention', frame} : {query: null, hover: null});
+  change(cell ? {query: cell, body: cell.body ?? state.body, map: 'attention', frame} : {query: null, hover: null});
 }
 
-/** Point at a joint-segment; one of another body selects that body. */
+/** Point at a joint-segment; one of another body selects that body, if no cell is selected. */
 function point(hover) {
-  const body = hover?.body ?? state.body;
-  if (hover || state.hover) change(body === state.body ? {hover} : {hover, body});
+  const isOther = hover && (hover.body ?? state.body) !== state.body;
+  if (hover || state.hover) change(!isOther ? {hover} : state.query ? {hover: null} : {hover, body: hover.body});
 }
 
 /** The joint within 16 pixels of a point of the player, in the scene that the map belongs to. */
@@ -464,7 +464,7 @@ player.onpointerleave = cells.onpointerleave = cells.onblur = () => point(null);
 
 /** Keys of the whole page, of the player and of the map; controls keep their own. */
 document.onkeydown = event => {
-  const {key, target} = event, isButton = /^(BUTTON|SUMMARY)$/.test(target.tagName);
+  const {key, target} = event, isButton = target.matches('summary, button:not(#labels *)');
   const isControl = isButton ? [' ', 'Enter'].includes(key) : /^(SELECT|INPUT)$/.test(target.tagName)
     && !(key === ' ' && target.id === 'frame');
   const [x, y] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[key] ?? [0, 0];

@@ -1,6 +1,6 @@
 """A self-contained web page to explore clips and recordings: player, map of joint-segments, classes over time.
 
-page.html, page.css and page.js are its parts; the data stand in it as JSON, with arrays in base64. A scene is what the
+page.html, page.css and page.js are its parts; the data are in it as JSON, with arrays in base64. A scene is what the
 player shows: a clip as a model receives it, or a whole recording with the labels of a classifier.
 
 Axis letters: M bodies, T frames, V joints, P segments of u frames, L = P·V tokens, H heads, E width of a head.
@@ -81,7 +81,8 @@ def colour_key(labels: list[int], names: list[str]) -> str:
 def label_buttons(segments: list[Segment], frames: int, names: list[str], colours: dict[int, str]) -> str:
     """Return the timeline as HTML: a button for each segment, whose value is its first frame."""
     def clock(frame: int) -> str:
-        return f'{frame // (60 * RATE)}:{frame / RATE % 60:04.1f}'
+        tenths = 10 * frame // RATE
+        return f'{tenths // 600}:{tenths % 600 / 10:04.1f}'
     buttons = []
     for segment in segments:
         left, width = (100 * number / frames for number in (segment.start, segment.end - segment.start))
@@ -137,8 +138,7 @@ def clip_scene(opened: OpenModel, clip: Clip, seed: int = 0) -> dict:
             'maps': captions.maps(settings['stream'], clip.unit), 'kept': captions.kept(RANK, attention['difference'])}
         if isinstance(model, MAMP):
             scene |= {'intro': captions.INTRO['mamp']} | mask_fields(model, settings, bodies, kept, seed, clip.unit)
-            loss_zero = scene['masks'][0]['metrics']['loss_zero']
-            scene['maps'] = captions.maps(settings['stream'], clip.unit, model.t_patch_size, loss_zero)
+            scene['maps'] = captions.maps(settings['stream'], clip.unit, model.t_patch_size)
         if isinstance(model, ActionTransformer):
             classes, names = classify(model, settings, clip, opened.class_names)
             end = pose.shape[1]
@@ -160,22 +160,23 @@ def mask_fields(model: MAMP, settings: dict, bodies: torch.Tensor, kept: list[in
     """
     ratio, tau = settings['mask_ratio'], settings['motion_aware_tau']
     variants = [(ratio, tau, seed)]
-    variants += [variant for other in (tau or TAU, 0.) for share in sorted({*RATIOS, ratio})
-                 for number in range(seed, seed + SEEDS) if (variant := (share, other, number)) not in variants]
+    variants += [variant for strength in (tau or TAU, 0.) for share in sorted({*RATIOS, ratio})
+                 for number in range(seed, seed + SEEDS) if (variant := (share, strength, number)) not in variants]
     intensity, masks = intensities(model, settings, bodies)[kept], []
-    for share, other, number in variants:
-        predictions = predict_motion(model, settings | {'mask_ratio': share, 'motion_aware_tau': other}, bodies, number)
+    for share, strength, number in variants:
+        changed = settings | {'mask_ratio': share, 'motion_aware_tau': strength}
+        predictions = predict_motion(model, changed, bodies, number)
         predictions = [predictions[body] for body in kept]
-        masked = np.stack([one.masked for one in predictions])
-        masks.append({'ratio': share, 'aware': other > 0, 'seed': number,
-                      'name': captions.mask_name(share, other > 0, number),
-                      'text': captions.masked(intensity, masked, other > 0, (share, other) == (ratio, tau),
+        masked = np.stack([prediction.masked for prediction in predictions])
+        masks.append({'ratio': share, 'aware': strength > 0, 'seed': number,
+                      'name': captions.mask_name(share, strength > 0, number),
+                      'text': captions.masked(intensity, masked, strength > 0, (share, strength) == (ratio, tau),
                                               settings['stream'], unit),
                       'moving': float(intensity[masked].sum() / max(intensity.sum(), 1e-12))}
                      | prediction_fields(predictions))
         masks[-1]['quality'] = captions.quality(masks[-1]['metrics'], model.target, model.norm_skes_loss)
     is_motion, arrows = model.target == 'motion', min(map(arrow_scale, predictions))
-    true = np.stack([one.true for one in predictions])
+    true = np.stack([prediction.true for prediction in predictions])
     stride = settings['motion_stride'] if is_motion else 0
     # A prediction adds up to a path only if it is for joints; bones and velocities have arrows alone.
     return {'masks': masks, 'isMotion': is_motion, 'true': pack(true if is_motion else 0 * true, 'float16'),
@@ -189,12 +190,13 @@ def prediction_fields(predictions: list[MotionPrediction]) -> dict:
 
     The prediction is a vector from the joint: motion, or the predicted minus the true position.
     """
-    masked = np.stack([one.masked for one in predictions])                                  # (M, P, V)
+    masked = np.stack([prediction.masked for prediction in predictions])                                  # (M, P, V)
     error = np.zeros(masked.shape)
-    target, pred = (np.concatenate([getattr(one, name) for one in predictions])
+    target, pred = (np.concatenate([getattr(prediction, name) for prediction in predictions])
                     for name in ('target_values', 'pred_values'))                           # (n, u·C)
     error[masked] = np.square(pred - target).mean(axis=1)
-    vectors = np.stack([one.pred if one.target == 'motion' else one.pred - one.true for one in predictions])
+    vectors = np.stack([prediction.pred - (0 if prediction.target == 'motion' else prediction.true)
+                        for prediction in predictions])
     return {'masked': pack(masked, 'uint8'), 'error': pack(error, 'float16'), 'pred': pack(vectors, 'float16'),
             'metrics': prediction_metrics(target, pred)}
 
@@ -253,7 +255,8 @@ def recording_scene(prediction: Prediction, names: list[str], layout: Layout, fa
                for place, scores in zip(prediction.windows, prediction.scores, strict=True)]
     colours = {label: COLOURS[min(i, len(COLOURS) - 1)] for i, label in enumerate(labels)}
     return pose_fields(pose, distinct_bodies(pose), layout, recording.short_title, recording.planar) | {
-        'intro': captions.INTRO['recording'], 'facts': table(facts), 'classes': names, 'label': recording.label,
+        'intro': captions.INTRO['recording' if len(windows) > 1 else 'whole'], 'facts': table(facts), 'classes': names,
+        'label': recording.label if (recording.label or 0) < len(names) else None,
         'windows': windows, 'kept': captions.INTRO['frames'],
         'timeline': [segment._asdict() for segment in segments],
         'labels': label_buttons(segments, pose.shape[1], names, colours), 'key': colour_key(labels, names),
