@@ -116,7 +116,8 @@ def test_the_cache_is_in_the_temporary_folder_if_it_must(tmp_path, monkeypatch):
 def test_processes_that_start_together_share_one_unpacked_file(fork, tmp_path):
     np.savez_compressed(tmp_path / 'f.npz', **make_members(clips=2000))
     code = ('import sys; from feeder.npz import open_member; x = open_member(sys.argv[1], "x_train"); '
-            'print("sum", x.sum(), [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line])')   # inodes
+            'inodes = [line.split()[4] for line in open("/proc/self/maps") if ".npy" in line]; '
+            'sys.stdout.write(f"sum {x.sum()} {inodes}\\n")')       # one write, as processes share the output
     outputs = [line for line in fork(code, tmp_path / 'f.npz', processes=3).text.splitlines() if 'sum' in line]
     assert len(outputs) == 3 and len(set(outputs)) == 1 and '[]' not in outputs[0]
     assert sorted(file.suffix for file in tmp_path.iterdir()) == ['.npy', '.npz']
