@@ -176,14 +176,13 @@ def check(args: argparse.Namespace) -> list[Path]:
     return files
 
 
-def run(args: argparse.Namespace, files: list[Path], recogniser: Recogniser) -> int:
-    """Predict all files and write the outputs; returns the exit code."""
+def run(args: argparse.Namespace, clips: Iterator[Recording | tuple[Path, UserError]], recogniser: Recogniser) -> int:
+    """Predict all clips and write the outputs; returns the exit code."""
     failures, entries, predictions, scenes, sizes, assumptions, count = [], [], [], [], {}, Counter(), 0
     prints_text = recogniser.class_names is not None and '-' not in (args.json, args.csv)
 
     def readable_clips() -> Iterator[Recording]:
-        for clip in read_clips(files, recogniser, args.layout, args.format, args.scale, args.split,
-                               args.bodies_first):
+        for clip in clips:
             if isinstance(clip, Recording):
                 sizes[clip.title] = 1. if clip.planar else body_size(clip.frames)
                 assumptions.update(clip.notes)
@@ -226,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.features or args.json or args.csv or args.html or args.top:
         recogniser.check_classes()
     args.top = args.top or 5
-    return run(args, files, recogniser)
+    clips = read_clips(files, recogniser, args.layout, args.format, args.scale, args.split, args.bodies_first)
+    return run(args, clips, recogniser)
 
 
 if __name__ == '__main__':
