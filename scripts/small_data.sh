@@ -35,10 +35,6 @@ if [ -n "${JOB:-}" ]; then
     export SEED
     clips="${CLIPS[$number]}" base=(--data_path "$OUT/data/${number}_$SEED/NWUCLA_Validation.npz"
         --benchmark "small_$number" --precision bf16 --save_epochs 9999)
-    if [ ! -e "${base[1]}" ]; then
-        "$PYTHON" data/prepare_nwucla.py --raw "$RAW" --out "$(dirname "${base[1]}")" --protocol validation \
-            --train_subjects $(train_subjects "$number" "$SEED")
-    fi
     pretrain=("${base[@]}" --effective_batch_size 32 --warmup_epochs 10 --epochs $((${PRETRAIN_CLIPS:-48000} / clips)))
     probe=("${base[@]}" --epochs $((${PROBE_CLIPS:-10000} / clips)))
     finetune=("${base[@]}" --effective_batch_size 16 --lr 5e-4 --warmup_epochs 5 --epochs $((${FINETUNE_CLIPS:-16000} / clips)))
@@ -58,8 +54,16 @@ fi
 
 source scripts/env.sh
 JOBS="${JOBS:-1}"
-export RAW="${RAW:-nw_ucla.tar.xz}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
+RAW="${RAW:-nw_ucla.tar.xz}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + JOBS - 1) / JOBS ))}"
 mkdir -p "$OUT"
+for number in ${SUBJECTS:-1 3 7}; do
+    for seed in ${SEEDS:-0 1 2}; do
+        folder="$OUT/data/${number}_$seed"
+        [ -e "$folder/NWUCLA_Validation.npz" ] || "$PYTHON" data/prepare_nwucla.py --raw "$RAW" --out "$folder" \
+            --protocol validation --train_subjects $(train_subjects "$number" "$seed")
+    done
+done
 for setting in "${@:-recipe}"; do
     for number in ${SUBJECTS:-1 3 7}; do
         for seed in ${SEEDS:-0 1 2}; do
