@@ -10,6 +10,7 @@ Parameters have the same names as in the authors' checkpoints, so that those loa
 from functools import partial
 
 import torch
+from timm.layers import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -53,7 +54,7 @@ class SkeletonEncoder(nn.Module):
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
                  mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25, t_patch_size: int = 4,
-                 drop_path_rate: float = 0.):
+                 drop_path_rate: float = 0., patch_drop_rate: float = 0.):
         super().__init__()
         if num_frames % t_patch_size:
             raise ValueError(f'num_frames {num_frames} is not a multiple of t_patch_size {t_patch_size}')
@@ -67,6 +68,7 @@ class SkeletonEncoder(nn.Module):
         self.joints_embed = JointsEmbed(dim_in, dim_feat, t_patch_size)
         self.temp_embed = nn.Parameter(torch.zeros(1, self.num_segments, 1, dim_feat))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1, num_joints, dim_feat))
+        self.patch_drop = PatchDropout(patch_drop_rate, num_prefix_tokens=0) if patch_drop_rate else None
         self.blocks = make_blocks(dim_feat, depth, num_heads, mlp_ratio, drop_path_rate)
         self.norm = LayerNorm(dim_feat)
 
@@ -82,6 +84,17 @@ class SkeletonEncoder(nn.Module):
     def embed(self, bodies: torch.Tensor) -> torch.Tensor:
         """Embed bodies (B, T, V, C) as tokens with positions (B, L, D)."""
         return (self.joints_embed(bodies) + self.pos_embed + self.temp_embed).flatten(1, 2)
+
+    def drop_patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Omit random segments in training, as many of each joint, (B, P·V, D) -> (B, P'·V, D).
+
+        This is PatchDropout (Liu et al., WACV 2023) over the segments of each joint.
+        """
+        if self.patch_drop is None:
+            return tokens
+        by_joint = tokens.unflatten(1, (self.num_segments, self.num_joints)).transpose(1, 2)       # (B, V, P, D)
+        kept = self.patch_drop(by_joint.flatten(0, 1)).unflatten(0, by_joint.shape[:2])             # (B, V, P', D)
+        return kept.transpose(1, 2).flatten(1, 2)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode all tokens of a body, or any subset of them, (B, K, D) -> (B, K, D)."""
@@ -101,15 +114,15 @@ class SkeletonEncoder(nn.Module):
 
         `distinct` (see feeder/dataset.py) holds the indices of the bodies to encode (B',), and for each body its
         position among them (B,). In eval mode identical bodies have identical features, so that each needs to be
-        encoded only once.
+        encoded only once. With patch dropout, training encodes P' < P segments of each joint.
         """
         bodies = self.fold_bodies(x)
         if distinct is None:
-            tokens = self.encode(self.embed(bodies))
+            tokens = self.encode(self.drop_patches(self.embed(bodies)))
         else:
             index, inverse = distinct
             tokens = self.encode(self.embed(bodies[index]))[inverse]
-        return tokens.reshape(x.shape[0], -1, self.num_segments, self.num_joints, self.dim_feat)
+        return tokens.reshape(x.shape[0], x.shape[4], -1, self.num_joints, self.dim_feat)
 
 
 class LinearHead(nn.Module):
@@ -143,25 +156,43 @@ class FinetuneHead(nn.Module):
         return self.fc2(self.bn(self.fc1(per_joint.mean(dim=1))).relu())
 
 
+class LinearFinetuneHead(nn.Module):
+    """The head of the probe, after dropout: fine-tuning with few clips, where two layers overfit."""
+
+    def __init__(self, dim_feat: int, num_classes: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = LinearHead(dim_feat, num_classes)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Classify features (N, M, P, V, D) -> logits (N, classes)."""
+        return self.linear(self.dropout(features))
+
+
 class ActionTransformer(SkeletonEncoder):
     """Encoder and classification head.
 
     With protocol 'linprobe' the encoder is frozen and stays in eval mode, and only the head is trained. With protocol
-    'finetune' everything is trained, with stochastic depth and dropout.
+    'finetune' everything is trained, with stochastic depth and dropout, and `head` is 'mlp' (the paper's) or 'linear'.
     """
 
     def __init__(self, num_classes: int, protocol: str, dim_in: int = 3, dim_feat: int = 256, depth: int = 8,
                  num_heads: int = 8, mlp_ratio: float = 4, num_frames: int = 120, num_joints: int = 25,
-                 t_patch_size: int = 4, drop_path_rate: float = 0., head_dropout: float = 0.3):
+                 t_patch_size: int = 4, drop_path_rate: float = 0., patch_drop_rate: float = 0., head: str = 'mlp',
+                 head_dropout: float = 0.3):
         super().__init__(dim_in, dim_feat, depth, num_heads, mlp_ratio, num_frames, num_joints, t_patch_size,
-                         drop_path_rate)
+                         drop_path_rate, patch_drop_rate)
         if protocol not in ('linprobe', 'finetune'):
             raise ValueError(f"protocol must be 'linprobe' or 'finetune', not {protocol!r}")
+        if head not in ('mlp', 'linear'):
+            raise ValueError(f"head must be 'mlp' or 'linear', not {head!r}")
         self.num_classes = num_classes
         self.frozen = protocol == 'linprobe'
         if self.frozen:
             self.requires_grad_(False)
             self.head = LinearHead(dim_feat, num_classes)
+        elif head == 'linear':
+            self.head = LinearFinetuneHead(dim_feat, num_classes, head_dropout)
         else:
             self.head = FinetuneHead(dim_feat, num_joints, num_classes, head_dropout)
 

@@ -26,6 +26,7 @@ class ClipMaker:
     p_interval: tuple[float, float] = (0.5, 1.)     # length of a training crop, as a fraction of the clip
     max_angle: float = 0.3                  # rad, of the training rotation about each axis
     max_turn: float | None = None           # rad, about the second axis (vertical in Kinect data); None: max_angle
+    min_crop: int = 64                      # frames that a training crop has at least
     eval_crop: float = 0.95                 # length of the evaluation crop, as a fraction of the clip
     layout: Layout | None = None            # None: chosen by the number of joints in the clips
     keypoints: str = '3d'                   # 2d: the third coordinate is a score, which is not rotated
@@ -33,7 +34,7 @@ class ClipMaker:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> 'ClipMaker':
         """Create the clip maker of a run; stages without training have no augmentation settings."""
-        augmentation = {name: getattr(args, name) for name in ('p_interval', 'max_angle', 'max_turn')
+        augmentation = {name: getattr(args, name) for name in ('p_interval', 'min_crop', 'max_angle', 'max_turn')
                         if hasattr(args, name)}
         return cls(args.num_frames, args.stream, args.seed, **augmentation,
                    layout=find_layout(args.layout, args.num_joints), keypoints=getattr(args, 'keypoints', '3d'))
@@ -48,7 +49,7 @@ class ClipMaker:
     def train_view(self, batch: Batch, epoch: int, step: int) -> torch.Tensor:
         """Return (B, C, W, V, M), randomly cropped and rotated; the draw depends on seed, epoch, step and position."""
         draw = self.uniform(batch, epoch, step, CROP, 2)
-        start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw)
+        start, length = transforms.random_crop(batch.num_valid, *self.p_interval, draw, self.min_crop)
         clips = transforms.resize_crops(batch.frames, batch.first + start, length, self.num_frames)
         draw = self.uniform(batch, epoch, step, ROTATION, 3) * 2 - 1
         angles = torch.stack([scale * largest for scale, largest in zip(draw.unbind(1), self.max_angles, strict=True)],

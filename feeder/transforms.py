@@ -14,15 +14,15 @@ def center_crop(num_valid: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.
     return bias, num_valid - 2 * bias
 
 
-def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float,
-                uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Select a random fraction U[p_min, p_max] of each clip, but at least 64 frames, or all if it is shorter.
+def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float, uniform: torch.Tensor,
+                min_frames: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select a random fraction U[p_min, p_max] of each clip, but at least `min_frames`, or all if it is shorter.
 
     num_valid (B,) integers, uniform (B, 2) in [0, 1) for fraction and start -> start (B,), length (B,).
     """
     fraction, place = uniform.double().unbind(1)
     fraction = p_min + (p_max - p_min) * fraction
-    length = (num_valid * fraction).floor().long().clamp(min=64).minimum(num_valid)
+    length = (num_valid * fraction).floor().long().clamp(min=min_frames).minimum(num_valid)
     start = (place * (num_valid - length + 1)).long()
     return start, length
 

@@ -45,8 +45,8 @@ class Checkpoint:
     @property
     def stage(self) -> str:
         """The stage that the weights belong to: pretrain, finetune, linprobe, or encoder (neither decoder nor head)."""
-        for stage, prefixes in (('pretrain', ('decoder_', 'mask_token')), ('finetune', 'head.fc1.'),
-                                ('linprobe', 'head.fc.')):
+        for stage, prefixes in (('pretrain', ('decoder_', 'mask_token')), ('finetune', ('head.fc1.', 'head.linear.')),
+                                ('linprobe', ('head.fc.',))):
             if any(name.startswith(prefixes) for name in self.model):
                 return stage
         return 'encoder'

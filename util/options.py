@@ -164,6 +164,10 @@ OPTIONS = (
            'decreases from each layer to the layer below', stages=('finetune',)),
     Option('classification', 'drop_path_rate', FRACTION, 0., 'stochastic depth rate of the last block',
            stages=('finetune',)),
+    Option('classification', 'patch_drop_rate', FRACTION, 0., 'fraction of the segments of each joint that training '
+           'omits (PatchDropout), which also saves time', stages=('finetune',)),
+    Option('classification', 'head', text, 'mlp', 'mlp: two layers on features of every joint; linear: one layer on '
+           'features averaged over joints, for few clips', stages=('finetune',), choices=('mlp', 'linear')),
     Option('classification', 'head_dropout', FRACTION, 0.3, 'dropout before the head', stages=('finetune',)),
 
     Option('retrieval', 'features', text, None, 'features.npz of an earlier run, instead of an encoder', 'identity',
@@ -178,6 +182,8 @@ OPTIONS = (
 
     Option('training', 'p_interval', Number(float, above=0, most=1), [0.5, 1.], 'range of the training crop, as a '
            'fraction of the clip', stages=TRAINING, metavar=('MIN', 'MAX'), nargs=2),
+    Option('training', 'min_crop', COUNT, 64, 'least number of frames in a training crop; shorter clips are not '
+           'cropped', stages=TRAINING, metavar='FRAMES'),
     Option('training', 'max_angle', NOT_NEGATIVE, 0.3, 'largest training rotation about each axis, in rad',
            stages=TRAINING),
     Option('training', 'max_turn', NOT_NEGATIVE, None, 'largest rotation about the vertical axis (y), in rad (default: '

@@ -104,7 +104,8 @@ def weight_sizes(checkpoint: Checkpoint, path: str | Path) -> dict[str, int | fl
         case 'pretrain':
             sizes |= {'decoder_dim_feat': shape('mask_token', 3)[2], 'decoder_depth': depth('decoder_blocks')}
         case 'finetune':
-            sizes['num_classes'] = shape('head.fc2.weight', 2)[0]
+            linear = 'head.linear.fc.1.weight'
+            sizes['num_classes'] = shape(linear if linear in weights else 'head.fc2.weight', 2)[0]
         case 'linprobe':
             sizes['num_classes'] = shape('head.fc.1.weight', 2)[0]
     return sizes

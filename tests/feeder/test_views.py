@@ -51,13 +51,14 @@ LENGTHS = st.one_of(st.integers(1, 5), st.integers(60, 70), st.integers(1, 1000)
 
 
 @settings(ANY, max_examples=120)
-@given(st.lists(st.tuples(LENGTHS, DRAWS, DRAWS), min_size=1, max_size=8), st.floats(.001, 1), st.floats(.001, 1))
-def test_random_crops_start_anywhere_in_their_clips(clips, first, second):
+@given(st.lists(st.tuples(LENGTHS, DRAWS, DRAWS), min_size=1, max_size=8), st.floats(.001, 1), st.floats(.001, 1),
+       st.sampled_from([1, 16, 64]))
+def test_random_crops_start_anywhere_in_their_clips(clips, first, second, least):
     low, high = sorted((first, second))
     n, *draws = (torch.tensor(column) for column in zip(*clips, strict=True))
-    start, length = transforms.random_crop(n, low, high, torch.stack(draws, dim=1))
+    start, length = transforms.random_crop(n, low, high, torch.stack(draws, dim=1), least)
     for (frames, share, place), begin, size in zip(clips, start.tolist(), length.tolist(), strict=True):
-        assert size == min(max(math.floor(frames * (low + (high - low) * share)), 64), frames)
+        assert size == min(max(math.floor(frames * (low + (high - low) * share)), least), frames)
         assert begin == min(int(place * (frames - size + 1)), frames - size)
 
 
@@ -137,8 +138,8 @@ def test_views_are_a_function_of_seed_epoch_step_and_position(long_clips):
 @pytest.mark.parametrize('max_turn', [None, 0., 1.4])
 def test_the_training_view_is_a_crop_and_one_rotation_within_bounds(long_clips, max_turn):
     batch, largest = long_clips[[(i, i) for i in range(16)]], []
-    maker = ClipMaker(24, 'joint', 3, (0.6, 0.8), 0.2, max_turn)
-    start, length = transforms.random_crop(batch.num_valid, 0.6, 0.8, maker.uniform(batch, 0, 0, CROP, 2))
+    maker = ClipMaker(24, 'joint', 3, (0.6, 0.8), 0.2, max_turn, min_crop=40)
+    start, length = transforms.random_crop(batch.num_valid, 0.6, 0.8, maker.uniform(batch, 0, 0, CROP, 2), 40)
     resized = transforms.resize_crops(batch.frames, batch.first + start, length, 24).flatten(2).double()
     for before, after in zip(resized, maker.train_view(batch, 0, 0).flatten(2).double(), strict=True):
         turn = torch.linalg.lstsq(before.T, after.T).solution.T

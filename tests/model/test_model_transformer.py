@@ -11,6 +11,7 @@ from model_mamp import MAMP
 from model_transformer import ActionTransformer, SkeletonEncoder, make_blocks
 from tests import golden_numbers
 from tests.golden_numbers import ACTIVATION_ATOL
+from util.checkpoint import Checkpoint
 
 TINY = {'dim_feat': 16, 'depth': 2, 'num_heads': 2, 'num_frames': 12, 'num_joints': 5, 't_patch_size': 3}
 
@@ -76,6 +77,31 @@ def test_heads_equal_their_formulas():
         pooled = features.numpy().astype(np.float64).mean(axis=2).reshape(3, 2, 5 * 16).mean(axis=1)
         hidden = np.maximum(pooled @ tuned.fc1.weight.double().numpy().T / math.sqrt(1 + 1e-5), 0)
         np.testing.assert_allclose(tuned(features).numpy(), hidden @ tuned.fc2.weight.double().numpy().T, atol=1e-5)
+
+
+def test_a_linear_head_for_fine_tuning_computes_what_the_probe_does():
+    features = torch.randn(3, 2, 4, 5, 16, generator=torch.Generator().manual_seed(9))
+    tuned = ActionTransformer(7, 'finetune', **TINY, head='linear').eval()
+    probe = ActionTransformer(7, 'linprobe', **TINY).eval()
+    probe.head.load_state_dict(tuned.head.linear.state_dict())
+    assert torch.equal(tuned.head(features), probe.head(features))
+    assert Checkpoint(tuned.state_dict()).stage == 'finetune'
+    assert all(parameter.requires_grad for parameter in tuned.parameters())
+
+
+def test_patch_dropout_keeps_as_many_random_segments_of_each_joint():
+    model = ActionTransformer(7, 'finetune', **TINY, patch_drop_rate=0.5)
+    segments, joints = model.num_segments, model.num_joints
+    tokens = torch.arange(64 * segments * joints).view(64, -1, 1).float()           # (B, L, 1): each token is unique
+    kept = model.train().drop_patches(tokens).long().view(64, segments // 2, joints)
+    assert torch.equal(kept % joints, torch.arange(joints).expand_as(kept))
+    assert torch.equal(kept // (segments * joints), torch.arange(64)[:, None, None].expand_as(kept))
+    assert all(len(set(column.tolist())) == segments // 2 for body in kept for column in body.T)
+    share = (kept // joints % segments).flatten().bincount(minlength=segments) / kept.numel()
+    assert share == pytest.approx([1 / segments] * segments, abs=0.05)
+    x = make_clips(2)
+    assert model(x).shape == (2, 7) and model.features(x).shape[2] == segments // 2
+    assert model.eval().features(x).shape[2] == segments
 
 
 def test_the_probe_trains_its_head_alone():

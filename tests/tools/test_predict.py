@@ -72,8 +72,9 @@ def assert_close(made, expected):
     np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5)
 
 
-def test_npz_equals_saved_scores_and_features(tiny, tiny_npz, tmp_path, capsys):
-    train('finetune', [*tiny, '--save_scores', '--save_features'], tmp_path)
+@pytest.mark.parametrize('head', ['mlp', 'linear'])
+def test_npz_equals_saved_scores_and_features(head, tiny, tiny_npz, tmp_path, capsys):
+    train('finetune', [*tiny, '--head', head, '--patch_drop_rate', '0.5', '--save_scores', '--save_features'], tmp_path)
     options = ['--checkpoint', tmp_path / 'checkpoint-last.pth', tiny_npz, '--batch_size', 4]
     recordings = predict(capsys, *options, '--features', tmp_path / 'f.npz')['recordings']
     saved = np.load(tmp_path / 'scores.npz')

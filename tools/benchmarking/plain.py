@@ -58,7 +58,7 @@ class PlainDataset(Dataset):
         num_valid = max(int((row.sum(axis=1) != 0).sum()), 1)
         if self.train:
             fraction = np.random.uniform(*maker.p_interval)                 # noqa: NPY002 - as in the authors' code
-            length = min(max(int(np.floor(num_valid * fraction)), 64), num_valid)
+            length = min(max(int(np.floor(num_valid * fraction)), maker.min_crop), num_valid)
             start = np.random.randint(0, num_valid - length + 1)            # noqa: NPY002
             angles = np.random.uniform(-1, 1, 3) * maker.max_angles         # noqa: NPY002
             clip = rotate(resize(clip[:, start:start + length], maker.num_frames), angles)
@@ -107,7 +107,7 @@ def make_plain(trainer: Trainer, dataset: SkeletonDataset) -> None:
     """Change a trainer in fp32 to the computation of the authors' code."""
     args, clips = trainer.args, trainer.clips
     trainer.clips = PlainClips(clips.num_frames, clips.stream, clips.seed, clips.p_interval, clips.max_angle,
-                               clips.max_turn)
+                               clips.max_turn, clips.min_crop)
     trainer.loader = PlainLoader(dataset, trainer.batches, clips, True, args.num_workers, trainer.world.device)
     use_plain_attention(trainer.model)
     for group in trainer.optimizer.param_groups:
