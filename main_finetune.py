@@ -91,7 +91,8 @@ def train_classifier(args: argparse.Namespace, world: World, model: ActionTransf
         for epoch in range(trainer.epoch, args.epochs):
             stats = train_one_epoch(trainer, epoch)
             scores = None
-            if len(test.rows):      # --novel_every can leave no test clip
+            due = (epoch + 1) % args.eval_epochs == 0 or epoch + 1 == args.epochs
+            if due and len(test.rows):      # --novel_every can leave no test clip
                 scores = evaluate(model, test_batches, trainer.clips, trainer.precision, world, trainer.graphs)
             trainer.finish_epoch(epoch, stats, scores)      # logs and saves
             trainer.log_pictures(epoch, lambda: draw_pictures(trainer, test if len(test.rows) else train))

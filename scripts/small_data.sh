@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Compare settings of pre-training and fine-tuning on small training sets: clips of 1, 3 or 7 subjects of
-# Northwestern-UCLA in views 1 and 2 (about 100, 300 and 733 clips). Test clips are those of subjects 3, 6 and 9 in the
-# same views; the test view of the benchmark is not used.
-#   bash scripts/small_data.sh SETTING...       runs -> OUT/subjects_N/SETTING (default: runs/small)
-# A setting is `recipe`, options of pre-training such as `mask_ratio=0.75,motion_stride=4`, or `scratch`.
+# The study of docs/small-data.md: pre-training and fine-tuning on clips of 1, 3 or 7 subjects of Northwestern-UCLA in
+# views 1 and 2 (about 100, 300 and 733 clips). Test clips are those of subjects 3, 6 and 9 in the same views; the test
+# view of the benchmark is not used.
+#   bash scripts/small_data.sh PRETRAIN[:FINETUNE]...     runs -> OUT/subjects_N/PRETRAIN (default: runs/small)
+# PRETRAIN is `scratch`, `published`, or options such as `min_crop=16,mask_ratio=0.75`; min_crop applies to the probe,
+# too. Each FINETUNE is `published` or options such as `head=linear,patch_drop_rate=0.5`.
 #   RAW=nw_ucla.tar.xz        raw data of data/prepare_nwucla.py       SUBJECTS="1 3 7"     sizes of the training set
-#   FINETUNE="layer_decay=1"  settings of fine-tuning, all are run     SEEDS="0 1 2"        JOBS=2   runs at a time
+#   SEEDS="0 1 2"             each has other subjects                  JOBS=2               runs at a time
 #   PRETRAIN_CLIPS=48000      lengths of the stages in clips, that is epochs · training clips: also PROBE_CLIPS,
 #                             FINETUNE_CLIPS
 # Finished runs are skipped, interrupted ones continued. Each job writes to OUT/console_JOB.txt.
@@ -21,7 +22,7 @@ declare -A CLIPS=([1]=105 [3]=314 [7]=733)
 options() {     # a=1,b=2 -> --a 1 --b 2
     local option
     for option in ${1//,/ }; do
-        [ "$option" = recipe ] || echo "--${option%%=*} ${option#*=}"
+        [ "$option" = published ] || echo "--${option%%=*} ${option#*=}"
     done
 }
 
@@ -33,20 +34,22 @@ train_subjects() {      # number, seed: consecutive subjects in the pool, others
 if [ -n "${JOB:-}" ]; then
     read -r number SEED setting <<< "$JOB"
     export SEED
-    clips="${CLIPS[$number]}" base=(--data_path "$OUT/data/${number}_$SEED/NWUCLA_Validation.npz"
-        --benchmark "small_$number" --precision bf16 --save_epochs 9999)
-    pretrain=("${base[@]}" --effective_batch_size 32 --warmup_epochs 10 --epochs $((${PRETRAIN_CLIPS:-48000} / clips)))
-    probe=("${base[@]}" --epochs $((${PROBE_CLIPS:-10000} / clips)))
-    finetune=("${base[@]}" --effective_batch_size 16 --lr 5e-4 --warmup_epochs 5 --epochs $((${FINETUNE_CLIPS:-16000} / clips)))
-    export OUT="$OUT/subjects_$number/$setting"
-    if [ "$setting" != scratch ]; then
-        bash scripts/pretrain.sh nwucla_xview "${pretrain[@]}" $(options "$setting")
-        bash scripts/linprobe.sh nwucla_xview "${probe[@]}"
+    IFS=: read -ra settings <<< "$setting"
+    encoder="${settings[0]}" clips="${CLIPS[$number]}" script=finetune
+    base=(--data_path "$OUT/data/${number}_$SEED/NWUCLA_Validation.npz" --benchmark "small_$number" --precision bf16
+        --save_epochs 9999)
+    export OUT="$OUT/subjects_$number/$encoder"
+    if [ "$encoder" = scratch ]; then
+        script=scratch
+    else
+        bash scripts/pretrain.sh nwucla_xview "${base[@]}" --effective_batch_size 32 --warmup_epochs 10 \
+            --epochs $((${PRETRAIN_CLIPS:-48000} / clips)) $(options "$encoder")
+        bash scripts/linprobe.sh nwucla_xview "${base[@]}" --eval_epochs 10 \
+            --epochs $((${PROBE_CLIPS:-10000} / clips)) $(options "$(grep -o 'min_crop=[0-9]*' <<< "$encoder")")
     fi
-    for fine in ${FINETUNE:-layer_decay=1}; do
-        script=finetune
-        [ "$setting" != scratch ] || script=scratch
-        bash "scripts/$script.sh" nwucla_xview "${finetune[@]}" $(options "$fine") \
+    for fine in "${settings[@]:1}"; do
+        bash "scripts/$script.sh" nwucla_xview "${base[@]}" --effective_batch_size 16 --lr 5e-4 --warmup_epochs 5 \
+            --eval_epochs 10 --epochs $((${FINETUNE_CLIPS:-16000} / clips)) --layer_decay 1 $(options "$fine") \
             --output_dir "$OUT/${script}_$fine/seed_$SEED"
     done
     exit
@@ -64,7 +67,7 @@ for number in ${SUBJECTS:-1 3 7}; do
             --protocol validation --train_subjects $(train_subjects "$number" "$seed")
     done
 done
-for setting in "${@:-recipe}"; do
+for setting in "${@:-published:published}"; do
     for number in ${SUBJECTS:-1 3 7}; do
         for seed in ${SEEDS:-0 1 2}; do
             echo "$number $seed $setting"

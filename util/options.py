@@ -212,6 +212,8 @@ OPTIONS = (
            '--save_minutes)', 'run', TRAINING),
     Option('output', 'save_minutes', NOT_NEGATIVE, 10., 'minutes between checkpoints in mid-epoch (0: none)', 'run',
            TRAINING),
+    Option('output', 'eval_epochs', COUNT, 1, 'number of epochs between evaluations, besides that of the last epoch',
+           'run', CLASSIFICATION),
     Option('output', 'log_steps', COUNT, 20, 'number of steps between logged values of loss, gradient norm and '
            'throughput', 'run', TRAINING),
     Option('output', 'picture_epochs', WHOLE, 0, 'number of epochs between pictures of a clip in TensorBoard (0: none)',

@@ -186,6 +186,12 @@ def test_the_best_epoch_is_that_of_the_highest_accuracy(tiny, tmp_path, monkeypa
     assert Checkpoint.read(tmp_path / BEST).epoch == 1
 
 
+def test_evaluations_are_as_far_apart_as_requested_and_the_last_epoch_has_one(tiny, tmp_path):
+    train('finetune', [*tiny, '--epochs', '4', '--eval_epochs', '3'], tmp_path)
+    epochs = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [entry['epoch'] for entry in epochs if 'test_top1' in entry] == [2, 3] and len(epochs) == 4
+
+
 def test_predictions_do_not_replace_those_of_another_run(tiny, tmp_path):
     first, second = tmp_path / 'first', tmp_path / 'second'
     for seed, folder in enumerate((first, second)):
