@@ -35,7 +35,7 @@ ROWS = 1024         # labels that are converted to one-hot at a time
 LISTED = 20         # number of damaged files that are printed; the list on disk is complete
 SMALL_CLIPS = 3000  # training clips from which the recipes of the paper are recommended
 # Epochs for fewer clips, in the order of the stages: at least, and clips to process.
-SMALL_EPOCHS = {'pretrain': (160, 48_000), 'linprobe': (30, 10_000), 'finetune': (30, 16_000)}
+SMALL_EPOCHS = {'pretrain': (100, 48_000), 'linprobe': (30, 10_000), 'finetune': (30, 16_000)}
 
 
 class Parsed(NamedTuple):
