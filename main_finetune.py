@@ -54,13 +54,16 @@ def finetune(args: argparse.Namespace, world: World):
 
 
 def scratch_command(args: argparse.Namespace) -> str | None:
-    """Return the command that trains the same model from scratch, for comparison, or None in another program."""
+    """Return the command that trains the same encoder from scratch, for comparison, or None in another program.
+
+    It has the settings that suit training from scratch: no layer decay, and the head of two layers.
+    """
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for option in ('--finetune', '--layer_decay', '--output_dir', '--log_dir', '--resume'):
+    for option in ('--finetune', '--layer_decay', '--head', '--output_dir', '--log_dir', '--resume'):
         parser.add_argument(option)
     command = command_line()
     return command and shlex.join(['python', *parser.parse_known_args(shlex.split(command))[1], '--layer_decay', '1',
-                                   '--output_dir', f'{args.output_dir}_scratch'])
+                                   '--head', 'mlp', '--output_dir', f'{args.output_dir}_scratch'])
 
 
 def train_classifier(args: argparse.Namespace, world: World, model: ActionTransformer,
