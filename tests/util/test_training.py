@@ -220,8 +220,8 @@ def test_sync_batchnorm_converts_the_head_where_it_can_work(tiny, monkeypatch):
 
 
 def test_command_that_trains_from_scratch(monkeypatch):
-    command = 'main_finetune.py --config a.yaml b.yaml --finetune=x.pth --output_dir runs/f --layer_decay 0.8 --head linear ' \
-        '--seed 3'
+    command = 'main_finetune.py --config a.yaml b.yaml --finetune=x.pth --output_dir runs/f --layer_decay 0.8 ' \
+        '--head linear --seed 3'
     monkeypatch.setattr('sys.argv', command.split())
     assert main_finetune.scratch_command(SimpleNamespace(output_dir='runs/f')) == 'python main_finetune.py --config ' \
         'a.yaml b.yaml --seed 3 --layer_decay 1 --head mlp --output_dir runs/f_scratch'
