@@ -49,7 +49,8 @@ class JointsEmbed(nn.Module):
 class SkeletonEncoder(nn.Module):
     """A plain transformer over the L = P·V joint-segments of one body.
 
-    Raises ValueError if num_frames is not a multiple of t_patch_size, or dim_feat not a multiple of num_heads.
+    Raises ValueError if num_frames is not a multiple of t_patch_size, dim_feat not a multiple of num_heads, or
+    patch_drop_rate not in [0, 1).
     """
 
     def __init__(self, dim_in: int = 3, dim_feat: int = 256, depth: int = 8, num_heads: int = 8,
@@ -60,6 +61,8 @@ class SkeletonEncoder(nn.Module):
             raise ValueError(f'num_frames {num_frames} is not a multiple of t_patch_size {t_patch_size}')
         if dim_feat % num_heads:
             raise ValueError(f'dim_feat {dim_feat} is not a multiple of num_heads {num_heads}')
+        if not 0 <= patch_drop_rate < 1:
+            raise ValueError(f'patch_drop_rate {patch_drop_rate} is not in [0, 1)')
         self.dim_feat = dim_feat
         self.num_joints = num_joints
         self.t_patch_size = t_patch_size
@@ -86,15 +89,15 @@ class SkeletonEncoder(nn.Module):
         return (self.joints_embed(bodies) + self.pos_embed + self.temp_embed).flatten(1, 2)
 
     def drop_patches(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Omit random segments in training, as many of each joint, (B, P·V, D) -> (B, P'·V, D).
+        """Omit the same number of random segments of each joint in training, (B, P·V, D) -> (B, P'·V, D).
 
         This is PatchDropout (Liu et al., WACV 2023) over the segments of each joint.
         """
         if self.patch_drop is None:
             return tokens
         by_joint = tokens.unflatten(1, (self.num_segments, self.num_joints)).transpose(1, 2)       # (B, V, P, D)
-        kept = self.patch_drop(by_joint.flatten(0, 1)).unflatten(0, by_joint.shape[:2])             # (B, V, P', D)
-        return kept.transpose(1, 2).flatten(1, 2)
+        remaining = self.patch_drop(by_joint.flatten(0, 1)).unflatten(0, by_joint.shape[:2])             # (B, V, P', D)
+        return remaining.transpose(1, 2).flatten(1, 2)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode all tokens of a body, or any subset of them, (B, K, D) -> (B, K, D)."""

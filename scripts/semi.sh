@@ -9,7 +9,7 @@ share=0.1
 case "${1:-}" in [0-9.]*) share="$1"; shift ;; esac
 case "${FROM:-pretrained}" in
     pretrained) name="semi$METHOD_NAME" start=pretrained ;;
-    scratch) name=semi_scratch start=fresh; set -- --layer_decay 1 "$@" ;;
+    scratch) name=semi_scratch start=fresh; set -- --layer_decay 1 --head mlp "$@" ;;
     *) fail "FROM=$FROM is not pretrained or scratch" ;;
 esac
 check_options finetune "$@"

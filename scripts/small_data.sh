@@ -2,13 +2,13 @@
 # The study of docs/small-data.md: pre-training and fine-tuning on clips of 1, 3 or 7 subjects of Northwestern-UCLA in
 # views 1 and 2 (about 100, 300 and 733 clips). Test clips are those of subjects 3, 6 and 9 in the same views; the test
 # view of the benchmark is not used.
-#   bash scripts/small_data.sh PRETRAIN[:FINETUNE]...     runs -> OUT/subjects_N/PRETRAIN (default: runs/small)
+#   bash scripts/small_data.sh PRETRAIN[:FINETUNE...] ...     runs -> OUT/subjects_N/PRETRAIN (default: runs/small)
 # PRETRAIN is `scratch`, `published`, or options such as `min_crop=16,mask_ratio=0.75`; min_crop applies to the probe,
 # too. Each FINETUNE is `published` or options such as `head=linear,patch_drop_rate=0.5`.
 #   RAW=nw_ucla.tar.xz        raw data of data/prepare_nwucla.py       SUBJECTS="1 3 7"     sizes of the training set
-#   SEEDS="0 1 2"             each has other subjects                  JOBS=2               runs at a time
+#   SEEDS="0 1 2"             select subjects, too                     JOBS=2               runs at a time
 #   PRETRAIN_CLIPS=48000      lengths of the stages in clips, that is epochs · training clips: also PROBE_CLIPS,
-#                             FINETUNE_CLIPS
+#                             FINETUNE_CLIPS; at least 100, 30 and 30 epochs, as in data/pipeline.py
 # Finished runs are skipped, interrupted ones continued. Each job writes to OUT/console_JOB.txt.
 set -euo pipefail
 case "${OUT:=}" in '' | /*) ;; *) OUT="$PWD/$OUT" ;; esac
@@ -26,6 +26,10 @@ options() {     # a=1,b=2 -> --a 1 --b 2
     done
 }
 
+epochs() {      # clips, at least
+    echo $(($1 / clips > $2 ? $1 / clips : $2))
+}
+
 train_subjects() {      # number, seed: consecutive subjects in the pool, others for each seed
     local i
     for ((i = 0; i < $1; i++)); do echo "${POOL[($2 * 3 + i) % 7]}"; done
@@ -40,16 +44,17 @@ if [ -n "${JOB:-}" ]; then
         --save_epochs 9999)
     export OUT="$OUT/subjects_$number/$encoder"
     if [ "$encoder" = scratch ]; then
+        [ -n "${settings[1]:-}" ] || { echo 'error: scratch needs a FINETUNE, such as scratch:published' >&2; exit 2; }
         script=scratch
     else
         bash scripts/pretrain.sh nwucla_xview "${base[@]}" --effective_batch_size 32 --warmup_epochs 10 \
-            --epochs $((${PRETRAIN_CLIPS:-48000} / clips)) $(options "$encoder")
+            --epochs "$(epochs "${PRETRAIN_CLIPS:-48000}" 100)" $(options "$encoder")
         bash scripts/linprobe.sh nwucla_xview "${base[@]}" --eval_epochs 10 \
-            --epochs $((${PROBE_CLIPS:-10000} / clips)) $(options "$(grep -o 'min_crop=[0-9]*' <<< "$encoder")")
+            --epochs "$(epochs "${PROBE_CLIPS:-10000}" 30)" $(options "$(grep -o 'min_crop=[0-9]*' <<< "$encoder")")
     fi
     for fine in "${settings[@]:1}"; do
         bash "scripts/$script.sh" nwucla_xview "${base[@]}" --effective_batch_size 16 --lr 5e-4 --warmup_epochs 5 \
-            --eval_epochs 10 --epochs $((${FINETUNE_CLIPS:-16000} / clips)) --layer_decay 1 $(options "$fine") \
+            --eval_epochs 10 --epochs "$(epochs "${FINETUNE_CLIPS:-16000}" 30)" --layer_decay 1 $(options "$fine") \
             --output_dir "$OUT/${script}_$fine/seed_$SEED"
     done
     exit

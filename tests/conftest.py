@@ -64,7 +64,7 @@ def tiny_pretrain(tiny) -> list[str]:
 def stage_options(tiny, tiny_pretrain) -> dict[str, list[str]]:
     """Options of each stage, without a pre-trained encoder."""
     return {'pretrain': tiny_pretrain, 'linprobe': [*tiny, '--random_encoder'],
-            'finetune': [*tiny, '--drop_path_rate', '0.3']}
+            'finetune': [*tiny, '--drop_path_rate', '0.3', '--patch_drop_rate', '0.5', '--head', 'linear']}
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ OPTIONS = (
 
     Option('training', 'p_interval', Number(float, above=0, most=1), [0.5, 1.], 'range of the training crop, as a '
            'fraction of the clip', stages=TRAINING, metavar=('MIN', 'MAX'), nargs=2),
-    Option('training', 'min_crop', COUNT, 64, 'least number of frames in a training crop; shorter clips are not '
-           'cropped', stages=TRAINING, metavar='FRAMES'),
+    Option('training', 'min_crop', COUNT, 64, 'minimum length of a training crop in frames; shorter clips are '
+           'used whole', stages=TRAINING, metavar='FRAMES'),
     Option('training', 'max_angle', NOT_NEGATIVE, 0.3, 'largest training rotation about each axis, in rad',
            stages=TRAINING),
     Option('training', 'max_turn', NOT_NEGATIVE, None, 'largest rotation about the vertical axis (y), in rad (default: '
@@ -212,8 +212,8 @@ OPTIONS = (
            '--save_minutes)', 'run', TRAINING),
     Option('output', 'save_minutes', NOT_NEGATIVE, 10., 'minutes between checkpoints in mid-epoch (0: none)', 'run',
            TRAINING),
-    Option('output', 'eval_epochs', COUNT, 1, 'number of epochs between evaluations, besides that of the last epoch',
-           'run', CLASSIFICATION),
+    Option('output', 'eval_epochs', COUNT, 1, 'evaluate after every N epochs, and after the last', 'run',
+           CLASSIFICATION, metavar='N'),
     Option('output', 'log_steps', COUNT, 20, 'number of steps between logged values of loss, gradient norm and '
            'throughput', 'run', TRAINING),
     Option('output', 'picture_epochs', WHOLE, 0, 'number of epochs between pictures of a clip in TensorBoard (0: none)',

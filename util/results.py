@@ -193,7 +193,9 @@ class Result:
         path = self.path.parent / 'log.jsonl'
         lines = read_json(path, 'omit --figure or rerun the stage that wrote it', lines=True)
         try:
-            names = ['epoch', 'train_loss', *(['test_top1'] if 'test_top1' in lines[0] else [])]
+            evaluated = [line for line in lines if 'test_top1' in line]     # --eval_epochs omits some
+            lines = evaluated or lines
+            names = ['epoch', 'train_loss', *(['test_top1'] if evaluated else [])]
             return {name: [float(line[name]) for line in lines] for name in names}
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise UserError(f'{path}: invalid entries ({one_line(error)}); omit --figure or rerun the stage that '

@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
     if problems:
         more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
         raise UserError(f'{path}: does not fit the model: {"; ".join(problems[:3])}{more}; use the settings it was '
-                        'trained with (the same config files, --dim_feat, --depth, …) and data with as many classes')
+                        'trained with (the same config files, --dim_feat, --head, …) and data with as many classes')
     if invalid := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f'{path}: {invalid[0]} holds NaN or infinity; use another checkpoint')
     model.load_state_dict(weights)
@@ -167,9 +167,10 @@ def load_pretrained(model: nn.Module, args: argparse.Namespace) -> dict:
     method = checkpoint.method or 'authors'
     if checkpoint.stage == 'finetune':      # the encoder was trained with labels
         return {'method': f'{method} + supervised', 'pretraining': checkpoint.pretraining}
-    pretraining = {name: checkpoint.args.get(name) for name in
-                   ('target', 'motion_aware_tau', 'mask_ratio', 'seed', 'benchmark')}
-    if wrong := [name for name, value in pretraining.items() if not isinstance(value, str | int | float | None)]:
+    pretraining = {name: checkpoint.args[name] for name in
+                   ('target', 'motion_aware_tau', 'motion_stride', 'mask_ratio', 'min_crop', 'seed', 'benchmark')
+                   if checkpoint.args.get(name) is not None}
+    if wrong := [name for name, value in pretraining.items() if not isinstance(value, str | int | float)]:
         raise UserError(f'{args.finetune}: its setting {wrong[0]} has the wrong type; use another checkpoint')
     return {'method': method, 'pretraining': pretraining | {'path': args.finetune, 'epoch': checkpoint.epoch}}
 

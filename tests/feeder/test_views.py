@@ -1,6 +1,7 @@
 """Views of clips: against the authors' clips, and against references written in another way, in double precision."""
 
 import math
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,13 @@ def test_views_are_a_function_of_seed_epoch_step_and_position(long_clips):
     assert torch.equal(together[1:2], views[0])     # whatever else is in the batch
     for changed in ({'epoch': 1}, {'step': 1}, {'seed': 4}, {'position': 6}):
         assert not any(torch.equal(*pair) for pair in zip(views, make(**changed), strict=True)), changed
+
+
+def test_the_augmentation_settings_of_a_run_are_used():
+    settings = {'num_frames': 8, 'stream': 'bone', 'seed': 1, 'p_interval': (0.1, 0.2), 'min_crop': 3, 'max_angle': 0.4,
+                'max_turn': 0.5}
+    maker = ClipMaker.from_args(Namespace(**settings, layout=None, num_joints=25))
+    assert {name: getattr(maker, name) for name in settings} == settings
 
 
 @pytest.mark.parametrize('max_turn', [None, 0., 1.4])

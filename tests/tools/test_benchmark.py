@@ -49,16 +49,17 @@ def test_a_loader_is_timed_after_its_warm_up():
 def test_operations_against_a_count_by_hand():
     args = Namespace(num_frames=24, num_joints=5, t_patch_size=4, dim_feat=32, depth=2, num_heads=2, mlp_ratio=4,
                      decoder_dim_feat=16, decoder_depth=1, mask_ratio=.6, motion_stride=1, motion_aware_tau=.8,
-                     num_classes=3)
+                     num_classes=3, patch_drop_rate=0.5)
 
     def block(tokens: int, width: int) -> int:
         return 2 * tokens * width ** 2 * (4 + 2 * 4) + 4 * tokens ** 2 * width
     embed, tokens, visible = 2 * 30 * 4 * 3 * 32, 30, 12
     encoder = 2 * (embed + 2 * block(tokens, 32))
+    halved = 2 * (embed + 2 * block(tokens // 2, 32))       # by patch dropout
     decoder = 2 * visible * 32 * 16 + block(tokens, 16) + 2 * tokens * 16 * 12
     pretraining = 2 * (embed + 2 * block(visible, 32) + decoder)
     assert [clip_flops(stage, args) for stage in ('evaluate', 'linprobe', 'finetune', 'pretrain', 'data')] == [
-        encoder, encoder, 3 * encoder, 3 * pretraining, 0]
+        encoder, encoder, 3 * halved, 3 * pretraining, 0]
 
 
 def test_preparation_is_compared_with_the_usual_way(tmp_path):

@@ -50,7 +50,7 @@ PRETRAIN, FINETUNE, DAMAGED = (f'{{}}/{run}/{LAST}' for run in ('pretrain', 'fin
     ('pretrain', '--resume {}/bare.pth', 'no optimizer state'), ('pretrain', '--resume {}/momenta.pth', 'does not fit'),
     ('pretrain', f'--resume {PRETRAIN} --num_heads 4', 'trained with num_heads 2'),
     ('finetune', f'--resume {PRETRAIN}', 'a checkpoint of pre-training, but this stage is fine-tuning'),
-    ('finetune', f'--eval --resume {FINETUNE} --stream velocity', 'trained with stream joint'),
+    ('finetune', f'--eval --head mlp --resume {FINETUNE} --stream velocity', 'trained with stream joint'),
     ('finetune', f'--finetune {PRETRAIN} --dim_feat 32', 'does not fit the model'),
     ('finetune', f'--finetune {PRETRAIN} --num_heads 4', 'num_heads 2 (now 4)'),
     ('finetune', '--finetune {}/seed.pth', 'setting seed has the wrong type')])

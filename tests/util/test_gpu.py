@@ -154,7 +154,8 @@ def test_attention_kernels_agree_with_float64(kernel):
 
 def test_a_deterministic_run_and_its_resumption_give_equal_weights(tiny, tmp_path):
     """In processes of their own, as cuBLAS is set before CUDA starts."""
-    command = ['main_finetune.py', *tiny, '--drop_path_rate', '0.3', '--device', 'cuda', '--deterministic',
+    command = ['main_finetune.py', *tiny, '--drop_path_rate', '0.3', '--patch_drop_rate', '0.5', '--head', 'linear',
+               '--device', 'cuda', '--deterministic',
                '--save_epochs', '1', '--epochs', '3', '--output_dir']
     for options in ([str(tmp_path / 'whole')],
                     [str(tmp_path / 'resumed'), '--resume', str(tmp_path / 'whole' / 'checkpoint-1.pth')]):

@@ -53,6 +53,7 @@ def test_the_probe_trains_its_head_only_and_counts_every_test_clip(tiny, pretrai
     result = read_result(tmp_path)
     assert result['last']['samples'] == NUM_TEST and result['last']['epoch'] == 1
     assert result['method'] == 'MAMP' and result['pretraining']['epoch'] == 1
+    assert result['pretraining']['motion_stride'] == 1 and result['pretraining']['min_crop'] == 64
     assert result['best']['top1'] >= result['last']['top1'] and (tmp_path / BEST).exists()
 
 
@@ -190,6 +191,8 @@ def test_evaluations_are_as_far_apart_as_requested_and_the_last_epoch_has_one(ti
     train('finetune', [*tiny, '--epochs', '4', '--eval_epochs', '3'], tmp_path)
     epochs = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
     assert [entry['epoch'] for entry in epochs if 'test_top1' in entry] == [2, 3] and len(epochs) == 4
+    curve = Result.read(tmp_path / 'result.json').read_curve()
+    assert curve['epoch'] == [2, 3] and len(curve['test_top1']) == 2
 
 
 def test_predictions_do_not_replace_those_of_another_run(tiny, tmp_path):

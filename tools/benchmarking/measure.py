@@ -54,6 +54,8 @@ def clip_flops(stage: str, args: argparse.Namespace, bodies: int = 2) -> float:
     pretraining = stage == 'pretrain'
     model = create_model(MAMP, vars(args)) if pretraining else create_model(ActionTransformer, vars(args),
                                                                             protocol='linprobe')
+    if stage in ('linprobe', 'evaluate'):
+        model.eval()        # without patch dropout
     use_plain_attention(model)      # whose products the counter recognises
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
         clip = torch.empty(1, 3, args.num_frames, args.num_joints, bodies)
