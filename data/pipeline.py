@@ -34,6 +34,7 @@ from util.options import COUNT
 ROWS = 1024         # labels that are converted to one-hot at a time
 LISTED = 20         # number of damaged files that are printed; the list on disk is complete
 SMALL_CLIPS = 3000  # training clips from which the recipes of the paper are recommended
+FEW_CLIPS = 500     # training clips from which the two-layer head is recommended
 # Epochs for fewer clips, in the order of the stages: at least, and clips to process.
 SMALL_EPOCHS = {'pretrain': (100, 48_000), 'linprobe': (30, 10_000), 'finetune': (30, 16_000)}
 
@@ -208,8 +209,9 @@ def print_commands(settings: str, name: str, train_clips: int) -> None:
         least, clips = SMALL_EPOCHS[stage]
         recipe = f'config/{stage}.yaml' + ' config/small.yaml' * is_small
         epochs = f' --epochs {max(least, clips // max(train_clips, 1))}' * is_small
+        head = ' --head linear' * (stage == 'finetune' and train_clips < FEW_CLIPS)
         encoder = f' --finetune {runs}/pretrain/checkpoint-last.pth' * (stage != 'pretrain')
-        print(f'python main_{stage}.py --config {recipe} {settings}{epochs}{encoder} --output_dir {runs}/{stage}')
+        print(f'python main_{stage}.py --config {recipe} {settings}{epochs}{head}{encoder} --output_dir {runs}/{stage}')
     print(f'python tools/predict.py --checkpoint {runs}/finetune/checkpoint-last.pth RECORDINGS\n'
           'Predictions do not need the linear probe. For another encoder, omit the first command and change --finetune.'
           + ('' if is_small else ' On a CPU, insert config/small.yaml after the recipe.'))
