@@ -171,8 +171,8 @@ def test_the_printed_command_trains(raw, tmp_path, capsys):
     assert done.returncode == 0 and not done.stderr, done.stderr
     (command,) = re.findall(r'python main_finetune.py (.* --finetune) runs', done.stdout)
     words = [*shlex.split(command), str(tmp_path / 'pre/checkpoint-last.pth')]
-    assert words[1:3] == ['config/finetune.yaml', 'config/small.yaml'] and words[words.index('--epochs') + 1] == '1777' \
-        and words[words.index('--head') + 1] == 'linear'
+    assert words[1:3] == ['config/finetune.yaml', 'config/small.yaml']
+    assert [words[words.index(name) + 1] for name in ('--epochs', '--head')] == ['1777', 'linear']
     words[1:3] = [str(ROOT / word) for word in words[1:3]]
     train('finetune', [*words, *SMALL, '--save_scores', '--stream', 'bone'], tmp_path / 'fine')
     assert 'from the layout kinect-v2 to coco-17: 17 of 17 joints' in capsys.readouterr().err
