@@ -98,7 +98,7 @@ def single(name: str) -> dict[str, list[list[str]]]:
         'mae': [command('pretrain', name, 'pretrain_mae', '--target', 'joint', '--motion_aware_tau', '0')],
         'linprobe': [command('linprobe', name, 'linprobe', *own)],
         'finetune': [command('finetune', name, 'finetune', *own)],
-        'scratch': [command('finetune', name, 'scratch', '--layer_decay', '1')],
+        'scratch': [command('finetune', name, 'scratch', '--layer_decay', '1', '--head', 'mlp')],
         'semi': [command('finetune', name, f'semi_0.1_{seed}', *own, '--label_fraction', '0.1', '--seed', str(seed))
                  for seed in range(5)],
         'transfer': [command('finetune', name, 'transfer_ntu60_xsub', *encoder('ntu60_xsub'))],
