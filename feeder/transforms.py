@@ -15,7 +15,7 @@ def center_crop(num_valid: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.
 
 
 def random_crop(num_valid: torch.Tensor, p_min: float, p_max: float, uniform: torch.Tensor,
-                min_frames: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+                min_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Select a random fraction U[p_min, p_max] of each clip, but at least `min_frames`, or all if it is shorter.
 
     num_valid (B,) integers, uniform (B, 2) in [0, 1) for fraction and start -> start (B,), length (B,).
