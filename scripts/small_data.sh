@@ -3,10 +3,11 @@
 # views 1 and 2 (about 100, 300 and 733 clips). Test clips are those of subjects 3, 6 and 9 in the same views; the test
 # view of the benchmark is not used.
 #   bash scripts/small_data.sh PRETRAIN[:FINETUNE...] ...     runs -> OUT/subjects_N/PRETRAIN (default: runs/small)
-# PRETRAIN is `scratch`, `published`, or options such as `min_crop=16,mask_ratio=0.75`; of these, min_crop applies to the
-# probe, too, and t_patch_size to probe and fine-tuning. `unlabelled=pool` among them pre-trains on the clips of all seven
-# subjects, `unlabelled=test` on training and test clips (transductive), in about as many steps; probe and fine-tuning
-# use the training clips alone. Each FINETUNE is `published` or options such as `head=linear,patch_drop_rate=0.5`.
+# PRETRAIN is `scratch`, `published`, or options such as `min_crop=16,mask_ratio=0.75`, of which min_crop applies to the
+# probe, too, and t_patch_size to probe and fine-tuning. `unlabelled=pool` among them pre-trains on the clips of all
+# seven subjects, `unlabelled=test` on training and test clips (transductive), in about as many steps; probe and
+# fine-tuning use the training clips alone. Each FINETUNE is `published` or options such as
+# `head=linear,patch_drop_rate=0.5`.
 #   RAW=nw_ucla.tar.xz        raw data of data/prepare_nwucla.py       SUBJECTS="1 3 7"     sizes of the training set
 #   SEEDS="0 1 2"             select subjects, too                     JOBS=2               runs at a time
 #   PRETRAIN_CLIPS=48000      lengths of the stages in clips, that is epochs · training clips: also PROBE_CLIPS,
