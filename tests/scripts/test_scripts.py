@@ -152,6 +152,19 @@ def test_ablations_vary_one_option(bench, name, value, in_pretraining, in_probe)
     assert bench.dry('ablations.sh', 'ntu60_xsub', name, VALUES=value) == [*expected, ['tools/report.py', out]]
 
 
+def test_the_study_of_small_training_sets_runs_every_stage_on_its_data(bench):
+    done = bench.run('small_data.sh', 'min_crop=16,t_patch_size=8,unlabelled=test:head=linear', OUT=str(bench.out),
+                     SUBJECTS='1', SEEDS='5', GPUS='0', STUB_MAKES=f'{LAST} result.json')
+    assert done.returncode == 0, done.stderr
+    prepare, pretrain, linprobe, finetune, report = bench.calls()
+    assert prepare[-2:] == ['--train_subjects', '2'] and report == ['tools/report.py', f'{bench.out}/subjects_1']
+    last = [{key: call[-1 - call[::-1].index(key) + 1] for key in ('--data_path', '--epochs', '--t_patch_size')}
+            for call in (pretrain, linprobe, finetune)]
+    assert [tuple(values.values()) for values in last] == [
+        (f'{bench.out}/data/1_5/NWUCLA_{name}.npz', epochs, '8')
+        for name, epochs in (('Joined', '122'), ('Validation', '95'), ('Validation', '152'))]
+
+
 @pytest.mark.parametrize('gpus, available, processes, visible', [('4', '', 4, 'all'), ('', '2', 2, 'all'),
                                                                  ('', '0', 1, '')])
 def test_torchrun_on_several_gpus(bench, gpus, available, processes, visible):
